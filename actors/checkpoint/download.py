@@ -1,0 +1,130 @@
+"""From the name of a model to a directory: the embedded one, a local one, or the hub's, of which a role fetches its part.
+
+The hub's cache may be shared by all actors of a host; it locks the files that several of them want at once.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from actors.checkpoint.config import CONFIG_FILE, GENERATION_CONFIG_FILE, ModelConfig
+from actors.checkpoint.index import INDEX_FILE, SINGLE_FILE, read_index, shards_of
+from actors.errors import DownloadError
+from actors.settings import ModelSource
+
+TINY = "tiny"
+
+TensorNames = Callable[[ModelConfig], Iterable[str]]
+"""The tensors that a role needs, for example `layout.dense_tensor_names`."""
+
+SMALL_FILES = (
+    CONFIG_FILE,
+    GENERATION_CONFIG_FILE,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    INDEX_FILE,
+)
+
+
+def resolve(source: ModelSource, tensors_of: TensorNames | None = None) -> Path:
+    """The directory of a model: at least its config and tokenizer and, where `tensors_of` is given, those tensors.
+
+    None and "tiny" are the embedded model. A directory is used as it is, unchecked. Any other name is the hub's:
+    the small files come first, then only the shards that hold the tensors, all of one commit. Blocks for as long as
+    the download takes. Raises DownloadError, or what reading the config and the index raises.
+    """
+    if source.model is None or source.model == TINY:
+        return embedded_directory()
+    local = Path(source.model).expanduser()
+    if local.is_dir():
+        return local
+    if local.exists() or _looks_like_path(source.model):
+        raise DownloadError(source.model, "it is no existing directory", "check the path")
+    directory = _fetch(source, source.revision, SMALL_FILES)
+    if tensors_of is not None:
+        # The snapshot's folder is named for its commit: what is fetched now belongs to the files fetched before.
+        _fetch(source, directory.name, _weight_files(directory, tensors_of))
+    return directory
+
+
+def embedded_directory() -> Path:
+    """The tiny model inside the package."""
+    return Path(str(importlib.resources.files("actors.checkpoint") / TINY))
+
+
+def _looks_like_path(model: str) -> bool:
+    return model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
+
+
+def _weight_files(directory: Path, tensors_of: TensorNames) -> Sequence[str]:
+    config = ModelConfig.from_directory(directory)
+    index = directory / INDEX_FILE
+    if not index.exists():
+        return (SINGLE_FILE,)
+    return shards_of(read_index(index), tensors_of(config), index)
+
+
+def _fetch(source: ModelSource, revision: str | None, files: Sequence[str]) -> Path:
+    """Bring these files of the repository, as far as it has them, into the cache. Raises DownloadError."""
+    # Imported here: it is slow, reads the environment, and local models do not need it.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    model = source.model
+    assert model is not None
+    try:
+        path = snapshot_download(
+            model,
+            revision=revision,
+            cache_dir=source.cache_dir,
+            token=source.token,
+            allow_patterns=list(files),
+        )
+    except HFValidationError as error:
+        raise DownloadError(
+            model, f"it is neither a directory nor a hub name ({error})", "give a directory or owner/name"
+        ) from error
+    except GatedRepoError as error:
+        raise DownloadError(
+            model,
+            "its owner has to grant access (gated repository)",
+            "ask for access on its page and pass a token of that account, or set HF_TOKEN",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise DownloadError(
+            model,
+            "there is no such directory here and no such public repository on the hub",
+            "check the name; a private repository needs a token with access (or HF_TOKEN)",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise DownloadError(
+            model, f"it has no revision {revision!r}", "name a branch, tag or commit"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise DownloadError(
+            model,
+            f"the hub cannot be reached and the cache lacks some of its files ({_first_line(error)})",
+            "check the network and HF_ENDPOINT, or give a directory that holds the model",
+        ) from error
+    except Exception as error:
+        # The hub's client lets its HTTP library's errors through, and which library that is differs by version.
+        raise DownloadError(
+            model,
+            f"{type(error).__name__}: {_first_line(error)}",
+            "free space, network or hub: see the reason",
+        ) from error
+    return Path(path)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")

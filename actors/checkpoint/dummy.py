@@ -1,0 +1,152 @@
+"""Random weights without a file, for benchmarks and tests, and the same written as a checkpoint.
+
+Every tensor follows from (seed, name) alone, so each actor makes just its own and the model is the same whatever the
+placement. Drawing 84 GB of normal numbers would take minutes, so a tensor is a window into one long block of them, read
+cyclically from an offset that the name decides. The block's length is a prime: no two rows of a matrix start at the
+same place, so no two rows, and no two logits, are equal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Set
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.dummy_files import write_config_files, write_small_files, write_tokenizer_files
+from actors.checkpoint.index import INDEX_FILE
+from actors.checkpoint.layout import Shape, all_tensors, layer_prefix
+from actors.checkpoint.reader import TensorInfo, WeightReader
+from actors.checkpoint.weights import ProgressCallback
+from actors.errors import MissingTensorError, TensorMismatchError
+
+_BLOCK_LENGTH = 4_194_301
+_WEIGHT_STD = 0.02
+_GATE_STD = 0.3
+"""Wide enough that gate scores differ clearly and the routes spread over all experts."""
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+class DummyReader:
+    """A WeightReader that makes tensors up: weights N(0, 0.02), gates N(0, 0.3), biases N(0, 0.02), norm scales one.
+
+    The dtype is the config's stored dtype, bfloat16 where it says none.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        self._shapes = all_tensors(config)
+        self._dtype = _DTYPES[config.stored_dtype or "bfloat16"]
+        self._seed = seed
+        self._blocks: dict[float, torch.Tensor] = {}
+
+    @property
+    def names(self) -> Set[str]:
+        return self._shapes.keys()
+
+    @property
+    def origin(self) -> str:
+        return f"random weights (seed {self._seed})"
+
+    def check(self, name: str, expected_shape: Shape) -> TensorInfo:
+        if name not in self._shapes:
+            raise MissingTensorError(self.origin, name)
+        shape = self._shapes[name]
+        if shape != expected_shape:
+            raise TensorMismatchError(self.origin, name, "shape", str(list(shape)), str(list(expected_shape)))
+        return TensorInfo(shape=shape, dtype=self._dtype)
+
+    def read(self, name: str, expected_shape: Shape) -> torch.Tensor:
+        self.check(name, expected_shape)
+        if name.endswith("norm.weight"):
+            return torch.ones(expected_shape, dtype=self._dtype)
+        block = self._block(_GATE_STD if name.endswith("gate.weight") else _WEIGHT_STD)
+        digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
+        offset = int.from_bytes(digest[:8], "little") % _BLOCK_LENGTH
+        return _cyclic_window(block, offset, math.prod(expected_shape)).view(expected_shape)
+
+    def _block(self, std: float) -> torch.Tensor:
+        """[_BLOCK_LENGTH] normal numbers. Two threads may make it twice, with the same result."""
+        block = self._blocks.get(std)
+        if block is None:
+            generator = torch.Generator().manual_seed(self._seed)
+            drawn = torch.randn(_BLOCK_LENGTH, generator=generator).mul_(std)
+            block = self._blocks[std] = drawn.to(self._dtype)
+        return block
+
+
+def write_checkpoint(
+    preset: str, out_dir: str | Path, progress: ProgressCallback | None = None, seed: int = 0
+) -> None:
+    """Write a preset as a checkpoint directory that loads like the real one.
+
+    Raises ValueError for an unknown preset and FileExistsError when the directory holds anything.
+    """
+    directory = _empty_directory(out_dir)
+    config = write_small_files(preset, directory)
+    _write_weights(config, DummyReader(config, seed), directory, progress)
+
+
+def write_random_model(
+    config: ModelConfig, out_dir: str | Path, progress: ProgressCallback | None = None, seed: int = 0
+) -> None:
+    """The same for any config with a vocabulary of at least 264."""
+    directory = _empty_directory(out_dir)
+    write_config_files(config, directory)
+    write_tokenizer_files(config, directory)
+    _write_weights(config, DummyReader(config, seed), directory, progress)
+
+
+def _empty_directory(out_dir: str | Path) -> Path:
+    directory = Path(out_dir).expanduser()
+    directory.mkdir(parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        raise FileExistsError(f"{directory} is not empty")
+    return directory
+
+
+def _write_weights(
+    config: ModelConfig, reader: WeightReader, directory: Path, progress: ProgressCallback | None
+) -> None:
+    """One shard for embedding and head, one per layer; one shard at a time is in memory. The index comes last."""
+    shapes = all_tensors(config)
+    total_bytes = sum(reader.check(name, shape).num_bytes for name, shape in shapes.items())
+    shards = list(_shard_names(config))
+    weight_map: dict[str, str] = {}
+    done_bytes = 0
+    for number, names in enumerate(shards, 1):
+        if progress is not None:
+            progress(done_bytes, total_bytes)
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {name: reader.read(name, shapes[name]) for name in names}
+        save_file(tensors, str(directory / file), metadata={"format": "pt"})
+        done_bytes += sum(tensor.nbytes for tensor in tensors.values())
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    (directory / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    if progress is not None:
+        progress(done_bytes, total_bytes)
+
+
+def _shard_names(config: ModelConfig) -> Iterator[list[str]]:
+    names = all_tensors(config).keys()
+    yield [name for name in names if not name.startswith("model.layers.")]
+    for layer in range(config.num_layers):
+        yield [name for name in names if name.startswith(layer_prefix(layer))]
+
+
+def _cyclic_window(block: torch.Tensor, offset: int, length: int) -> torch.Tensor:
+    """block[offset:], then block over and over, `length` elements in all, in memory of its own."""
+    window = torch.empty(length, dtype=block.dtype)
+    filled = 0
+    while filled < length:
+        part = block[offset : offset + length - filled]
+        window[filled : filled + len(part)] = part
+        filled += len(part)
+        offset = 0
+    return window

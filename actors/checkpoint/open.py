@@ -1,0 +1,25 @@
+"""From what an actor was told about its model to the model's config and its weights."""
+
+from __future__ import annotations
+
+from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.download import TensorNames, resolve
+from actors.checkpoint.dummy import DummyReader
+from actors.checkpoint.presets import PRESETS, preset_config
+from actors.checkpoint.reader import CheckpointReader, WeightReader
+from actors.settings import ModelSource
+
+
+def open_model(source: ModelSource, tensors_of: TensorNames) -> tuple[ModelConfig, WeightReader]:
+    """Config and reader, after downloading what a role needs of the weights where the model is the hub's.
+
+    With load_format "dummy" a preset needs no file and any other model only its config. Raises CheckpointError.
+    """
+    if source.load_format == "dummy":
+        is_preset = source.model in PRESETS
+        config = (
+            preset_config(source.model or "") if is_preset else ModelConfig.from_directory(resolve(source))
+        )
+        return config, DummyReader(config)
+    directory = resolve(source, tensors_of)
+    return ModelConfig.from_directory(directory), CheckpointReader(directory)

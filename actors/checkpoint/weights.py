@@ -1,0 +1,247 @@
+"""A rank's weights: the dense part of the model, or single experts, checked and in the dtype asked for.
+
+Legend: V vocabulary, H hidden, E experts, F expert width, D kv_heads * head_dim.
+
+Dense weights are returned in memory of their own. An expert on the CPU in its stored dtype is returned mapped
+(`actors.checkpoint.reader`), since whoever runs experts repacks them at once: consume one, drop it, ask for the next,
+and the peak is the packed weights plus one expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.layout import (
+    EMBED,
+    FINAL_NORM,
+    LM_HEAD,
+    Shape,
+    dense_layer_tensors,
+    dense_tensors,
+    expert_tensors,
+    layer_prefix,
+    one_expert_tensors,
+)
+from actors.checkpoint.reader import CheckpointReader, TensorInfo, WeightReader
+from actors.errors import ConfigError
+
+__all__ = [
+    "CheckpointReader",
+    "DenseWeights",
+    "ExpertWeights",
+    "LayerWeights",
+    "Linear",
+    "Norm",
+    "ProgressCallback",
+    "TensorInfo",
+    "WeightReader",
+    "read_dense",
+    "read_expert",
+    "read_experts",
+    "serving_dtype",
+    "validate_dense",
+    "validate_experts",
+]
+
+ProgressCallback = Callable[[int, int], None]
+"""Called with (bytes_done, bytes_total), counted as stored, after each tensor or expert; first with (0, total)."""
+
+
+class Linear(NamedTuple):
+    """y = x @ weight.T + bias."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+class Norm(NamedTuple):
+    """LayerNorm's scale and shift, both [H]."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LayerWeights:
+    """One layer without its experts."""
+
+    input_norm: Norm
+    q: Linear
+    """[H, H]"""
+    k: Linear
+    """[D, H]"""
+    v: Linear
+    """[D, H]"""
+    o: Linear
+    """[H, H]"""
+    post_attention_norm: Norm
+    gate: torch.Tensor
+    """[E, H]"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class DenseWeights:
+    """Everything but the experts."""
+
+    embed: torch.Tensor
+    """[V, H]"""
+    layers: tuple[LayerWeights, ...]
+    norm: Norm
+    lm_head: Linear
+    """[V, H]; the same tensor as `embed` where the model ties them."""
+
+
+class ExpertWeights(NamedTuple):
+    """One expert of one layer: w2 @ (silu(w1 @ x) * (w3 @ x))."""
+
+    w1: torch.Tensor
+    """gate [F, H]"""
+    w3: torch.Tensor
+    """up [F, H]"""
+    w2: torch.Tensor
+    """down [H, F]"""
+
+
+def serving_dtype(asked: str, config: ModelConfig) -> torch.dtype:
+    """The dtype named, or for "auto" the one that the config says is stored (float32 where it says nothing).
+
+    It depends on the config alone, so that all ranks choose the same one.
+    """
+    name = (config.stored_dtype or "float32") if asked == "auto" else asked
+    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    if name not in dtypes:
+        raise ValueError(f"dtype is {asked!r}, expected auto or one of {', '.join(dtypes)}")
+    return dtypes[name]
+
+
+def validate_dense(reader: WeightReader, config: ModelConfig) -> int:
+    """Check every dense tensor's presence, shape and dtype; nothing is read. Returns their stored bytes.
+
+    Raises CheckpointError, also where the files hold biases that the config says the model has not: left out
+    silently, they would make another model.
+    """
+    num_bytes = _check_all(reader, dense_tensors(config))
+    bias_of = {
+        "attention_bias": f"{layer_prefix(0)}self_attn.q_proj.bias",
+        "lm_head_bias": f"{LM_HEAD}.bias",
+    }
+    for key, tensor in bias_of.items():
+        if tensor in reader.names and not getattr(config, key):
+            raise ConfigError(reader.origin, key, "false", f"true, since there is a tensor {tensor}")
+    return num_bytes
+
+
+def validate_experts(reader: WeightReader, config: ModelConfig, experts: Sequence[int]) -> int:
+    """Check these experts' tensors in all layers; nothing is read. Returns their stored bytes."""
+    return _check_all(reader, expert_tensors(config, experts))
+
+
+def read_dense(
+    reader: WeightReader,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    progress: ProgressCallback | None = None,
+) -> DenseWeights:
+    """Validate, then read the dense part, in memory of its own. Raises CheckpointError."""
+    meter = _Meter(validate_dense(reader, config), progress)
+
+    def load(name: str, shape: Shape) -> torch.Tensor:
+        mapped = reader.read(name, shape)
+        owned = mapped.to(device=device, dtype=dtype, copy=True)
+        meter.add(mapped.nbytes)
+        return owned
+
+    embed = load(EMBED, dense_tensors(config)[EMBED])
+    layers = tuple(_read_layer(config, layer, load) for layer in range(config.num_layers))
+    hidden, vocab = config.hidden_size, config.vocab_size
+    return DenseWeights(
+        embed=embed,
+        layers=layers,
+        norm=Norm(load(f"{FINAL_NORM}.weight", (hidden,)), load(f"{FINAL_NORM}.bias", (hidden,))),
+        lm_head=Linear(
+            embed if config.tie_word_embeddings else load(f"{LM_HEAD}.weight", (vocab, hidden)),
+            load(f"{LM_HEAD}.bias", (vocab,)) if config.lm_head_bias else None,
+        ),
+    )
+
+
+def read_experts(
+    reader: WeightReader,
+    config: ModelConfig,
+    experts: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    progress: ProgressCallback | None = None,
+) -> Iterator[tuple[int, int, ExpertWeights]]:
+    """Validate, then yield (layer, expert, weights) layer by layer, experts in the order given.
+
+    Progress counts an expert when the next one is asked for, that is when the consumer is done with it. Keep no
+    reference to an expert's tensors beyond that, or its file pages stay with this process. Raises CheckpointError.
+    """
+    meter = _Meter(validate_experts(reader, config, experts), progress)
+    for layer in range(config.num_layers):
+        for expert in experts:
+            weights = read_expert(reader, config, layer, expert)
+            num_bytes = sum(weight.nbytes for weight in weights)
+            weights = ExpertWeights(*(weight.to(device=device, dtype=dtype) for weight in weights))
+            yield layer, expert, weights
+            del weights
+            meter.add(num_bytes)
+
+
+def read_expert(reader: WeightReader, config: ModelConfig, layer: int, expert: int) -> ExpertWeights:
+    """One expert as stored: mapped, on the CPU, not to be written to. Raises CheckpointError."""
+    w1, w3, w2 = (
+        reader.read(name, shape) for name, shape in one_expert_tensors(config, layer, expert).items()
+    )
+    return ExpertWeights(w1, w3, w2)
+
+
+def _check_all(reader: WeightReader, shapes: Mapping[str, Shape]) -> int:
+    return sum(reader.check(name, shape).num_bytes for name, shape in shapes.items())
+
+
+def _read_layer(config: ModelConfig, layer: int, load: Callable[[str, Shape], torch.Tensor]) -> LayerWeights:
+    prefix = layer_prefix(layer)
+    shapes = {name.removeprefix(prefix): shape for name, shape in dense_layer_tensors(config, layer).items()}
+
+    def at(name: str) -> torch.Tensor:
+        return load(prefix + name, shapes[name])
+
+    def norm(name: str) -> Norm:
+        return Norm(at(f"{name}.weight"), at(f"{name}.bias"))
+
+    def linear(name: str) -> Linear:
+        bias = f"self_attn.{name}_proj.bias"
+        return Linear(at(f"self_attn.{name}_proj.weight"), at(bias) if bias in shapes else None)
+
+    return LayerWeights(
+        input_norm=norm("input_layernorm"),
+        q=linear("q"),
+        k=linear("k"),
+        v=linear("v"),
+        o=linear("o"),
+        post_attention_norm=norm("post_attention_layernorm"),
+        gate=at("block_sparse_moe.gate.weight"),
+    )
+
+
+class _Meter:
+    """Counts bytes for a progress callback."""
+
+    def __init__(self, total_bytes: int, report: ProgressCallback | None) -> None:
+        self._done_bytes = 0
+        self._total_bytes = total_bytes
+        self._report = report
+        self.add(0)
+
+    def add(self, num_bytes: int) -> None:
+        self._done_bytes += num_bytes
+        if self._report is not None:
+            self._report(self._done_bytes, self._total_bytes)

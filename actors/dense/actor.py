@@ -1,0 +1,244 @@
+"""A dense actor: loads the dense weights, opens its doors, then computes for whoever the membership names."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import torch
+
+from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.layout import all_tensors, dense_tensor_names
+from actors.checkpoint.open import open_model
+from actors.checkpoint.weights import ProgressCallback, read_dense, serving_dtype
+from actors.dense.blocks import BlockPool
+from actors.dense.capacity import Demand, free_cache_bytes, plan_capacity
+from actors.dense.engine import Engine
+from actors.dense.front import Front
+from actors.dense.kv_cache import KVCache, bytes_per_token
+from actors.dense.model import DenseModel
+from actors.dense.scheduler import Scheduler, SchedulerLimits
+from actors.errors import LinkError, StaleEpochError
+from actors.exchange.interface import Exchange
+from actors.exchange.local import LocalExchange
+from actors.exchange.open import Site, open_dense
+from actors.exchange.rendezvous import host_store
+from actors.expert.experts import GroupedExperts
+from actors.memory import memory_bytes
+from actors.messages import ActorReport, Membership, Progress
+from actors.settings import DenseSettings
+
+
+class DenseActor:
+    """A plain class: the cluster makes a remote actor of it. Every method may be called while another one runs."""
+
+    def __init__(self, settings: DenseSettings) -> None:
+        torch.set_num_threads(settings.num_threads)
+        self._settings = settings
+        self._guard = threading.Lock()
+        """Of all fields below; held for moments only."""
+        self._loader: threading.Thread | None = None
+        self._progress = Progress(state="starting", bytes_done=0, bytes_total=0)
+        self._loaded: _Loaded | None = None
+        self._address: tuple[str, int, str, int] | None = None
+        self._epoch = -1
+        self._give_up = threading.Event()
+        self._joining = threading.Lock()
+        """Held while links come up."""
+
+    def start_loading(self) -> None:
+        """Load in a thread; `progress` says how far it is. A second call does nothing."""
+        with self._guard:
+            if self._loader is None:
+                self._loader = threading.Thread(target=self._load, name="load-dense", daemon=True)
+                self._loader.start()
+
+    def progress(self) -> Progress:
+        """In stored bytes. "failed" comes with the reason and stays."""
+        with self._guard:
+            return self._progress
+
+    def listen(self) -> tuple[str, int, str, int]:
+        """Host and port for ingress connections, then host and port of the store under which links meet.
+
+        The first call opens both. Raises LinkError before the weights are loaded.
+        """
+        with self._joining:
+            if self._address is None:
+                self._address = self._require_loaded().open_doors(self._settings)
+            return self._address
+
+    def join(self, membership: Membership) -> None:
+        """Compute over a membership's expert actors from the next step on; returns when all of them are linked.
+
+        Raises StaleEpochError for an epoch that is not higher than any before, also when a higher one comes while this
+        one's links are coming up; ExchangeError when an expert actor does not come. After an error the present
+        exchange, where there still is one, goes on.
+        """
+        loaded, give_up = self._begin_join(membership)
+        with self._joining:
+            if give_up.is_set():
+                raise StaleEpochError(membership.epoch, self._epoch)
+            loaded.use(self._settings, membership, give_up)
+
+    def report(self) -> ActorReport:
+        """State "ready" while sequences would be computed, "lost" when an exchange has broken and none followed."""
+        loaded = self._loaded
+        engine = loaded.engine if loaded is not None else None
+        is_ready = engine is not None and engine.is_ready
+        detail: dict[str, float | int | str] = {}
+        if engine is not None:
+            load = engine.load
+            detail = {
+                "running": load.running,
+                "waiting": load.waiting,
+                "free_blocks": load.free_blocks,
+                "total_blocks": load.total_blocks,
+                "steps": engine.num_steps,
+                "failed_steps": engine.num_failed_steps,
+                "generated_tokens": engine.num_generated_tokens,
+                "preemptions": engine.num_preemptions,
+            }
+        return ActorReport(
+            kind="dense",
+            index=self._settings.index,
+            pid=os.getpid(),
+            node_ip=self._settings.node_ip,
+            device=self._settings.device,
+            state="ready" if is_ready else "starting" if self._epoch < 0 else "lost",
+            epoch=self._epoch,
+            experts=tuple(range(16)) if self._settings.exchange.transport == "local" else (),
+            memory_bytes=memory_bytes(torch.device(self._settings.device)),
+            detail=detail,
+        )
+
+    def stop(self) -> None:
+        """End the engine, its links and all ingress connections. Idempotent; nothing can be joined afterwards."""
+        with self._guard:
+            self._give_up.set()
+            loaded = self._loaded
+        with self._joining:
+            if loaded is not None:
+                loaded.close()
+
+    def _load(self) -> None:
+        try:
+            loaded = _Loaded(self._settings, self._set_progress)
+        except Exception as error:
+            text = str(error) or repr(error)
+            with self._guard:
+                done, total = self._progress.bytes_done, self._progress.bytes_total
+                self._progress = Progress(state="failed", bytes_done=done, bytes_total=total, error=text)
+            return
+        with self._guard:
+            self._loaded = loaded
+            total = self._progress.bytes_total
+            self._progress = Progress(state="loaded", bytes_done=total, bytes_total=total)
+
+    def _set_progress(self, bytes_done: int, bytes_total: int) -> None:
+        with self._guard:
+            self._progress = Progress(state="loading", bytes_done=bytes_done, bytes_total=bytes_total)
+
+    def _require_loaded(self) -> _Loaded:
+        if self._loaded is None:
+            raise LinkError(f"dense-{self._settings.index}", None, "its weights are not loaded")
+        return self._loaded
+
+    def _begin_join(self, membership: Membership) -> tuple[_Loaded, threading.Event]:
+        """Make this the newest epoch and end the wait of an older join."""
+        with self._guard:
+            if membership.epoch <= self._epoch:
+                raise StaleEpochError(membership.epoch, self._epoch)
+            loaded = self._require_loaded()
+            self._epoch = membership.epoch
+            self._give_up.set()
+            self._give_up = threading.Event()
+            return loaded, self._give_up
+
+
+class _Loaded:
+    """The model on its device, and the engine and doors around it."""
+
+    def __init__(self, settings: DenseSettings, progress: ProgressCallback) -> None:
+        exchange, device = settings.exchange, torch.device(settings.device)
+        is_local = exchange.transport == "local"
+        config, reader = open_model(settings.source, all_tensors if is_local else dense_tensor_names)
+        dtype = serving_dtype(settings.dtype, config)
+        meter = _TwoParts(progress, has_second=is_local)
+        model = DenseModel(config, read_dense(reader, config, dtype, device, meter.first))
+        self._local = (
+            GroupedExperts.load(reader, config, range(config.num_experts), dtype, device, meter.second)
+            if is_local
+            else None
+        )
+        self._config, self._dtype, self._device = config, dtype, device
+        self._store_keeper: object | None = None
+        self._make_engine(settings, config, model)
+
+    def _make_engine(self, settings: DenseSettings, config: ModelConfig, model: DenseModel) -> None:
+        demand = Demand(
+            model_limit=config.max_position_embeddings,
+            max_model_len=settings.max_model_len,
+            max_num_sequences=settings.max_num_sequences,
+            block_size=settings.block_size,
+            bytes_per_token=bytes_per_token(config, self._dtype),
+        )
+        fixed = settings.kv_cache_bytes
+        cache_bytes = free_cache_bytes(self._device) if fixed is None else fixed
+        capacity = plan_capacity(demand, cache_bytes, is_fixed=fixed is not None)
+        limits = SchedulerLimits(
+            max_num_sequences=settings.max_num_sequences,
+            max_batch_tokens=settings.max_batch_tokens,
+            long_rope_threshold=config.rope.original_max_position_embeddings,
+        )
+        scheduler = Scheduler(limits, BlockPool(capacity.num_blocks, settings.block_size))
+        cache = KVCache(config, capacity.num_blocks, settings.block_size, self._dtype, self._device)
+        self.front = Front(settings.index, settings.cluster_token, capacity.max_model_len)
+        self.engine = Engine(model, cache, scheduler, self.front.emit)
+
+    def open_doors(self, settings: DenseSettings) -> tuple[str, int, str, int]:
+        self._store, store_host, store_port = host_store(settings.node_ip)
+        front_host, front_port = self.front.start(self.engine, settings.node_ip)
+        self.engine.start()
+        return front_host, front_port, store_host, store_port
+
+    def use(self, settings: DenseSettings, membership: Membership, give_up: threading.Event) -> None:
+        self.engine.use_exchange(self._open_exchange(settings, membership, give_up))
+
+    def close(self) -> None:
+        self.engine.stop()
+        self.front.stop()
+
+    def _open_exchange(
+        self, settings: DenseSettings, membership: Membership, give_up: threading.Event
+    ) -> Exchange:
+        if self._local is not None:
+            return LocalExchange(self._local.forward)
+        site = Site(
+            settings=settings.exchange,
+            node_ip=settings.node_ip,
+            hidden_size=self._config.hidden_size,
+            num_experts=self._config.num_experts,
+            num_choices=self._config.num_experts_per_token,
+            dtype=self._dtype,
+            device=self._device,
+            stop=give_up,
+        )
+        member = next(dense for dense in membership.dense if dense.index == settings.index)
+        return open_dense(site, member, membership, self._store)
+
+
+class _TwoParts:
+    """One progress out of two loads, the second of which may not come."""
+
+    def __init__(self, report: ProgressCallback, has_second: bool) -> None:
+        self._report = report
+        self._has_second = has_second
+        self._first = (0, 0)
+
+    def first(self, bytes_done: int, bytes_total: int) -> None:
+        self._first = (bytes_done, bytes_total)
+        self._report(bytes_done, bytes_total)
+
+    def second(self, bytes_done: int, bytes_total: int) -> None:
+        self._report(self._first[0] + bytes_done, self._first[1] + bytes_total)

@@ -1,0 +1,304 @@
+"""The dense actor's loop: take orders, plan, compute, sample, tell.
+
+One thread owns the scheduler, the cache and the exchange; others talk to it through `submit`, `cancel`, `leave`
+and `use_exchange`, which only put orders into an inbox. A step whose exchange fails changes nothing that counts:
+its sequences keep their blocks, and it is computed again over the next exchange.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+
+from actors.dense.batch import build_batch
+from actors.dense.kv_cache import KVCache
+from actors.dense.model import DenseModel
+from actors.dense.sampler import Sample, sample, token_logprobs
+from actors.dense.scheduler import Chunk, Scheduler
+from actors.dense.sequence import Sequence
+from actors.errors import ExchangeError
+from actors.exchange.interface import Exchange
+from actors.messages import Cancel, Load, SequenceDelta, StepOutput, Submit
+
+logger = logging.getLogger(__name__)
+
+Emit: TypeAlias = Callable[[int, StepOutput], None]
+"""Called from the engine's thread with (connection or EVERYBODY, output); must not block."""
+
+EVERYBODY = -1
+
+_TICK_SECONDS = 1.0
+"""How long an idle engine sleeps at most before it looks after its exchange."""
+_PROMPT_LOGITS_ROWS = 256
+"""Prompt positions whose logits are held at once when log-probabilities of a prompt are asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Leave:
+    """A connection has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class _UseExchange:
+    exchange: Exchange
+
+
+_Order: TypeAlias = Submit | Cancel | _Leave | _UseExchange
+
+
+class Engine:
+    """Runs sequences to their end. `start` it once, `stop` it once."""
+
+    def __init__(self, model: DenseModel, cache: KVCache, scheduler: Scheduler, emit: Emit) -> None:
+        self._model = model
+        self._cache = cache
+        self._scheduler = scheduler
+        self._emit = emit
+        self._exchange: Exchange | None = None
+        self._sequences: dict[tuple[int, str], Sequence] = {}
+        self._deltas: defaultdict[int, list[SequenceDelta]] = defaultdict(list)
+        self._num_arrivals = 0
+        self._inbox: list[tuple[int, _Order]] = []
+        self._wake = threading.Condition()
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.num_steps = 0
+        self.num_generated_tokens = 0
+        self.num_failed_steps = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the loop after the step under way and close the exchange."""
+        with self._wake:
+            self._is_stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a sequence submitted now would be computed."""
+        return self._exchange is not None
+
+    @property
+    def load(self) -> Load:
+        """A snapshot, from any thread."""
+        scheduler = self._scheduler
+        return Load(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            free_blocks=scheduler.pool.num_free,
+            total_blocks=scheduler.pool.num_blocks,
+        )
+
+    @property
+    def num_preemptions(self) -> int:
+        return self._scheduler.num_preemptions
+
+    def submit(self, connection: int, order: Submit) -> None:
+        self._put(connection, order)
+
+    def cancel(self, connection: int, order: Cancel) -> None:
+        self._put(connection, order)
+
+    def leave(self, connection: int) -> None:
+        """Forget all sequences of a connection."""
+        self._put(connection, _Leave())
+
+    def use_exchange(self, exchange: Exchange) -> None:
+        """Compute over this exchange from the next step on; the present one is closed."""
+        self._put(EVERYBODY, _UseExchange(exchange))
+
+    def _put(self, connection: int, order: _Order) -> None:
+        with self._wake:
+            self._inbox.append((connection, order))
+            self._wake.notify()
+
+    def step_once(self) -> None:
+        """One turn of the loop: orders, plan, step, news. The loop's own thread calls it, or a test in its place."""
+        self._take_orders()
+        chunks = self._scheduler.plan() if self._exchange is not None else []
+        if chunks:
+            self._step(chunks)
+        self._tell()
+
+    def _run(self) -> None:
+        while not self._is_stopping:
+            self._wait_for_work()
+            self.step_once()
+        if self._exchange is not None:
+            self._exchange.close()
+
+    def _wait_for_work(self) -> None:
+        with self._wake:
+            if not (self._is_stopping or self._inbox or self._has_work()):
+                self._wake.wait(_TICK_SECONDS)
+
+    def _take_orders(self) -> None:
+        with self._wake:
+            orders, self._inbox = self._inbox, []
+        for connection, order in orders:
+            self._carry_out(connection, order)
+
+    def _has_work(self) -> bool:
+        return self._exchange is not None and bool(self._scheduler.running or self._scheduler.waiting)
+
+    def _carry_out(self, connection: int, order: _Order) -> None:
+        match order:
+            case Submit():
+                self._admit(connection, order)
+            case Cancel():
+                if sequence := self._sequences.get((connection, order.sequence_id)):
+                    self._forget(sequence)
+            case _Leave():
+                for sequence in [s for s in self._sequences.values() if s.owner == connection]:
+                    self._forget(sequence)
+            case _UseExchange():
+                if self._exchange is not None:
+                    self._exchange.close()
+                self._exchange = order.exchange
+                self._tell_readiness()
+
+    def _admit(self, connection: int, order: Submit) -> None:
+        """A sequence id that its connection has used already is replaced: the later order counts."""
+        if present := self._sequences.get((connection, order.sequence_id)):
+            self._forget(present)
+        sequence = Sequence(
+            sequence_id=order.sequence_id,
+            owner=connection,
+            prompt_ids=order.prompt_ids,
+            output_ids=order.output_ids,
+            params=order.params,
+            arrival=self._num_arrivals,
+            needs_prompt_logprobs=order.params.prompt_logprobs is not None and not order.output_ids,
+        )
+        self._num_arrivals += 1
+        self._sequences[connection, order.sequence_id] = sequence
+        self._scheduler.add(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        del self._sequences[sequence.owner, sequence.sequence_id]
+        self._scheduler.remove(sequence)
+
+    def _step(self, chunks: list[Chunk]) -> None:
+        try:
+            self._compute(chunks)
+        except ExchangeError as error:
+            logger.warning("step %d is computed again over the next exchange: %s", self.num_steps, error)
+            self._drop_exchange()
+        except Exception as error:  # the sequences of a step that cannot be computed are answered, not lost
+            logger.exception("step %d failed", self.num_steps)
+            self._fail(chunks, error)
+        else:
+            self.num_steps += 1
+
+    def _compute(self, chunks: list[Chunk]) -> None:
+        assert self._exchange is not None
+        batch = build_batch(
+            chunks, self._scheduler.pool.block_size, self._model.config.sliding_window, self._model.device
+        )
+        x = self._model.forward(batch, self._cache, self._exchange)
+        ends = [chunk for chunk in chunks if chunk.samples]
+        last_rows = [row for chunk, row in zip(chunks, _last_rows(chunks), strict=True) if chunk.samples]
+        self._collect_prompt_logprobs(chunks, x)
+        samples: list[Sample] = []
+        if ends:
+            logits = self._model.logits(x[last_rows])
+            samples = sample(logits, [chunk.sequence for chunk in ends], self._model.config.eos_token_ids)
+        self._scheduler.commit(chunks)
+        for chunk, drawn in zip(ends, samples, strict=True):
+            self._append(chunk.sequence, drawn)
+
+    def _collect_prompt_logprobs(self, chunks: list[Chunk], x: torch.Tensor) -> None:
+        """Position p predicts token p + 1: rows of a chunk report on tokens start + 1 .. end of the prompt."""
+        for chunk, last in zip(chunks, _last_rows(chunks), strict=True):
+            sequence = chunk.sequence
+            if not sequence.needs_prompt_logprobs:
+                continue
+            num_top = sequence.params.prompt_logprobs or 0
+            first = last + 1 - chunk.num_tokens
+            end = min(chunk.end, len(sequence.prompt_ids) - 1)
+            for start in range(chunk.start, end, _PROMPT_LOGITS_ROWS):
+                stop = min(start + _PROMPT_LOGITS_ROWS, end)
+                rows = x[first + start - chunk.start : first + stop - chunk.start]
+                targets = sequence.prompt_ids[start + 1 : stop + 1]
+                sequence.prompt_logprobs += token_logprobs(self._model.logits(rows), targets, num_top)
+
+    def _append(self, sequence: Sequence, drawn: Sample) -> None:
+        """Add a token to its sequence, end the sequence where it says so, and note what its owner has to hear."""
+        is_wanted = (
+            len(sequence.output_ids) < sequence.params.max_tokens
+        )  # not where only the prompt was to be scored
+        if is_wanted:
+            sequence.output_ids.append(drawn.token_id)
+            self.num_generated_tokens += 1
+        finish_reason = self._finish_reason(sequence, drawn.token_id) if is_wanted else "length"
+        self._deltas[sequence.owner].append(
+            SequenceDelta(
+                sequence_id=sequence.sequence_id,
+                token_ids=[drawn.token_id] if is_wanted else [],
+                logprobs=[drawn.logprobs] if is_wanted and drawn.logprobs is not None else [],
+                prompt_logprobs=list(sequence.prompt_logprobs) if sequence.needs_prompt_logprobs else None,
+                finish_reason=finish_reason,
+                stop_token_id=drawn.token_id if finish_reason == "stop" else None,
+            )
+        )
+        sequence.needs_prompt_logprobs = False
+        if finish_reason is not None:
+            self._forget(sequence)
+
+    def _finish_reason(self, sequence: Sequence, token_id: int) -> str | None:
+        params = sequence.params
+        is_eos = token_id in self._model.config.eos_token_ids and not params.ignore_eos
+        if is_eos or token_id in params.stop_token_ids:
+            return "stop"
+        return "length" if len(sequence.output_ids) >= params.max_tokens else None
+
+    def _fail(self, chunks: list[Chunk], error: Exception) -> None:
+        for chunk in chunks:
+            sequence = chunk.sequence
+            self._deltas[sequence.owner].append(
+                SequenceDelta(
+                    sequence_id=sequence.sequence_id,
+                    token_ids=[],
+                    finish_reason="error",
+                    error=f"{type(error).__name__}: {error}",
+                )
+            )
+            self._forget(sequence)
+        self.num_failed_steps += 1
+
+    def _drop_exchange(self) -> None:
+        assert self._exchange is not None
+        self._exchange.close()
+        self._exchange = None
+        self._tell_readiness()
+
+    def _tell_readiness(self) -> None:
+        self._emit(EVERYBODY, StepOutput(deltas=[], load=self.load, is_ready=self.is_ready))
+
+    def _tell(self) -> None:
+        if not self._deltas:
+            return
+        load = self.load
+        for connection, deltas in self._deltas.items():
+            self._emit(connection, StepOutput(deltas=deltas, load=load, is_ready=self.is_ready))
+        self._deltas.clear()
+
+
+def _last_rows(chunks: list[Chunk]) -> list[int]:
+    """The row of each chunk's last token."""
+    rows: list[int] = []
+    row = -1
+    for chunk in chunks:
+        row += chunk.num_tokens
+        rows.append(row)
+    return rows

@@ -1,0 +1,165 @@
+"""The dense actor's door: one TCP connection per ingress replica, all of its sequences multiplexed on it.
+
+A connection begins with Hello and Welcome; then Submit and Cancel come in and StepOutput goes out, one per engine
+step, and an empty one as a heartbeat. When a connection ends, however it ends, its sequences are forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import itertools
+import logging
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any
+
+from actors.dense.engine import EVERYBODY, Engine
+from actors.errors import FrameError
+from actors.messages import Cancel, Hello, SequenceDelta, StepOutput, Submit, Welcome
+from actors.wire import encode_frame, read_frame
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 1.0
+_HELLO_DEADLINE_SECONDS = 10.0
+_MAX_UNSENT_BYTES = 64 * 1024 * 1024
+"""What may wait for an ingress that does not read; past it the connection is given up."""
+
+
+class Front:
+    """Serves on a thread of its own. `engine` must be set before `start`."""
+
+    def __init__(self, dense_index: int, token: str, max_model_len: int) -> None:
+        self._dense_index = dense_index
+        self._token = token
+        self._max_model_len = max_model_len
+        self._engine: Engine | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="front", daemon=True)
+        self._server: asyncio.Server | None = None
+        self._writers: dict[int, asyncio.StreamWriter] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections = itertools.count()
+
+    def start(self, engine: Engine, host: str, deadline_seconds: float = 10.0) -> tuple[str, int]:
+        """Listen on a free port of host; returns the address."""
+        self._engine = engine
+        self._thread.start()
+        address: tuple[str, int] = self._call(self._listen(host)).result(deadline_seconds)
+        return address
+
+    def stop(self, deadline_seconds: float = 10.0) -> None:
+        """Close all connections and the port."""
+        if not self._thread.is_alive():
+            return
+        self._call(self._close()).result(deadline_seconds)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(deadline_seconds)
+        self._loop.close()
+
+    def emit(self, connection: int, output: StepOutput) -> None:
+        """Send, from any thread and without waiting, to one connection or to EVERYBODY."""
+        self._loop.call_soon_threadsafe(self._send, connection, output)
+
+    def _call(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def _listen(self, host: str) -> tuple[str, int]:
+        self._server = await asyncio.start_server(self._accept, host, 0)
+        self._keep(self._beat())
+        address: tuple[str, int] = self._server.sockets[0].getsockname()[:2]
+        return address
+
+    async def _close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _beat(self) -> None:
+        assert self._engine is not None
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            engine = self._engine
+            self._send(EVERYBODY, StepOutput(deltas=[], load=engine.load, is_ready=engine.is_ready))
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._keep(self._serve(reader, writer))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert self._engine is not None
+        connection = next(self._connections)
+        try:
+            hello = await asyncio.wait_for(read_frame(reader), _HELLO_DEADLINE_SECONDS)
+            if not isinstance(hello, Hello) or not hmac.compare_digest(
+                hello.token.encode(), self._token.encode()
+            ):
+                raise FrameError("a connection that does not show the cluster's token")
+            writer.write(encode_frame(self._welcome()))
+            self._writers[connection] = writer
+            while True:
+                self._take(connection, await read_frame(reader))
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.TimeoutError):
+            pass
+        except FrameError as error:
+            logger.warning("connection refused: %s", error)
+        finally:
+            self._writers.pop(connection, None)
+            self._engine.leave(connection)
+            writer.close()
+
+    def _welcome(self) -> Welcome:
+        assert self._engine is not None
+        return Welcome(
+            dense_index=self._dense_index,
+            is_ready=self._engine.is_ready,
+            max_model_len=self._max_model_len,
+            load=self._engine.load,
+        )
+
+    def _take(self, connection: int, frame: object) -> None:
+        assert self._engine is not None
+        match frame:
+            case Submit():
+                if refusal := self._refusal(frame):
+                    delta = SequenceDelta(
+                        sequence_id=frame.sequence_id, token_ids=[], finish_reason="error", error=refusal
+                    )
+                    self._send(connection, StepOutput(deltas=[delta], load=self._engine.load))
+                else:
+                    self._engine.submit(connection, frame)
+            case Cancel():
+                self._engine.cancel(connection, frame)
+            case _:
+                raise FrameError(f"{type(frame).__name__} is not for a dense actor")
+
+    def _refusal(self, order: Submit) -> str | None:
+        """Why the sequence cannot be computed at all; the ingress checks the same before it asks."""
+        num_tokens = len(order.prompt_ids) + order.params.max_tokens
+        if not order.prompt_ids:
+            return "the prompt has no tokens"
+        if num_tokens > self._max_model_len:
+            return f"prompt and max_tokens make {num_tokens} tokens, the limit is {self._max_model_len}"
+        return None
+
+    def _send(self, connection: int, output: StepOutput) -> None:
+        receivers = list(self._writers) if connection == EVERYBODY else [connection]
+        writers = [self._writers[receiver] for receiver in receivers if receiver in self._writers]
+        frame = encode_frame(output)
+        for writer in writers:
+            if writer.is_closing():
+                continue
+            writer.write(frame)
+            if writer.transport.get_write_buffer_size() > _MAX_UNSENT_BYTES:
+                logger.warning(
+                    "an ingress has not read for %d bytes; its connection is closed", _MAX_UNSENT_BYTES
+                )
+                writer.transport.abort()

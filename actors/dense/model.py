@@ -1,0 +1,100 @@
+"""The dense part of PhiMoE: everything but the experts, which an exchange reaches.
+
+Legend: T tokens, H hidden, A query heads, G key-value heads, D head dimension, E experts, V vocabulary.
+
+    x = x + attention(layer_norm(x))
+    x = x + experts(layer_norm(x))          router here, experts behind the exchange
+    logits = lm_head(layer_norm(x))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.weights import DenseWeights, LayerWeights, Norm
+from actors.dense.attention import attend
+from actors.dense.batch import StepBatch
+from actors.dense.kv_cache import KVCache
+from actors.dense.rope import RotaryEmbedding, rotate
+from actors.dense.router import route
+from actors.exchange.interface import Exchange
+from actors.linear import Product, make_product
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Layer:
+    input_norm: Norm
+    qkv: Product
+    """[H] -> [(A + 2 G) * D]: queries, keys, values."""
+    out: Product
+    post_attention_norm: Norm
+    gate: Product
+
+
+class DenseModel:
+    """Weights in the layout that the device reads fastest. Holds no state between steps."""
+
+    def __init__(self, config: ModelConfig, weights: DenseWeights) -> None:
+        self.config = config
+        self.device = weights.embed.device
+        self.dtype = weights.embed.dtype
+        self._embed = weights.embed
+        self._layers = [_prepare(layer) for layer in weights.layers]
+        self._norm = weights.norm
+        self._lm_head = make_product(*weights.lm_head)
+        self._rope = RotaryEmbedding(config.rope, config.head_dim, self.device)
+
+    @torch.inference_mode()
+    def forward(self, batch: StepBatch, cache: KVCache, exchange: Exchange) -> torch.Tensor:
+        """Last layer's output [T, H], before the final norm; writes the step's keys and values to the cache.
+
+        Raises ExchangeError; nothing but this step's own cache rows has changed then.
+        """
+        x = F.embedding(batch.token_ids, self._embed)
+        tables = self._rope.tables(batch.positions, batch.is_long)
+        for index, layer in enumerate(self._layers):
+            x = x + self._attention(index, layer, batch, cache, tables, x)
+            normed = self._normalise(x, layer.post_attention_norm)
+            expert_ids, weights = route(layer.gate(normed), self.config.router_jitter)
+            x = x + exchange.combine(exchange.dispatch(index, normed, expert_ids, weights))
+        return x
+
+    @torch.inference_mode()
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Scores [rows, V] float32 of the next token for rows [rows, H] of `forward`'s result."""
+        return self._lm_head(self._normalise(x, self._norm)).float()
+
+    def _attention(
+        self,
+        index: int,
+        layer: _Layer,
+        batch: StepBatch,
+        cache: KVCache,
+        tables: tuple[torch.Tensor, torch.Tensor],
+        x: torch.Tensor,
+    ) -> torch.Tensor:
+        config = self.config
+        qkv = layer.qkv(self._normalise(x, layer.input_norm)).view(x.shape[0], -1, config.head_dim)
+        num_rotated = config.num_heads + config.num_kv_heads
+        rotated = rotate(qkv[:, :num_rotated], *tables)
+        queries, keys = rotated[:, : config.num_heads], rotated[:, config.num_heads :]
+        return layer.out(attend(cache, index, batch, queries, keys, qkv[:, num_rotated:]))
+
+    def _normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, self.config.layer_norm_eps)
+
+
+def _prepare(layer: LayerWeights) -> _Layer:
+    parts = (layer.q, layer.k, layer.v)
+    biases = [part.bias for part in parts if part.bias is not None]
+    return _Layer(
+        input_norm=layer.input_norm,
+        qkv=make_product(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None),
+        out=make_product(*layer.o),
+        post_attention_norm=layer.post_attention_norm,
+        gate=make_product(layer.gate),
+    )

@@ -1,0 +1,39 @@
+"""LongRoPE, per sequence.
+
+Legend: T tokens, D head dimension, A heads (any kind).
+
+inv_freq_i = 1 / (factor_i * theta ** (2 i / D)), with the short or the long factor list, and cos and sin scaled by
+that list's mscale (Ding et al. 2024, LongRoPE, as the checkpoint's own modelling code has it). Everything here is
+float32, angles included: float64 angles would move log-probabilities by more than the project's tolerance.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from actors.checkpoint.config import RopeConfig
+
+
+class RotaryEmbedding:
+    """The two lists of one model on one device."""
+
+    def __init__(self, config: RopeConfig, head_dim: int, device: torch.device) -> None:
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+        factors = torch.tensor([config.short_factor, config.long_factor], dtype=torch.float32)
+        inv_freq = 1.0 / (factors * config.theta**exponents)
+        self._inv_freq = inv_freq.to(device)  # [2, D / 2]: row 0 short, row 1 long
+        self._mscale = torch.tensor(
+            [[config.short_mscale], [config.long_mscale]], dtype=torch.float32, device=device
+        )
+
+    def tables(self, positions: torch.Tensor, is_long: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin, each [T, 1, D / 2] float32, for positions [T] and list choice [T] (int64, 1 is long)."""
+        angles = positions.float()[:, None] * self._inv_freq[is_long]
+        mscale = self._mscale[is_long]
+        return (angles.cos() * mscale)[:, None], (angles.sin() * mscale)[:, None]
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate x [T, A, D] by the tables: feature i pairs with feature i + D / 2. Same dtype as x."""
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

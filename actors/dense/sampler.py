@@ -1,0 +1,141 @@
+"""From logits to tokens.
+
+Legend: B rows (sequences that sample in this step), V vocabulary.
+
+A row's logits go through: minimum length, penalties, bias, temperature, then the filters min_p, top_k, top_p, and one
+draw by inverting the cumulated probabilities in order of token id. Reported log-probabilities are the model's own,
+before all of that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from actors.dense.random_draw import uniform
+from actors.dense.sequence import Sequence
+from actors.messages import SamplingParams, TokenLogprobs
+
+_NUM_CANDIDATES = 1024
+"""Enough of the most likely tokens for nearly every top_p; only where they do not reach it is the whole row sorted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a row drew."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None
+
+
+@torch.inference_mode()
+def sample(logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, ...]) -> list[Sample]:
+    """One token per row of logits [B, V] float32, for the position after each sequence's last token."""
+    adjusted = _adjust(logits, sequences, eos_token_ids)
+    # The one host sync of a step: sampled tokens decide what the next step computes.
+    token_ids: list[int] = adjusted.argmax(dim=-1).tolist()
+    for row, sequence in enumerate(sequences):
+        if sequence.params.temperature > 0:
+            draw = uniform(sequence.params.seed, sequence.num_tokens)
+            token_ids[row] = _draw(adjusted[row], sequence.params, draw)
+    reports: list[TokenLogprobs | None] = [None] * len(sequences)
+    for row, sequence in enumerate(sequences):
+        if sequence.params.logprobs is not None:
+            reports[row] = token_logprobs(
+                logits[row : row + 1], token_ids[row : row + 1], sequence.params.logprobs
+            )[0]
+    return [Sample(token_id, report) for token_id, report in zip(token_ids, reports, strict=True)]
+
+
+@torch.inference_mode()
+def token_logprobs(logits: torch.Tensor, token_ids: list[int], num_top: int) -> list[TokenLogprobs]:
+    """The log-probability, rank and num_top rivals of one token per row of logits [rows, V]."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    chosen = logprobs.gather(-1, torch.tensor(token_ids, device=logits.device)[:, None])
+    ranks = (logprobs > chosen).sum(dim=-1) + 1
+    top = logprobs.topk(min(num_top, logprobs.shape[-1]), dim=-1)
+    return [
+        TokenLogprobs(
+            token_id=token_id, logprob=logprob, rank=rank, top=list(zip(top_ids, top_logprobs, strict=True))
+        )
+        for token_id, logprob, rank, top_ids, top_logprobs in zip(
+            token_ids,
+            chosen[:, 0].tolist(),
+            ranks.tolist(),
+            top.indices.tolist(),
+            top.values.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _adjust(logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, ...]) -> torch.Tensor:
+    """Logits after minimum length, penalties and bias; the input itself where no row asks for any."""
+    adjusted = logits
+    for row, sequence in enumerate(sequences):
+        params = sequence.params
+        is_short = len(sequence.output_ids) < params.min_tokens
+        if not (is_short or _has_penalty(params) or params.logit_bias):
+            continue
+        if adjusted is logits:
+            adjusted = logits.clone()
+        _penalise(adjusted[row], sequence)
+        if params.logit_bias:
+            ids = torch.tensor(list(params.logit_bias), device=logits.device)
+            values = torch.tensor(list(params.logit_bias.values()), device=logits.device)
+            adjusted[row].index_add_(0, ids, values)
+        if is_short:
+            adjusted[row, [*eos_token_ids, *params.stop_token_ids]] = float("-inf")
+    return adjusted
+
+
+def _has_penalty(params: SamplingParams) -> bool:
+    return bool(params.repetition_penalty != 1.0 or params.frequency_penalty or params.presence_penalty)
+
+
+def _penalise(row: torch.Tensor, sequence: Sequence) -> None:
+    """Repetition over prompt and output (Keskar et al. 2019, section 4.1), frequency and presence over output."""
+    params = sequence.params
+    if params.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted({*sequence.prompt_ids, *sequence.output_ids}), device=row.device)
+        scores = row[seen]
+        penalty = params.repetition_penalty
+        row[seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
+    if sequence.output_ids and (params.frequency_penalty or params.presence_penalty):
+        times = Counter(sequence.output_ids)
+        seen = torch.tensor(list(times), device=row.device)
+        counts = torch.tensor(list(times.values()), device=row.device)
+        row[seen] -= params.frequency_penalty * counts + params.presence_penalty
+
+
+def _draw(row: torch.Tensor, params: SamplingParams, draw: float) -> int:
+    """The token whose share of the cumulated probability [0, 1) contains `draw`."""
+    probabilities = _filter(torch.softmax(row / params.temperature, dim=-1), params)
+    cumulated = probabilities.double().cumsum(dim=-1)
+    index = int(torch.searchsorted(cumulated, draw * cumulated[-1], right=True))
+    if index < len(row) and probabilities[index] > 0:
+        return index
+    return int(probabilities.argmax())  # rounding at the upper end
+
+
+def _filter(probabilities: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """Probabilities [V] with those outside min_p, then top_k, then top_p set to 0; not renormalised."""
+    kept = probabilities
+    if params.min_p > 0:
+        kept = kept.where(kept >= params.min_p * kept.max(), 0)
+    if 0 < params.top_k < len(kept):
+        kept = _only(kept, kept.topk(params.top_k).indices)
+    if params.top_p < 1:
+        enough = params.top_p * kept.sum()
+        best, token_ids = kept.topk(min(_NUM_CANDIDATES, len(kept)))
+        if best.sum() < enough:
+            best, token_ids = kept.sort(descending=True)
+        likelier = best.cumsum(dim=-1) - best
+        kept = _only(kept, token_ids[likelier < enough])
+    return kept
+
+
+def _only(probabilities: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(probabilities).index_copy_(0, token_ids, probabilities[token_ids])

@@ -1,0 +1,144 @@
+"""Which tokens of which sequences the next step computes. Pure: no clock, no tensors, no randomness.
+
+A step takes up to `max_batch_tokens` tokens of up to `max_num_sequences` sequences:
+
+    1. sequences that run, in order of arrival: those that decode (one token) first, then those in prefill,
+       as large a chunk as the budget leaves
+    2. waiting sequences, in order of arrival, while budget, places and blocks last
+
+When blocks run out, the youngest running sequence gives up its own and waits to be recomputed (preemption).
+When a sequence grows past LongRoPE's limit its cached keys are stale: it is recomputed from its first token, in
+its own blocks, while all others go on.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass
+
+from actors.dense.blocks import BlockPool
+from actors.dense.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens at positions start .. end - 1 of one sequence, to be computed in one step."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.end - self.start
+
+    @property
+    def samples(self) -> bool:
+        """Whether the chunk reaches the last token, so that the next one can be drawn."""
+        return self.end == self.sequence.num_tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SchedulerLimits:
+    """What one step may hold."""
+
+    max_num_sequences: int
+    max_batch_tokens: int
+    long_rope_threshold: int | None
+    """Longest sequence, in tokens, that uses LongRoPE's short list; None without LongRoPE."""
+
+
+class Scheduler:
+    """Owns the waiting and running sequences and, through the pool, every block that they hold."""
+
+    def __init__(self, limits: SchedulerLimits, pool: BlockPool) -> None:
+        self.limits = limits
+        self.pool = pool
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence. It must fit the pool when alone: the front checks that."""
+        assert self.pool.num_missing(sequence, sequence.num_tokens) <= self.pool.num_blocks
+        self._enqueue(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence, finished or cancelled; its blocks are free at once."""
+        (self.running if sequence in self.running else self.waiting).remove(sequence)
+        self.pool.release(sequence)
+
+    def plan(self) -> list[Chunk]:
+        """The next step, chunks of one token first; empty when there is nothing to compute.
+
+        Where the step fails and `commit` is not called, the next plan computes the same tokens again.
+        """
+        for sequence in self.running:
+            self._restart_if_crossing(sequence)
+        num_preemptions = self.num_preemptions
+        chunks: list[Chunk] = []
+        budget = self.limits.max_batch_tokens
+        for sequence in sorted(self.running, key=lambda s: (s.num_uncomputed > 1, s.arrival)):
+            if budget > 0 and (chunk := self._extend(sequence, budget, chunks)):
+                chunks.append(chunk)
+                budget -= chunk.num_tokens
+        while budget > 0 and self.num_preemptions == num_preemptions:
+            chunk = self._admit(budget)
+            if chunk is None:
+                break
+            chunks.append(chunk)
+            budget -= chunk.num_tokens
+        return sorted(chunks, key=lambda chunk: chunk.num_tokens > 1)
+
+    def commit(self, chunks: list[Chunk]) -> None:
+        """Take note that the step was computed."""
+        for chunk in chunks:
+            chunk.sequence.num_computed = chunk.end
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=lambda s: s.arrival)
+
+    def _restart_if_crossing(self, sequence: Sequence) -> None:
+        threshold = self.limits.long_rope_threshold
+        is_long = threshold is not None and sequence.num_tokens > threshold
+        if is_long != sequence.is_long:
+            sequence.is_long = is_long
+            sequence.restart()
+
+    def _extend(self, sequence: Sequence, budget: int, chunks: list[Chunk]) -> Chunk | None:
+        """Find room for the next tokens of a running sequence, at the cost of younger ones where it must be.
+
+        None where the sequence was preempted itself, or has to wait for sequences that are in this step already.
+        The oldest sequence always finds room: it may take everybody's blocks, and it fits the pool when alone.
+        """
+        if sequence not in self.running:
+            return None
+        end = sequence.num_computed + min(sequence.num_uncomputed, budget)
+        while not self.pool.grow(sequence, end):
+            taken = {id(chunk.sequence) for chunk in chunks}
+            younger = [s for s in self.running if s.arrival > sequence.arrival and id(s) not in taken]
+            if not younger:
+                return None
+            self._preempt(max(younger, key=lambda s: s.arrival))
+        return Chunk(sequence, sequence.num_computed, end)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.pool.release(sequence)
+        sequence.restart()
+        self._enqueue(sequence)
+        self.num_preemptions += 1
+
+    def _admit(self, budget: int) -> Chunk | None:
+        """Move the first waiting sequence to the running ones if all of its present tokens find room."""
+        if not self.waiting or len(self.running) >= self.limits.max_num_sequences:
+            return None
+        sequence = self.waiting[0]
+        if self.pool.num_missing(sequence, sequence.num_tokens) > self.pool.num_free:
+            return None
+        self._restart_if_crossing(sequence)
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        end = min(sequence.num_tokens, budget)
+        self.pool.grow(sequence, end)
+        return Chunk(sequence, 0, end)

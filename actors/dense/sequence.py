@@ -1,0 +1,49 @@
+"""One sequence as the dense actor sees it: its tokens, and how much of it the KV cache holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from actors.messages import SamplingParams, TokenLogprobs
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens are prompt + output; the cache holds keys and values of the first `num_computed` of them."""
+
+    sequence_id: str
+    owner: int
+    """The connection that submitted it and gets its output."""
+    prompt_ids: list[int]
+    output_ids: list[int]
+    params: SamplingParams
+    arrival: int
+    """Order of submission; earlier sequences go first and are preempted last."""
+    blocks: list[int] = field(default_factory=list)
+    """KV blocks in order of position."""
+    num_computed: int = 0
+    is_long: bool = False
+    """Which LongRoPE list its cached keys were rotated with."""
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Collected so far, while the prompt is prefilled in chunks."""
+    needs_prompt_logprobs: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_uncomputed(self) -> int:
+        return self.num_tokens - self.num_computed
+
+    def token_ids(self, start: int, end: int) -> list[int]:
+        """Tokens at positions start to end - 1."""
+        num_prompt = len(self.prompt_ids)
+        if start >= num_prompt:
+            return self.output_ids[start - num_prompt : end - num_prompt]
+        return (self.prompt_ids[start:end] + self.output_ids[: max(0, end - num_prompt)])[: end - start]
+
+    def restart(self) -> None:
+        """Forget what was computed; blocks, where it still has some, are written again."""
+        self.num_computed = 0
+        self.prompt_logprobs.clear()

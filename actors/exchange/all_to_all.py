@@ -1,0 +1,194 @@
+"""The collective transport, seen from a dense actor: every rank takes part in every round (`round.py`).
+
+Legend: T tokens, H hidden, K experts per token, t tokens of one actor, n results of one actor.
+
+Rounds keep all ranks in lockstep, so a dense actor that has nothing to send takes part with empty ones: that is what the
+ticking thread does, and it lets every wait have a deadline. Alone, a dense actor ticks three times per deadline; beside
+others, who wait for it, every few milliseconds.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from actors.errors import ExchangeError, LinkError
+from actors.exchange.combine import add_choices
+from actors.exchange.group import Group
+from actors.exchange.interface import Handle
+from actors.exchange.round import RoundFormat, body_views, exchange_headers, make_header
+from actors.exchange.split import Share, owner_table, split_rows
+
+_TICKS_PER_DEADLINE = 3
+_SHARED_TICK_SECONDS = 0.005
+_NO_LAYER = -1
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Answers:
+    """A round whose answers are on the way."""
+
+    layer: int
+    num_choices: int
+    arrived: torch.Tensor
+    """[T * K, H], by actor and, within one, in the order in which it answers; valid after `wait`"""
+    targets: torch.Tensor
+    """[T * K] where each belongs"""
+    wait: Callable[[int | None], None]
+    keep: tuple[torch.Tensor, ...]
+    """What the collective still reads from."""
+
+
+class AllToAllExchange:
+    """Exchange over a group that is up. After an ExchangeError the group is closed and every call raises it again."""
+
+    def __init__(
+        self,
+        group: Group,
+        experts_of_actor: Sequence[Sequence[int]],
+        round_format: RoundFormat,
+        num_experts: int,
+        epoch: int,
+        deadline_seconds: float,
+    ) -> None:
+        """Experts in the order of the expert ranks. Raises ValueError for an expert that nobody holds."""
+        self._group = group
+        self._owners = owner_table(experts_of_actor, num_experts)
+        self._num_actors = len(experts_of_actor)
+        self._num_dense = group.size - self._num_actors
+        self._format = round_format
+        self._epoch = epoch
+        self._sequence = 0
+        self._last: _Answers | None = None
+        self._failure: ExchangeError | None = None
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        alone = deadline_seconds / _TICKS_PER_DEADLINE
+        self._tick_seconds = alone if self._num_dense == 1 else min(alone, _SHARED_TICK_SECONDS)
+        self._last_round_at = time.monotonic()
+        self._ticker = threading.Thread(target=self._tick, name="all-to-all-ticks", daemon=True)
+        self._ticker.start()
+
+    def dispatch(
+        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+    ) -> Handle:
+        ids, scales = expert_ids.cpu().numpy(), weights.cpu().numpy()
+        shares = split_rows(ids, self._owners, self._num_actors)
+        return self._guarded(lambda: self._round(layer, rows, shares, scales))
+
+    def combine(self, handle: Handle) -> torch.Tensor:
+        assert isinstance(handle, _Answers)
+        self._guarded(lambda: handle.wait(handle.layer))
+        results = torch.empty_like(handle.arrived)
+        results.index_copy_(0, handle.targets, handle.arrived)
+        return add_choices(results, handle.num_choices)
+
+    def close(self) -> None:
+        if self._failure is None:
+            self._failure = LinkError("expert actors", None, "this exchange is closed")
+        self._closing.set()
+        self._group.close()
+        if threading.current_thread() is not self._ticker:
+            self._ticker.join()
+
+    def _round(
+        self, layer: int, rows: torch.Tensor, shares: Sequence[Share], weights: npt.NDArray[np.float32]
+    ) -> _Answers:
+        """Headers and bodies, waited for; answers, begun."""
+        if self._last is not None:
+            self._last.wait(self._last.layer)
+        self._last_round_at = time.monotonic()
+        self._sequence += 1
+        of_rank = {self._num_dense + share.actor: share for share in shares}
+        sent_tokens = [
+            len(of_rank[rank].tokens) if rank in of_rank else 0 for rank in range(self._group.size)
+        ]
+        headers = [
+            make_header(
+                self._epoch,
+                self._sequence,
+                layer,
+                sent_tokens[rank],
+                len(of_rank[rank].targets) if rank in of_rank else 0,
+            )
+            for rank in range(self._group.size)
+        ]
+        exchange_headers(self._group, headers, self._epoch, layer, self._format.device)
+        self._exchange_bodies(layer, rows, of_rank, weights, sent_tokens)
+        self._last = self._begin_answers(layer, rows, shares, [header.num_results for header in headers])
+        return self._last
+
+    def _exchange_bodies(
+        self,
+        layer: int,
+        rows: torch.Tensor,
+        of_rank: dict[int, Share],
+        weights: npt.NDArray[np.float32],
+        sent_tokens: Sequence[int],
+    ) -> None:
+        splits = [self._format.body_bytes(num_tokens) for num_tokens in sent_tokens]
+        source = torch.empty(sum(splits), dtype=torch.uint8, device=self._format.device)
+        for rank, part in enumerate(torch.split(source, splits)):
+            if rank in of_rank:
+                share = of_rank[rank]
+                body = body_views(part, len(share.tokens), self._format)
+                body.expert_ids.copy_(torch.from_numpy(share.expert_ids))
+                body.weights.copy_(torch.from_numpy(weights[share.tokens]))
+                tokens = torch.from_numpy(share.tokens).to(rows.device)
+                torch.index_select(rows, 0, tokens, out=body.rows)
+        nothing = source.new_empty(0)
+        self._group.start(nothing, [0] * self._group.size, source, splits)(layer)
+
+    def _begin_answers(
+        self, layer: int, rows: torch.Tensor, shares: Sequence[Share], num_results: Sequence[int]
+    ) -> _Answers:
+        arrived = rows.new_empty((sum(num_results), rows.shape[1]))
+        splits = [count * self._format.row_bytes for count in num_results]
+        nothing = torch.empty(0, dtype=torch.uint8, device=rows.device)
+        output = arrived.view(torch.uint8).view(-1)
+        wait = self._group.start(output, splits, nothing, [0] * self._group.size)
+        targets = np.concatenate([share.targets for share in shares]) if shares else np.empty(0, np.int64)
+        return _Answers(
+            layer=layer,
+            num_choices=self._format.num_choices,
+            arrived=arrived,
+            targets=torch.from_numpy(targets).to(rows.device),
+            wait=wait,
+            keep=(output, nothing),
+        )
+
+    def _tick(self) -> None:
+        """Take part, empty-handed, whenever nothing was sent for a while."""
+        rows = torch.empty(
+            (0, self._format.hidden_size), dtype=self._format.dtype, device=self._format.device
+        )
+        weights = np.empty((0, self._format.num_choices), np.float32)
+        while not self._closing.wait(self._tick_seconds / 2):
+            if time.monotonic() - self._last_round_at < self._tick_seconds / 2:
+                continue
+            try:
+                self._guarded(lambda: self._round(_NO_LAYER, rows, [], weights))
+            except ExchangeError:
+                return  # Kept in _failure; the next call of the engine raises it.
+
+    def _guarded(self, act: Callable[[], _T]) -> _T:
+        """Run with the group to itself; after an error there is no further use of it."""
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            try:
+                return act()
+            except ExchangeError as error:
+                self._failure = self._failure or error
+                self._closing.set()
+                self._group.close()
+                raise self._failure from error

@@ -1,0 +1,162 @@
+"""The group of all dense and all expert actors, for the collective transport.
+
+rank   0 .. D-1        D .. D+E-1
+       dense actors    expert actors, in the order of the membership
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from actors.errors import DeadlineError, LinkError
+from actors.exchange import gloo, nccl
+from actors.exchange.deadline import Deadline
+from actors.exchange.rendezvous import Rendezvous
+
+_PEERS = "the all-to-all group"
+
+
+class Group(Protocol):
+    """A group that is up. All ranks must make the same calls in the same order."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def start(
+        self,
+        output: torch.Tensor,
+        output_splits: list[int],
+        source: torch.Tensor,
+        source_splits: list[int],
+    ) -> Callable[[int | None], None]:
+        """Begin all_to_all_single: parts of `source` [bytes] go to the ranks in order, theirs land in `output`.
+
+        Returns what waits for the end: it takes the layer, for its errors, and raises LinkError when the group broke or
+        was closed and DeadlineError when a rank did not take part in time. Keep both tensors until then.
+        """
+
+    def close(self) -> None:
+        """Leave: all ranks, and waiting threads of this process, notice at once. Idempotent, from any thread."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupSite:
+    """One rank's end of the group."""
+
+    backend: str
+    """"gloo" or "nccl"."""
+    node_ip: str
+    device: torch.device
+    deadline_seconds: float
+    rendezvous: Rendezvous
+
+
+def open_group(site: GroupSite, names: Sequence[str], rank: int) -> Group:
+    """Meet all other ranks. Raises DeadlineError when one does not come, LinkError when the group cannot come up."""
+    key, size = "all-to-all", len(names)
+    site.rendezvous.meet(key, rank, {other: name for other, name in enumerate(names) if other != rank})
+    try:
+        if site.backend == "gloo":
+            group = gloo.open_group(key, rank, size, site.node_ip, site.rendezvous)
+            return GlooGroup(group, site.deadline_seconds)
+        return NcclGroup(
+            nccl.open_group(key, rank, size, site.device, site.rendezvous), site.deadline_seconds
+        )
+    except RuntimeError as error:
+        raise LinkError(_PEERS, None, f"cannot come up ({error})") from error
+
+
+class GlooGroup:
+    """Over gloo: a late rank is noticed by gloo's own clock."""
+
+    def __init__(self, group: dist.ProcessGroup, deadline_seconds: float) -> None:
+        self._group = group
+        self._deadline_seconds = deadline_seconds
+        self.rank = group.rank()
+        self.size = group.size()
+
+    def start(
+        self,
+        output: torch.Tensor,
+        output_splits: list[int],
+        source: torch.Tensor,
+        source_splits: list[int],
+    ) -> Callable[[int | None], None]:
+        options = dist.AllToAllOptions()
+        options.timeout = timedelta(seconds=self._deadline_seconds)
+        deadline = Deadline(seconds=self._deadline_seconds)
+        try:
+            work = self._group.alltoall_base(output, source, output_splits, source_splits, options)
+        except RuntimeError as error:
+            raise LinkError(_PEERS, None, f"broken ({error})") from error
+
+        def wait(layer: int | None) -> None:
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise _explain(error, layer, deadline) from error
+
+        return wait
+
+    def close(self) -> None:
+        gloo.close_group(self._group)
+
+
+class NcclGroup:
+    """Over NCCL: the host watches, and aborts what does not end in time. Not run where this was written."""
+
+    def __init__(self, group: dist.ProcessGroup, deadline_seconds: float) -> None:
+        self._group = group
+        self._deadline_seconds = deadline_seconds
+        self._is_closed = False
+        self.rank = group.rank()
+        self.size = group.size()
+
+    def start(
+        self,
+        output: torch.Tensor,
+        output_splits: list[int],
+        source: torch.Tensor,
+        source_splits: list[int],
+    ) -> Callable[[int | None], None]:
+        deadline = Deadline(seconds=self._deadline_seconds)
+        try:
+            work = self._group.alltoall_base(
+                output, source, output_splits, source_splits, dist.AllToAllOptions()
+            )
+        except RuntimeError as error:
+            raise LinkError(_PEERS, None, f"broken ({error})") from error
+
+        def wait(layer: int | None) -> None:
+            try:
+                nccl.poll(work, lambda: self._check(layer, deadline))
+            except RuntimeError as error:
+                raise LinkError(_PEERS, layer, f"broken ({error})") from error
+
+        return wait
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._group.abort()
+
+    def _check(self, layer: int | None, deadline: Deadline) -> None:
+        if self._is_closed:
+            raise LinkError(_PEERS, layer, "closed")
+        if deadline.has_passed:
+            raise DeadlineError(_PEERS, layer, "collective", deadline.seconds)
+
+
+def _explain(error: RuntimeError, layer: int | None, deadline: Deadline) -> LinkError | DeadlineError:
+    if deadline.has_passed:
+        return DeadlineError(_PEERS, layer, "collective", deadline.seconds)
+    return LinkError(_PEERS, layer, gloo.reason(error))

@@ -1,0 +1,45 @@
+"""The one exchange interface: rows go to the experts that the router chose, weighted results come back.
+
+Legend: T tokens, H hidden, K experts per token, N routed rows (N = T * K over all expert actors).
+
+    before dispatch   rows [T, H], expert_ids [T, K], weights [T, K]
+    at an actor       its rows [t, H] once each, expert_ids [t, K] with -1 where the expert is not there
+    on the way back   one row per (token, expert) there, [n, H] in row-major order of the valid (t, k)
+    after combine     rows [T, H] = sum over k of weights[t, k] * expert(rows[t])
+
+Every (token, expert) result is rounded to the model's dtype once, by whoever computes it, and the K = 2 results
+of a token are added on the dense side. Addition of two terms commutes exactly, so the sum does not depend on
+the placement, on the number of actors or on who answered first.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+
+class Handle(Protocol):
+    """An exchange under way; opaque to the caller."""
+
+
+class Exchange(Protocol):
+    """Dispatch and combine for one dense actor. Not thread-safe: one engine loop owns it."""
+
+    def dispatch(
+        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+    ) -> Handle:
+        """Send rows [T, H] to the experts of a layer. expert_ids [T, K] int64, weights [T, K] float32, T >= 0.
+
+        Raises ExchangeError when a peer is dead, answers with another epoch or misses its deadline.
+        """
+
+    def combine(self, handle: Handle) -> torch.Tensor:
+        """Wait for the results of one dispatch and add them up: [T, H] in the rows' dtype and on their device.
+
+        Raises ExchangeError as dispatch does. After an error the whole layer is unknown and is sent again over
+        a new exchange; sending rows twice is harmless, experts keep no state.
+        """
+
+    def close(self) -> None:
+        """End all links; peers see their end at once. Idempotent."""

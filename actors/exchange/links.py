@@ -1,0 +1,156 @@
+"""The star of links, seen from a dense actor: one message to each expert actor that gets rows, one back from each.
+
+Legend: T tokens, H hidden, K experts per token, t tokens of one actor, n results of one actor.
+
+    rows [T, H]  --by owner-->  message to actor a: rows [t, H] with routing [t, K]
+    results [T * K, H]  <--scattered by (t, k)--  message from actor a: results [n, H]
+
+Several dispatches may be under way; actors answer each link in order, and an answer finds its dispatch by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from actors.errors import ExchangeError, ExpertFailedError, LinkError
+from actors.exchange.combine import add_choices
+from actors.exchange.deadline import Deadline
+from actors.exchange.interface import Handle
+from actors.exchange.link import Link
+from actors.exchange.message import FAILURE, MAGIC, RESULTS, ROWS, Header, Message
+from actors.exchange.split import Share, owner_table, split_rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Dispatch:
+    """One dispatch under way; its maps lose an actor when its results have arrived."""
+
+    sequence: int
+    layer: int
+    results: torch.Tensor
+    """[T * K, H], filled as results arrive"""
+    num_choices: int
+    awaited: dict[int, torch.Tensor] = field(default_factory=dict)
+    """actor -> targets [n] of its results"""
+
+
+class LinksExchange:
+    """Exchange over links that are up. After an ExchangeError all links are closed and every call raises it again."""
+
+    def __init__(
+        self,
+        links: Sequence[Link],
+        experts_of_actor: Sequence[Sequence[int]],
+        num_experts: int,
+        epoch: int,
+        deadline_seconds: float,
+    ) -> None:
+        """Links and experts in the same order. Raises ValueError for an expert that nobody holds."""
+        self._links = tuple(links)
+        self._owners = owner_table(experts_of_actor, num_experts)
+        self._epoch = epoch
+        self._deadline_seconds = deadline_seconds
+        self._next_sequence = 0
+        self._under_way: dict[int, _Dispatch] = {}
+        self._failure: ExchangeError | None = None
+
+    def dispatch(
+        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+    ) -> Handle:
+        self._check()
+        num_tokens, num_choices = expert_ids.shape
+        # On CUDA this is the layer's one sync: the host must know how many rows go where.
+        ids, scales = expert_ids.cpu().numpy(), weights.cpu().numpy()
+        dispatch = _Dispatch(
+            sequence=self._next_sequence,
+            layer=layer,
+            results=rows.new_empty((num_tokens * num_choices, rows.shape[1])),
+            num_choices=num_choices,
+        )
+        self._next_sequence += 1
+        self._under_way[dispatch.sequence] = dispatch
+        try:
+            for share in split_rows(ids, self._owners, len(self._links)):
+                self._send(dispatch, share, rows, scales)
+        except ExchangeError as error:
+            raise self._fail(error) from error
+        return dispatch
+
+    def combine(self, handle: Handle) -> torch.Tensor:
+        assert isinstance(handle, _Dispatch)
+        self._check()
+        deadline = Deadline(seconds=self._deadline_seconds)
+        try:
+            for actor in tuple(handle.awaited):
+                while actor in handle.awaited:
+                    self._receive(actor, handle.layer, deadline)
+        except ExchangeError as error:
+            raise self._fail(error) from error
+        del self._under_way[handle.sequence]
+        return add_choices(handle.results, handle.num_choices)
+
+    def close(self) -> None:
+        if self._failure is None:
+            self._failure = LinkError("expert actors", None, "this exchange is closed")
+        for link in self._links:
+            link.close()
+
+    def _send(
+        self,
+        dispatch: _Dispatch,
+        share: Share,
+        rows: torch.Tensor,
+        weights: np.ndarray[tuple[int, int], np.dtype[np.float32]],
+    ) -> None:
+        link = self._links[share.actor]
+        header = Header(
+            magic=MAGIC,
+            kind=ROWS,
+            epoch=self._epoch,
+            sequence=dispatch.sequence,
+            layer=dispatch.layer,
+            num_tokens=len(share.tokens),
+            num_results=len(share.targets),
+            num_bytes=0,
+        )
+        message = link.outgoing(dispatch.layer)
+        payload = message.write_rows(header, share.expert_ids, weights[share.tokens])
+        tokens = torch.from_numpy(share.tokens).to(rows.device)
+        torch.index_select(rows, 0, tokens, out=payload)
+        link.send(message, dispatch.layer)
+        dispatch.awaited[share.actor] = torch.from_numpy(share.targets).to(rows.device)
+
+    def _receive(self, actor: int, layer: int, deadline: Deadline) -> None:
+        """Take one message from an actor, for whichever dispatch it is."""
+        link = self._links[actor]
+        message = link.receive(layer, deadline)
+        header = message.header
+        dispatch = self._under_way.get(header.sequence)
+        if header.epoch != self._epoch or dispatch is None or actor not in dispatch.awaited:
+            return  # Stale: an answer to nobody's question. What is awaited still comes.
+        if header.kind == FAILURE:
+            raise ExpertFailedError(link.peer, dispatch.layer, message.failure())
+        self._take(link, message, dispatch, dispatch.awaited.pop(actor))
+
+    def _take(self, link: Link, message: Message, dispatch: _Dispatch, targets: torch.Tensor) -> None:
+        header = message.header
+        if (header.kind, header.layer, header.num_results) != (RESULTS, dispatch.layer, len(targets)):
+            raise LinkError(
+                link.peer,
+                dispatch.layer,
+                f"answered {len(targets)} rows with {header.num_results} of layer {header.layer}",
+            )
+        dispatch.results.index_copy_(0, targets, message.payload())
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _fail(self, error: ExchangeError) -> ExchangeError:
+        self._failure = error
+        self.close()
+        return error

@@ -1,0 +1,46 @@
+"""All experts inside the dense process: for one device, and the reference of every other transport.
+
+Legend: T tokens, H hidden, K experts per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+
+from actors.exchange.combine import add_choices
+from actors.exchange.interface import Handle
+
+Compute: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+"""`GroupedExperts.forward`: (layer, rows, expert_ids, weights, num_results) -> results [num_results, H]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _LocalHandle:
+    results: torch.Tensor
+    """[T * K, H]"""
+    num_choices: int
+
+
+class LocalExchange:
+    """Computes in `dispatch`; nothing can be lost, so nothing is raised."""
+
+    def __init__(self, compute: Compute) -> None:
+        self._compute = compute
+
+    def dispatch(
+        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+    ) -> Handle:
+        num_tokens, num_choices = expert_ids.shape
+        results = self._compute(layer, rows, expert_ids, weights, num_tokens * num_choices)
+        return _LocalHandle(results=results, num_choices=num_choices)
+
+    def combine(self, handle: Handle) -> torch.Tensor:
+        assert isinstance(handle, _LocalHandle)
+        return add_choices(handle.results, handle.num_choices)
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,192 @@
+"""One message of a link: header, routing and rows in one stretch of bytes that is allocated once and used again.
+
+Legend: T tokens of the message, H hidden, K experts per token, N results.
+
+    header   8 int64    magic, kind, epoch, sequence, layer, tokens, results, bytes
+    routing  ROWS only  expert_ids [T, K] int32, weights [T, K] float32
+    payload  from a multiple of 64 bytes on: rows [T, H], results [N, H] or the text of a failure
+
+On a CPU all of it is one stretch, carried as one. On CUDA the payload lies on the device, and header and routing, which
+the host writes and reads, stay on the host: no sync is needed to know what a message is.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+MAGIC = int.from_bytes(b"phimoe\x00\x01", "little")
+"""What every message of this version of the format starts with."""
+ROWS = 1
+RESULTS = 2
+FAILURE = 3
+
+HEADER_BYTES = 64
+_ALIGNMENT = 64
+_MAX_FAILURE_BYTES = 2048
+
+
+class Header(NamedTuple):
+    """What a message is, before its routing and payload. Counts of tokens and results, size in bytes."""
+
+    magic: int
+    kind: int
+    epoch: int
+    sequence: int
+    """Of the dispatch, counted by the dense actor; results carry that of their rows."""
+    layer: int
+    num_tokens: int
+    num_results: int
+    num_bytes: int
+    """Of the whole message, header included."""
+
+
+class MessageFormat(NamedTuple):
+    """What both ends of a link agree on."""
+
+    hidden_size: int
+    num_choices: int
+    """K"""
+    dtype: torch.dtype
+    device: torch.device
+    max_rows: int
+    """Most tokens of one message."""
+
+    @property
+    def row_bytes(self) -> int:
+        return self.hidden_size * self.dtype.itemsize
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """Of the results [max_rows * K, H] that rows [max_rows, H] may make."""
+        return self.max_rows * self.num_choices * self.row_bytes
+
+    @property
+    def max_host_bytes(self) -> int:
+        """Of header and routing, or of header and failure."""
+        return max(self.payload_offset(self.max_rows), HEADER_BYTES + _MAX_FAILURE_BYTES)
+
+    @property
+    def max_message_bytes(self) -> int:
+        return self.max_host_bytes + self.max_payload_bytes
+
+    def payload_offset(self, num_tokens: int) -> int:
+        """Where rows start: behind the routing of so many tokens."""
+        end = HEADER_BYTES + num_tokens * self.num_choices * 8
+        return -(-end // _ALIGNMENT) * _ALIGNMENT
+
+
+class Message:
+    """The memory of one message at a time. Not thread-safe."""
+
+    def __init__(self, message_format: MessageFormat) -> None:
+        self.format = message_format
+        self._is_split = message_format.device.type != "cpu"
+        host_bytes = message_format.max_host_bytes if self._is_split else message_format.max_message_bytes
+        self.host = torch.empty(host_bytes, dtype=torch.uint8)
+        """All bytes on a CPU, on CUDA header and routing. Pages that were never touched cost no memory."""
+        self._device_payload = (
+            torch.empty(message_format.max_payload_bytes, dtype=torch.uint8, device=message_format.device)
+            if self._is_split
+            else None
+        )
+        self._array: npt.NDArray[np.uint8] = self.host.numpy()
+        self._header: npt.NDArray[np.int64] = self._array[:HEADER_BYTES].view(np.int64)
+        self.host_view = self._array.data
+        """The bytes of `host`, writable."""
+
+    @property
+    def header(self) -> Header:
+        """As written or received."""
+        return Header(*self._header.tolist())
+
+    @property
+    def num_host_bytes(self) -> int:
+        """How many bytes of `host` belong to the message."""
+        header = self.header
+        if not self._is_split or header.kind == FAILURE:
+            return header.num_bytes
+        return self.format.payload_offset(header.num_tokens) if header.kind == ROWS else HEADER_BYTES
+
+    def write_rows(
+        self,
+        header: Header,
+        expert_ids: npt.NDArray[np.int64],
+        weights: npt.NDArray[np.float32],
+    ) -> torch.Tensor:
+        """Write header and routing [T, K] and return where the rows [T, H] belong. ValueError for too many rows."""
+        if header.num_tokens > self.format.max_rows:
+            raise ValueError(f"a dispatch of {header.num_tokens} rows to one actor, max_rows is {self.format.max_rows}")
+        count = expert_ids.size
+        end = HEADER_BYTES + 4 * count
+        self._array[HEADER_BYTES:end].view(np.int32)[:] = expert_ids.reshape(-1)
+        self._array[end : end + 4 * count].view(np.float32)[:] = weights.reshape(-1)
+        offset = self.format.payload_offset(header.num_tokens)
+        payload = self._payload(offset, header.num_tokens)
+        self._write_header(header, offset + payload.nbytes)
+        return payload
+
+    def write_results(self, header: Header, results: torch.Tensor) -> None:
+        """Write header and results [N, H]."""
+        payload = self._payload(HEADER_BYTES, header.num_results)
+        payload.copy_(results)
+        self._write_header(header, HEADER_BYTES + payload.nbytes)
+
+    def write_failure(self, header: Header, reason: str) -> None:
+        """Write header and the reason, cut where it is too long."""
+        text = reason.encode()[:_MAX_FAILURE_BYTES]
+        num_bytes = HEADER_BYTES + len(text)
+        self._array[HEADER_BYTES:num_bytes] = np.frombuffer(text, dtype=np.uint8)
+        self._write_header(header, num_bytes)
+
+    def routing(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """expert_ids [T, K] int64 and weights [T, K] float32 of received rows, on the host."""
+        shape = (self.header.num_tokens, self.format.num_choices)
+        count = shape[0] * shape[1]
+        end = HEADER_BYTES + 4 * count
+        expert_ids = self._array[HEADER_BYTES:end].view(np.int32).astype(np.int64).reshape(shape)
+        weights = self._array[end : end + 4 * count].view(np.float32).reshape(shape)
+        return torch.from_numpy(expert_ids), torch.from_numpy(weights)
+
+    def payload(self) -> torch.Tensor:
+        """Rows [T, H] or results [N, H] of this message: a view, on the device."""
+        header = self.header
+        if header.kind == ROWS:
+            return self._payload(self.format.payload_offset(header.num_tokens), header.num_tokens)
+        return self._payload(HEADER_BYTES, header.num_results if header.kind == RESULTS else 0)
+
+    def failure(self) -> str:
+        """The reason in a received failure."""
+        return self._array[HEADER_BYTES : self.header.num_bytes].tobytes().decode(errors="replace")
+
+    def fault(self) -> str | None:
+        """What makes the received header impossible, None if nothing does."""
+        header, limits = self.header, self.format
+        if header.magic != MAGIC:
+            return f"a message that starts with {header.magic:#x}"
+        if not 0 <= header.num_tokens <= limits.max_rows:
+            return f"a message of {header.num_tokens} rows, at most {limits.max_rows} are allowed"
+        if not 0 <= header.num_results <= header.num_tokens * limits.num_choices:
+            return f"a message with {header.num_results} results for {header.num_tokens} rows"
+        sizes = {
+            ROWS: limits.payload_offset(header.num_tokens) + header.num_tokens * limits.row_bytes,
+            RESULTS: HEADER_BYTES + header.num_results * limits.row_bytes,
+            FAILURE: min(max(header.num_bytes, HEADER_BYTES), HEADER_BYTES + _MAX_FAILURE_BYTES),
+        }
+        if sizes.get(header.kind) != header.num_bytes:
+            return f"a message of kind {header.kind} and {header.num_bytes} bytes"
+        return None
+
+    def _payload(self, offset: int, num_rows: int) -> torch.Tensor:
+        limits = self.format
+        if self._device_payload is None:
+            part = self.host[offset : offset + num_rows * limits.row_bytes]
+        else:
+            part = self._device_payload[: num_rows * limits.row_bytes]
+        return part.view(limits.dtype).view(num_rows, limits.hidden_size)
+
+    def _write_header(self, header: Header, num_bytes: int) -> None:
+        self._header[:] = (*header[:-1], num_bytes)

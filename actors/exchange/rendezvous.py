@@ -1,0 +1,93 @@
+"""Where a dense and an expert actor find each other: keys of a TCPStore that the dense actor hosts.
+
+Every wait is cut into slices, so that a membership that is superseded while its links come up can be given up.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+from actors.errors import DeadlineError, LinkError
+from actors.exchange.deadline import Deadline
+
+_CONNECT_SLICE_SECONDS = 2.0
+_POLL_SECONDS = 0.005
+
+
+def host_store(node_ip: str) -> tuple[TCPStore, str, int]:
+    """A TCPStore of this process, its host and its port. It listens on that address only and lives with the object."""
+    family = socket.AF_INET6 if ":" in node_ip else socket.AF_INET
+    listener = socket.create_server((node_ip, 0), family=family)
+    port = listener.getsockname()[1]
+    store = TCPStore(
+        node_ip, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
+    return store, node_ip, port
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rendezvous:
+    """One membership's corner of a store."""
+
+    store: Store
+    epoch: int
+    deadline: Deadline
+    """By when everything must be up."""
+    stop: threading.Event
+    """Set by whoever gives the membership up."""
+
+    def prefixed(self, key: str) -> PrefixStore:
+        """A store of its own for one link or group."""
+        return PrefixStore(f"epoch-{self.epoch}/{key}", self.store)
+
+    def publish(self, key: str, value: str) -> None:
+        self.prefixed("card").set(key, value)
+
+    def wait_for(self, key: str, peer: str) -> str:
+        """What the peer published. Raises DeadlineError; LinkError when the store or the membership is gone."""
+        cards = self.prefixed("card")
+        try:
+            while not cards.check([key]):
+                self.check(peer, "card")
+                time.sleep(_POLL_SECONDS)
+            value: bytes = cards.get(key)
+            return value.decode()
+        except RuntimeError as error:
+            raise LinkError(peer, None, f"the store for links is unreachable ({error})") from error
+
+    def meet(self, key: str, rank: int, peers: Mapping[int, str]) -> None:
+        """Return when all ranks of a group are about to open it. Raises as `wait_for` does."""
+        self.publish(f"{key}/rank-{rank}", "here")
+        for other, peer in peers.items():
+            self.wait_for(f"{key}/rank-{other}", peer)
+
+    def check(self, peer: str, awaited: str) -> None:
+        """Raise DeadlineError or LinkError when it is too late to go on waiting for a peer."""
+        if self.stop.is_set():
+            raise LinkError(peer, None, "given up while it came up")
+        if self.deadline.has_passed:
+            raise DeadlineError(peer, None, awaited, self.deadline.seconds)
+
+
+def connect_store(host: str, port: int, peer: str, deadline: Deadline, stop: threading.Event) -> TCPStore:
+    """The store that a dense actor hosts. Raises DeadlineError, or LinkError when `stop` is set meanwhile."""
+    while True:
+        seconds = min(_CONNECT_SLICE_SECONDS, deadline.remaining_seconds)
+        try:
+            return TCPStore(
+                host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds)
+            )
+        except RuntimeError as error:
+            if stop.is_set():
+                raise LinkError(peer, None, "given up while it came up") from error
+            if deadline.has_passed:
+                raise DeadlineError(
+                    peer, None, f"connection to its store {host}:{port}", deadline.seconds
+                ) from error

@@ -1,0 +1,99 @@
+"""One round of the collective transport, as both sides see it.
+
+Legend: T tokens of one part, H hidden, K experts per token, W ranks.
+
+    headers   [W, 8] int64, one for each rank, which says how long the other parts are
+    bodies    dense -> expert   expert_ids [T, K] int32, weights [T, K] float32, padding to 64 bytes, rows [T, H]
+    answers   expert -> dense   results [N, H]
+
+Between two dense or two expert actors only headers travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from actors.errors import LinkError, StaleEpochError
+from actors.exchange.group import Group
+from actors.exchange.message import HEADER_BYTES, MAGIC, ROWS, Header
+
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundFormat:
+    """What all ranks agree on."""
+
+    hidden_size: int
+    num_choices: int
+    """K"""
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def row_bytes(self) -> int:
+        return self.hidden_size * self.dtype.itemsize
+
+    def rows_offset(self, num_tokens: int) -> int:
+        """Where rows start in a body."""
+        return _align(num_tokens * self.num_choices * 8)
+
+    def body_bytes(self, num_tokens: int) -> int:
+        """Of a body, padded so that the next one is aligned."""
+        return self.rows_offset(num_tokens) + _align(num_tokens * self.row_bytes)
+
+
+class Body(NamedTuple):
+    """Views of one body's bytes, on the device."""
+
+    expert_ids: torch.Tensor
+    """[T, K] int32"""
+    weights: torch.Tensor
+    """[T, K] float32"""
+    rows: torch.Tensor
+    """[T, H]"""
+
+
+def body_views(part: torch.Tensor, num_tokens: int, round_format: RoundFormat) -> Body:
+    """The views of bytes [body_bytes(num_tokens)]."""
+    shape = (num_tokens, round_format.num_choices)
+    end = num_tokens * round_format.num_choices * 4
+    start = round_format.rows_offset(num_tokens)
+    rows = part[start : start + num_tokens * round_format.row_bytes].view(round_format.dtype)
+    return Body(
+        expert_ids=part[:end].view(torch.int32).view(shape),
+        weights=part[end : 2 * end].view(torch.float32).view(shape),
+        rows=rows.view(num_tokens, round_format.hidden_size),
+    )
+
+
+def make_header(epoch: int, sequence: int, layer: int, num_tokens: int, num_results: int) -> Header:
+    """A header of this transport; an empty one is a tick."""
+    return Header(MAGIC, ROWS, epoch, sequence, layer, num_tokens, num_results, 0)
+
+
+def exchange_headers(
+    group: Group, headers: Sequence[Header], epoch: int, layer: int | None, device: torch.device
+) -> list[Header]:
+    """One header to and one from each rank. Raises ExchangeError, also for a rank of another protocol or epoch."""
+    source = torch.tensor(headers, dtype=torch.int64).view(torch.uint8).reshape(-1).to(device)
+    output = torch.empty_like(source)
+    splits = [HEADER_BYTES] * group.size
+    group.start(output, splits, source, splits)(layer)
+    fields = output.cpu().numpy().view(np.int64).reshape(group.size, -1)
+    received = [Header(*row) for row in fields.tolist()]
+    for rank, header in enumerate(received):
+        if header.magic != MAGIC:
+            raise LinkError(f"rank {rank}", layer, f"sent a header that starts with {header.magic:#x}")
+        if header.epoch != epoch:
+            raise StaleEpochError(header.epoch, epoch)
+    return received
+
+
+def _align(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT

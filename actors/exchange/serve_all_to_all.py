@@ -1,0 +1,85 @@
+"""The collective transport, seen from an expert actor: a thread that takes part in every round (`round.py`).
+
+Legend: T tokens, H hidden, K experts per token, N results.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import torch
+
+from actors.errors import ExchangeError, LinkError
+from actors.exchange.group import Group
+from actors.exchange.message import Header
+from actors.exchange.round import RoundFormat, body_views, exchange_headers, make_header
+from actors.exchange.serve_links import Serve
+
+
+class AllToAllServer:
+    """Serves a group that is up until it breaks or is closed."""
+
+    def __init__(
+        self, group: Group, num_dense: int, round_format: RoundFormat, serve: Serve, epoch: int
+    ) -> None:
+        self._group = group
+        self._num_dense = num_dense
+        self._format = round_format
+        self._serve = serve
+        self._epoch = epoch
+        self._is_closed = False
+        self._failure: ExchangeError | None = None
+        self._thread = threading.Thread(target=self._run, name="all-to-all", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_up(self) -> bool:
+        return not self._is_closed and self._failure is None
+
+    @property
+    def failure(self) -> ExchangeError | None:
+        """What ended it before `close`."""
+        return self._failure
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._group.close()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            with torch.inference_mode():
+                while True:
+                    self._round()
+        except ExchangeError as error:
+            self._failure = None if self._is_closed else error
+        except Exception as error:
+            # In lockstep an answer cannot be replaced by an excuse; the group ends and the report says why.
+            self._failure = LinkError("dense actors", None, f"given up ({type(error).__name__}: {error})")
+        finally:
+            self._group.close()
+
+    def _round(self) -> None:
+        device, size = self._format.device, self._group.size
+        idle = [make_header(self._epoch, 0, 0, 0, 0)] * size
+        headers = exchange_headers(self._group, idle, self._epoch, None, device)[: self._num_dense]
+        splits = [self._format.body_bytes(header.num_tokens) for header in headers]
+        bodies = torch.empty(sum(splits), dtype=torch.uint8, device=device)
+        nothing = bodies.new_empty(0)
+        rest = [0] * (size - self._num_dense)
+        self._group.start(bodies, splits + rest, nothing, [0] * size)(None)
+        answers = self._compute(headers, torch.split(bodies, splits))
+        answer_splits = [header.num_results * self._format.row_bytes for header in headers]
+        self._group.start(nothing, [0] * size, answers, answer_splits + rest)(None)
+
+    def _compute(self, headers: Sequence[Header], parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Answers to all dense actors, one after the other, as bytes."""
+        hidden = (0, self._format.hidden_size)
+        results = [torch.empty(hidden, dtype=self._format.dtype, device=self._format.device)]
+        for header, part in zip(headers, parts, strict=True):
+            if header.num_results:
+                body = body_views(part, header.num_tokens, self._format)
+                ids, weights = body.expert_ids.cpu().long(), body.weights.cpu()
+                results.append(self._serve(header.layer, body.rows, ids, weights, header.num_results))
+        return torch.cat(results).view(torch.uint8).view(-1)

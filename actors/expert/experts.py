@@ -1,0 +1,106 @@
+"""The grouped FFN: all rows that a rank's experts are to see in one layer.
+
+Legend: T tokens, H hidden, K experts per token, F expert width, N results (valid (token, expert) pairs).
+
+    rows [T, H], expert_ids [T, K]   each row once, -1 where a token's expert is not on this rank
+    one matrix per expert            its rows in token order, through w2(silu(w1 x) * (w3 x))
+    results [N, H]                   one row per valid (t, k), row-major
+
+An expert's rows are one matrix and nothing else enters its product, so its results are the same bits whatever other
+experts share its rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+
+from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.weights import ExpertWeights, ProgressCallback, WeightReader, read_experts
+from actors.expert.grouped_matmul import GroupedMatmulLayer
+from actors.expert.packed import PackedLayer
+
+
+class LayerExperts(Protocol):
+    """The experts of one layer behind the product that suits device and dtype."""
+
+    def __call__(
+        self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int
+    ) -> torch.Tensor:
+        """As GroupedExperts.forward, with num_results > 0."""
+
+
+class GroupedExperts:
+    """Some experts of a model in all its layers. Stateless after loading; any number of threads may call it."""
+
+    def __init__(self, experts: Sequence[int], layers: Sequence[LayerExperts]) -> None:
+        self.experts = tuple(experts)
+        self._layers = tuple(layers)
+
+    @staticmethod
+    def load(
+        reader: WeightReader,
+        config: ModelConfig,
+        experts: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        progress: ProgressCallback | None = None,
+    ) -> GroupedExperts:
+        """Read and pack these experts one by one; only one tensor at a time is held twice.
+
+        Raises CheckpointError; ValueError when no experts are named.
+        """
+        if not experts:
+            raise ValueError("experts is empty, expected at least one")
+        slots = _slot_table(experts, config.num_experts).to(device)
+        make_layer = _layer_kind(torch.device(device), dtype)
+        stream = read_experts(reader, config, experts, dtype, device, progress)
+        layers = [make_layer(slots, _take(stream, len(experts))) for _ in range(config.num_layers)]
+        # Progress counts an expert when the next one is asked for, the last one included.
+        assert next(stream, None) is None
+        return GroupedExperts(experts, layers)
+
+    def forward(
+        self,
+        layer: int,
+        rows: torch.Tensor,
+        expert_ids: torch.Tensor,
+        weights: torch.Tensor,
+        num_results: int,
+    ) -> torch.Tensor:
+        """Results [num_results, H] of rows [T, H], in the rows' dtype.
+
+        expert_ids [T, K] int64 names logical experts, -1 for one that is elsewhere; weights [T, K] float32; all on
+        the experts' device. num_results is the number of valid (t, k): the caller knows it, and no device need be
+        asked. A result is the product in the model's dtype, times its weight in float32, rounded once.
+        Raises ValueError for an expert that is not on this rank (on CUDA it is not noticed).
+        """
+        if num_results == 0:
+            return rows.new_empty((0, rows.shape[1]))
+        return self._layers[layer](rows, expert_ids, weights, num_results)
+
+
+NOT_HERE = -1
+"""Slot of expert id -1."""
+FOREIGN = -2
+"""Slot of an expert that another rank holds."""
+
+
+def _slot_table(experts: Sequence[int], num_experts: int) -> torch.Tensor:
+    """[E + 1] int64, expert id -> slot; id -1 reads the last entry."""
+    table = torch.full((num_experts + 1,), FOREIGN, dtype=torch.int64)
+    table[-1] = NOT_HERE
+    table[list(experts)] = torch.arange(len(experts))
+    return table
+
+
+def _layer_kind(device: torch.device, dtype: torch.dtype) -> type[PackedLayer] | type[GroupedMatmulLayer]:
+    """grouped_mm takes bfloat16 only; the loop takes everything."""
+    return GroupedMatmulLayer if device.type == "cuda" and dtype == torch.bfloat16 else PackedLayer
+
+
+def _take(stream: Iterator[tuple[int, int, ExpertWeights]], count: int) -> Iterator[ExpertWeights]:
+    for _ in range(count):
+        yield next(stream)[2]

@@ -1,0 +1,59 @@
+"""Experts of one layer as two grouped products over all of them: bfloat16 on CUDA. Not run where this was written.
+
+Legend: T tokens, H hidden, K experts per token, F expert width, S slots, N results.
+
+No step asks the device anything: the number of results is the caller's, the group bounds stay on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+
+from actors.checkpoint.weights import ExpertWeights
+
+
+class GroupedMatmulLayer:
+    """Weights of all slots in two stacks, gate_up [S, 2F, H] and down [S, H, F]."""
+
+    def __init__(self, slots: torch.Tensor, experts: Iterable[ExpertWeights]) -> None:
+        """slots [E + 1] int64 on the device: expert id -> slot, with id -1 at the end."""
+        self._slots = slots
+        num_slots = int((slots >= 0).sum())
+        self._gate_up, self._down = _stack(experts, num_slots)
+        self._edges = torch.arange(1, num_slots + 1, device=slots.device)
+
+    def __call__(
+        self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int
+    ) -> torch.Tensor:
+        """As GroupedExperts.forward; an expert of another rank is not noticed."""
+        slots = self._slots[expert_ids].reshape(-1)  # [T * K]; -1 is the table's last entry
+        is_here = slots >= 0
+        # Entries that are elsewhere sort to the front and are cut off; what remains is by slot, in token order.
+        by_slot, order = torch.sort(slots, stable=True)
+        chosen, by_slot = order[-num_results:], by_slot[-num_results:]
+        ends = torch.searchsorted(by_slot, self._edges).to(torch.int32)  # [S], end of each slot's rows
+        gathered = rows.index_select(0, chosen // expert_ids.shape[1])  # [N, H]
+        gate, up = F.grouped_mm(gathered, self._gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
+        products = F.grouped_mm(F.silu(gate) * up, self._down.transpose(1, 2), offs=ends)  # [N, H]
+        scaled = products.float() * weights.reshape(-1, 1).index_select(0, chosen)
+        results = torch.empty_like(gathered)
+        targets = (torch.cumsum(is_here, 0) - 1).index_select(0, chosen)
+        return results.index_copy_(0, targets, scaled.to(rows.dtype))
+
+
+def _stack(experts: Iterable[ExpertWeights], num_slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copies one expert at a time into stacks that are allocated once."""
+    gate_up = down = None
+    for slot, expert in enumerate(experts):
+        width, hidden = expert.w1.shape
+        if gate_up is None or down is None:
+            gate_up = expert.w1.new_empty((num_slots, 2 * width, hidden))
+            down = expert.w2.new_empty((num_slots, hidden, width))
+        gate_up[slot, :width] = expert.w1
+        gate_up[slot, width:] = expert.w3
+        down[slot] = expert.w2
+    assert gate_up is not None and down is not None
+    return gate_up, down

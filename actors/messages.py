@@ -1,0 +1,178 @@
+"""What crosses a process, one type per hop.
+
+    ingress -> dense actor    Hello, Submit, Cancel
+    dense actor -> ingress    Welcome, StepOutput (one per engine step, for all sequences of that ingress)
+    supervisor -> actors      Membership
+    actors -> supervisor      Progress, ActorReport
+
+Frames between ingress and dense actor are msgpack (`msgspec`), never pickle. This module imports no torch, so
+that `cluster/` can use it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Base of all messages: immutable, keyword-only, tagged with its class name on the wire."""
+
+
+class SamplingParams(Message, frozen=True, kw_only=True):
+    """How one sequence is to be continued. Ranges are checked at the front door, not here."""
+
+    max_tokens: int
+    """Tokens to generate at most, counting those in `Submit.output_ids`."""
+    seed: int
+    """Key of the counter-based generator, 0 <= seed < 2**64; the other half of the key is the token's position."""
+    min_tokens: int = 0
+    """Before that many tokens neither end-of-sequence nor stop tokens can be sampled."""
+    temperature: float = 1.0
+    """0 means greedy."""
+    top_k: int = 0
+    """0 means off."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    """Over prompt and output tokens (Keskar et al. 2019, CTRL, section 4.1)."""
+    frequency_penalty: float = 0.0
+    """Times the count of the token in the output."""
+    presence_penalty: float = 0.0
+    """Once for every token that is in the output."""
+    logit_bias: dict[int, float] = {}
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    """Alternatives to report per generated token beside the token itself; None reports nothing."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens (all but the first)."""
+
+
+class Hello(Message, frozen=True, kw_only=True):
+    """First frame of a connection: proves that the peer belongs to the cluster."""
+
+    token: str
+    ingress_id: str
+
+
+class Submit(Message, frozen=True, kw_only=True):
+    """Generate for one sequence. `output_ids` are tokens that another run of the sequence already produced."""
+
+    sequence_id: str
+    prompt_ids: list[int]
+    params: SamplingParams
+    output_ids: list[int] = []
+
+
+class Cancel(Message, frozen=True, kw_only=True):
+    """Forget the sequence; no further output of it is sent."""
+
+    sequence_id: str
+
+
+class TokenLogprobs(Message, frozen=True, kw_only=True):
+    """Natural-log probabilities at one position, of the model's own distribution (before penalties, temperature)."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    """1 for the most likely token."""
+    top: list[tuple[int, float]] = []
+    """The most likely (token id, logprob), best first."""
+
+
+class SequenceDelta(Message, frozen=True, kw_only=True):
+    """What one step adds to one sequence."""
+
+    sequence_id: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] = []
+    """One per token id where they were asked for."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Sent once, with or before the first token; entries for prompt positions 1..n-1."""
+    finish_reason: str | None = None
+    """None while it runs, else "stop", "length" or "error"."""
+    stop_token_id: int | None = None
+    """The token that ended it, where finish_reason is "stop"."""
+    error: str | None = None
+    """What went wrong, where finish_reason is "error"."""
+
+
+class Load(Message, frozen=True, kw_only=True):
+    """How busy a dense actor is; counts of sequences and KV blocks."""
+
+    running: int
+    waiting: int
+    free_blocks: int
+    total_blocks: int
+
+
+class Welcome(Message, frozen=True, kw_only=True):
+    """Answer to Hello."""
+
+    dense_index: int
+    is_ready: bool
+    """Whether the exchange with all expert actors is up."""
+    max_model_len: int
+    load: Load
+
+
+class StepOutput(Message, frozen=True, kw_only=True):
+    """One engine step's news for one ingress. An empty one is a heartbeat or a change of readiness."""
+
+    deltas: list[SequenceDelta]
+    load: Load
+    is_ready: bool = True
+
+
+class DenseMember(Message, frozen=True, kw_only=True):
+    """A dense actor as its peers see it."""
+
+    index: int
+    store_host: str
+    """Host and port of the TCPStore under whose keys its links meet."""
+    store_port: int
+
+
+class ExpertMember(Message, frozen=True, kw_only=True):
+    """An expert actor as its peers see it."""
+
+    index: int
+    experts: tuple[int, ...]
+    """Logical experts that it holds, ascending."""
+
+
+class Membership(Message, frozen=True, kw_only=True):
+    """Who takes part, in one version. Sent to every actor; a higher epoch replaces a lower one."""
+
+    epoch: int
+    dense: tuple[DenseMember, ...]
+    experts: tuple[ExpertMember, ...]
+
+
+class Progress(Message, frozen=True, kw_only=True):
+    """How far an actor is with loading."""
+
+    state: str
+    """"starting", "loading", "loaded", "ready" or "failed"."""
+    bytes_done: int
+    bytes_total: int
+    error: str | None = None
+
+
+class ActorReport(Message, frozen=True, kw_only=True):
+    """What an actor says of itself for `phimoe status` and /cluster."""
+
+    kind: str
+    index: int
+    pid: int
+    node_ip: str
+    device: str
+    state: str
+    """"starting", "ready" or "lost"."""
+    epoch: int
+    experts: tuple[int, ...]
+    memory_bytes: int
+    """Resident private bytes on CPU, allocated device bytes on CUDA."""
+    detail: dict[str, float | int | str] = {}
+    """Counters of that kind of actor: load of a dense actor, rows served by an expert actor."""

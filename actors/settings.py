@@ -1,0 +1,74 @@
+"""What an actor is told when it is created: frozen, picklable, already checked by `cluster.config`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSource:
+    """Where the weights come from."""
+
+    model: str | None
+    """Directory or hub name; None is the embedded tiny model. With load_format "dummy": a preset's name or directory."""
+    load_format: str = "auto"
+    """"auto" reads safetensors, "dummy" makes random weights of a preset."""
+    revision: str | None = None
+    cache_dir: str | None = None
+    token: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExchangeSettings:
+    """How rows travel between dense and expert actors."""
+
+    transport: str = "links"
+    """"links", "all_to_all" or "local"."""
+    backend: str = "auto"
+    """What carries a link: "gloo", "tcp" or "nccl"; "auto" is chosen by device."""
+    deadline_seconds: float = 30.0
+    """Longest wait for one message while a step is under way."""
+    connect_deadline_seconds: float = 60.0
+    """Longest wait for a link or group to come up."""
+    max_rows: int = 2048
+    """Most rows that one dispatch may carry; the dense actor's token budget per step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DenseSettings:
+    """One dense actor."""
+
+    index: int
+    source: ModelSource
+    exchange: ExchangeSettings
+    dtype: str = "auto"
+    """"auto" (as stored), "bfloat16", "float16" or "float32"."""
+    device: str = "cpu"
+    num_threads: int = 1
+    max_model_len: int | None = None
+    """Longest prompt plus output in tokens; None is the model's own limit."""
+    max_num_sequences: int = 64
+    """Most sequences in one step."""
+    max_batch_tokens: int = 2048
+    """Most tokens (prefill and decode) in one step."""
+    block_size: int = 16
+    """Tokens per KV block."""
+    kv_cache_bytes: int | None = None
+    """Size of the KV cache; None lets the actor choose from free memory and max_model_len."""
+    cluster_token: str = ""
+    """Secret that an ingress shows when it connects."""
+    node_ip: str = "127.0.0.1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertSettings:
+    """One expert actor."""
+
+    index: int
+    experts: tuple[int, ...]
+    source: ModelSource
+    exchange: ExchangeSettings
+    dtype: str = "auto"
+    device: str = "cpu"
+    num_threads: int = 1
+    node_ip: str = "127.0.0.1"

@@ -1,0 +1,43 @@
+"""Frames between ingress and dense actor: 4 bytes of length, little-endian, then one msgpack message.
+
+Whoever receives a frame gets one of the types below or a FrameError; a peer cannot make it run code or take more
+memory than MAX_FRAME_BYTES.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import TypeAlias
+
+import msgspec
+
+from actors.errors import FrameError
+from actors.messages import Cancel, Hello, StepOutput, Submit, Welcome
+
+Frame: TypeAlias = Hello | Welcome | Submit | Cancel | StepOutput
+
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+
+_LENGTH = struct.Struct("<I")
+_DECODER: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
+
+
+def encode_frame(message: Frame) -> bytes:
+    """One message as it goes on the wire."""
+    payload = msgspec.msgpack.encode(message)
+    return _LENGTH.pack(len(payload)) + payload
+
+
+async def read_frame(reader: asyncio.StreamReader) -> Frame:
+    """The next message.
+
+    Raises FrameError for bytes that are no message, asyncio.IncompleteReadError at the connection's end.
+    """
+    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+    if length > MAX_FRAME_BYTES:
+        raise FrameError(f"a frame of {length} bytes; at most {MAX_FRAME_BYTES} are allowed")
+    try:
+        return _DECODER.decode(await reader.readexactly(length))
+    except msgspec.MsgspecError as error:
+        raise FrameError(f"not a message of this protocol: {error}") from error

@@ -1,0 +1,45 @@
+"""The command line: `phimoe COMMAND`, the same as `python -m cluster COMMAND`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "serve": ("cluster.serve_command", "start the service, on a local Ray or on the one at --address"),
+    "chat": ("cluster.chat", "talk to a running service"),
+    "status": ("cluster.status_command", "show all actors of a running service"),
+    "stop": ("cluster.stop_command", "stop a running service"),
+    "bench": ("cluster.bench.command", "measure an OpenAI-compatible service"),
+    "make-checkpoint": ("cluster.checkpoint_command", "write a checkpoint directory with random weights"),
+}
+"""Command -> module with `add_arguments(parser)` and `run(args) -> exit status`, and what it does."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status. Only that command's module is imported."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments and arguments[0] in COMMANDS:
+        name = arguments[0]
+        module_name, summary = COMMANDS[name]
+        module = importlib.import_module(module_name)
+        parser = argparse.ArgumentParser(prog=f"phimoe {name}", description=summary)
+        module.add_arguments(parser)
+        status: int = module.run(parser.parse_args(arguments[1:]))
+        return status
+    listing = "\n".join(f"  {name:<17}{summary}" for name, (_, summary) in COMMANDS.items())
+    overview = argparse.ArgumentParser(
+        prog="phimoe",
+        description="Serve PhiMoE on a Ray cluster.",
+        epilog=f"commands:\n{listing}\n\nphimoe COMMAND --help says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    overview.add_argument("command", choices=list(COMMANDS), metavar="COMMAND")
+    overview.parse_args(arguments)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""`cluster.app:build`, the import path for Serve config files; its args are the keys of ClusterConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+
+from cluster.config import ClusterConfig, from_mapping
+from cluster.ingress import Ingress
+
+APPLICATION_NAME = "phimoe"
+
+GRPC_SERVICERS = (
+    "protos.serving_pb2_grpc.add_ServingServicer_to_server",
+    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
+)
+"""What Serve's gRPC door must be told: `grpc_options.grpc_servicer_functions` of a Serve config file."""
+
+_GRACE_SECONDS = 30.0
+
+
+def build(args: Mapping[str, object]) -> serve.Application:
+    """The Serve application. Raises ValueError that names the key for wrong args.
+
+    Its replicas find the supervisor of the running service, or create it with its actors.
+    """
+    return build_from(from_mapping(args))
+
+
+def build_from(config: ClusterConfig) -> serve.Application:
+    """The Serve application of a config that is already checked."""
+    deployment: Any = serve.deployment(
+        name="Ingress",
+        num_replicas=config.ingress_replicas,
+        # Admission is the service's own, with answers in OpenAI's shape; Serve's limit only has to be out of its way.
+        max_ongoing_requests=2 * config.max_waiting_requests + 64,
+        graceful_shutdown_timeout_s=_GRACE_SECONDS,
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=5,
+        ray_actor_options={"num_cpus": 0},
+    )(Ingress)
+    application: serve.Application = deployment.bind(config.to_mapping())
+    return application

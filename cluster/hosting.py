@@ -1,0 +1,85 @@
+"""From the config and the machines that are there to what each actor is told. Pure but for the hub's token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from actors.settings import DenseSettings, ExchangeSettings, ExpertSettings, ModelSource
+from cluster.config import ClusterConfig
+from cluster.environment import hub_token
+from cluster.placement import share_threads, spread_experts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fleet:
+    """The machines of a Ray cluster."""
+
+    num_nodes: int
+    cores_per_node: int
+    """Cores of the smallest node."""
+    num_gpus: float
+    """GPUs of all nodes together."""
+
+
+def model_source(config: ClusterConfig) -> ModelSource:
+    """Where the weights and the tokenizer come from."""
+    return ModelSource(
+        model=config.model,
+        load_format=config.load_format,
+        revision=config.revision,
+        cache_dir=config.cache_dir,
+        token=hub_token(),
+    )
+
+
+def choose_device(config: ClusterConfig, fleet: Fleet) -> str:
+    """ "cpu" or "cuda". Raises ValueError where cuda is asked for and there are not enough GPUs."""
+    wanted = (1 + config.num_expert_actors) * config.gpus_per_actor
+    if config.device == "cuda" and fleet.num_gpus < wanted:
+        raise ValueError(
+            f"device is 'cuda', but the cluster has {fleet.num_gpus:g} GPUs and the actors need {wanted:g}"
+        )
+    if config.device == "auto":
+        return "cuda" if fleet.num_gpus >= wanted else "cpu"
+    return config.device
+
+
+def plan_actors(config: ClusterConfig, token: str, fleet: Fleet) -> list[DenseSettings | ExpertSettings]:
+    """Settings of every actor, the dense one first. `token` is what ingress replicas show to dense actors."""
+    device = choose_device(config, fleet)
+    threads = share_threads(fleet.cores_per_node, config.num_expert_actors, fleet.num_nodes)
+    source = model_source(config)
+    exchange = ExchangeSettings(
+        transport=config.exchange,
+        backend=config.link_backend,
+        deadline_seconds=config.exchange_deadline_seconds,
+        connect_deadline_seconds=config.connect_deadline_seconds,
+        max_rows=config.max_batch_tokens,
+    )
+    dense = DenseSettings(
+        index=0,
+        source=source,
+        exchange=exchange,
+        dtype=config.dtype,
+        device=device,
+        num_threads=config.dense_threads or threads.dense,
+        max_model_len=config.max_model_len,
+        max_num_sequences=config.max_num_sequences,
+        max_batch_tokens=config.max_batch_tokens,
+        block_size=config.block_size,
+        kv_cache_bytes=config.kv_cache_bytes,
+        cluster_token=token,
+    )
+    experts = [
+        ExpertSettings(
+            index=index,
+            experts=held,
+            source=source,
+            exchange=exchange,
+            dtype=config.dtype,
+            device=device,
+            num_threads=config.expert_threads or threads.expert,
+        )
+        for index, held in enumerate(spread_experts(config.num_expert_actors))
+    ]
+    return [dense, *experts]

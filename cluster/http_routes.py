@@ -1,0 +1,134 @@
+"""The HTTP routes: OpenAI's, and those for operators."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import msgspec
+
+from cluster.errors import ModelNotFound, ServerUnavailable
+from cluster.http_app import EventStream, HttpApp, HttpRequest, HttpResponse, Routes
+from cluster.openai.assembler import OutputPiece, merged
+from cluster.openai.encoding import SSE_DONE, decode_body, sse_frame
+from cluster.openai.limits import Limits
+from cluster.openai.models import check_model, model_card, models_response
+from cluster.openai.parse import parse_chat, parse_completion
+from cluster.openai.request import ParsedRequest
+from cluster.openai.responses import StreamChunks, full_response
+from cluster.openai.tokenize import (
+    detokenize_response,
+    detokenized,
+    parse_detokenize,
+    parse_tokenize,
+    tokenize_response,
+    tokenized,
+)
+from cluster.service import Answer, Service
+
+
+def http_app(service: Service) -> HttpApp:
+    """The ASGI application of one ingress replica."""
+    routes = _Routes(service)
+    table: Routes = {
+        "/v1/models": {"GET": routes.models},
+        "/v1/models/": {"GET": routes.model},
+        "/v1/completions": {"POST": routes.completions},
+        "/v1/chat/completions": {"POST": routes.chat_completions},
+        "/tokenize": {"POST": routes.tokenize},
+        "/detokenize": {"POST": routes.detokenize},
+        "/health": {"GET": routes.health},
+        "/version": {"GET": routes.version},
+        "/cluster": {"GET": routes.cluster},
+        "/load": {"GET": routes.load},
+    }
+    return HttpApp(table, service.config.max_body_bytes)
+
+
+class _Routes:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def models(self, request: HttpRequest) -> HttpResponse:
+        service = self._service
+        max_model_len = service.model.limits.max_model_len
+        return HttpResponse(value=models_response([service.model_id], service.started_at, max_model_len))
+
+    async def model(self, request: HttpRequest) -> HttpResponse:
+        service = self._service
+        if request.rest != service.model_id:
+            raise ModelNotFound(request.rest)
+        max_model_len = service.model.limits.max_model_len
+        return HttpResponse(value=model_card(request.rest, service.started_at, max_model_len))
+
+    async def completions(self, request: HttpRequest) -> HttpResponse | EventStream:
+        return await self._generate(request, parse_completion)
+
+    async def chat_completions(self, request: HttpRequest) -> HttpResponse | EventStream:
+        return await self._generate(request, parse_chat)
+
+    async def tokenize(self, request: HttpRequest) -> HttpResponse:
+        parsed = parse_tokenize(decode_body(request.body), self._service.limits)
+        check_model(parsed.model, [self._service.model_id])
+        model = self._service.model
+        token_ids = await asyncio.to_thread(tokenized, parsed, model)
+        return HttpResponse(value=tokenize_response(parsed, token_ids, model))
+
+    async def detokenize(self, request: HttpRequest) -> HttpResponse:
+        parsed = parse_detokenize(decode_body(request.body), self._service.limits)
+        check_model(parsed.model, [self._service.model_id])
+        text = await asyncio.to_thread(detokenized, parsed, self._service.model)
+        return HttpResponse(value=detokenize_response(text))
+
+    async def health(self, request: HttpRequest) -> HttpResponse:
+        if not self._service.is_ready:
+            raise ServerUnavailable("no request would be answered now")
+        return HttpResponse(value={"status": "ready"})
+
+    async def version(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse(value={"version": package_version()})
+
+    async def cluster(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse(value=msgspec.to_builtins(await self._service.view()))
+
+    async def load(self, request: HttpRequest) -> HttpResponse:
+        """Requests of this ingress replica, and sequences and KV blocks of all dense actors."""
+        loads = self._service.loads
+        names = ("running", "waiting", "free_blocks", "total_blocks")
+        totals: dict[str, Any] = {name: sum(getattr(load, name) for load in loads) for name in names}
+        return HttpResponse(value={"server_load": self._service.num_requests, **totals})
+
+    async def _generate(
+        self, request: HttpRequest, parse: Callable[[object, Limits], ParsedRequest]
+    ) -> HttpResponse | EventStream:
+        service = self._service
+        answer = await service.open(parse(decode_body(request.body), service.limits))
+        if answer.parsed.stream:
+            return EventStream(frames=self._frames(answer))
+        collected: dict[int, list[OutputPiece]] = {order.index: [] for order in answer.sequences}
+        async with contextlib.aclosing(service.pieces(answer)) as open_pieces:
+            async for order, piece in open_pieces:
+                collected[order.index].append(piece)
+        choices = [(order, merged(collected[order.index])) for order in answer.sequences]
+        tokenizer = service.model.tokenizer
+        return HttpResponse(value=full_response(answer.parsed.kind, answer.head, choices, tokenizer))
+
+    async def _frames(self, answer: Answer) -> AsyncGenerator[bytes, None]:
+        chunks = StreamChunks(answer.parsed, answer.head, answer.sequences, self._service.model.tokenizer)
+        opening = [sse_frame(body) for body in chunks.opening()]
+        async with contextlib.aclosing(self._service.pieces(answer)) as pieces:
+            async for order, piece in pieces:
+                yield b"".join([*opening, sse_frame(chunks.chunk(order, piece))])
+                opening.clear()
+        yield b"".join([*(sse_frame(body) for body in chunks.closing()), SSE_DONE])
+
+
+def package_version() -> str:
+    """The installed version, or the one of a checkout that is not installed."""
+    try:
+        return importlib.metadata.version("phimoe-cluster")
+    except importlib.metadata.PackageNotFoundError:
+        return "0.1.0"

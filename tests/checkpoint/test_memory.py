@@ -1,0 +1,114 @@
+"""Loading is measured in processes of their own, by private memory (USS): what other processes do not share."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.checkpoint.dummy import write_random_model
+from actors.checkpoint.presets import preset_config
+
+# As an expert actor does it: fuse gate and up, keep the packed copy, drop the source.
+LOAD_EXPERTS = """
+import json, sys, torch
+from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.reader import CheckpointReader
+from actors.checkpoint.weights import read_expert, validate_experts
+
+def private_bytes():
+    with open("/proc/self/smaps_rollup") as lines:
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+directory, experts = json.loads(sys.argv[1])
+config, reader = ModelConfig.from_directory(directory), CheckpointReader(directory)
+width, hidden = config.intermediate_size, config.hidden_size
+total = validate_experts(reader, config, experts)
+warm = read_expert(reader, config, 0, experts[0])
+warm.w1.clone().sum()
+del warm
+
+before = peak = private_bytes()
+packed = []
+for layer in range(config.num_layers):
+    for expert in experts:
+        w1, w3, w2 = read_expert(reader, config, layer, expert)
+        fused = torch.empty(2 * width, hidden, dtype=w1.dtype)
+        fused[:width] = w1
+        fused[width:] = w3
+        packed.append((fused, w2.clone()))
+        peak = max(peak, private_bytes())
+        del w1, w3, w2
+after = private_bytes()
+print(json.dumps({"total": total, "peak": peak - before, "after": after - before}))
+"""
+
+LOAD_DENSE = """
+import json, sys, threading, torch
+from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.reader import CheckpointReader
+from actors.checkpoint.weights import read_dense, validate_dense
+
+def private_bytes():
+    with open("/proc/self/smaps_rollup") as lines:
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+directory, _ = json.loads(sys.argv[1])
+config, reader = ModelConfig.from_directory(directory), CheckpointReader(directory)
+total = validate_dense(reader, config)
+reader.read("model.norm.weight", (config.hidden_size,)).clone().sum()
+before = peak = private_bytes()
+
+def watch(done, total):
+    global peak
+    peak = max(peak, private_bytes())
+
+weights = read_dense(reader, config, torch.bfloat16, progress=watch)
+print(json.dumps({"total": total, "peak": peak - before, "after": private_bytes() - before}))
+"""
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Sixteen experts of 4.7 MB in each of twelve layers: 900 MB."""
+    out_dir = tmp_path_factory.mktemp("model")
+    config = dataclasses.replace(preset_config("mid"), vocab_size=4096, intermediate_size=768, num_layers=12)
+    try:
+        write_random_model(config, out_dir)
+        yield out_dir
+    finally:
+        shutil.rmtree(out_dir)
+
+
+def measure(script: str, directory: Path, experts: list[int]) -> dict[str, int]:
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps([str(directory), experts])],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, int] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.mark.parametrize(
+    "experts", [[3, 11], [0, 1, 2, 3, 4, 5, 6, 7]], ids=lambda experts: f"{len(experts)}"
+)
+def test_loading_experts_peaks_at_a_tenth_above_their_weights(directory: Path, experts: list[int]) -> None:
+    measured = measure(LOAD_EXPERTS, directory, experts)
+    assert measured["total"] == len(experts) * 12 * 3 * 768 * 1024 * 2
+    assert measured["peak"] <= 1.1 * measured["total"]
+    # Less would mean that the measurement missed the weights themselves.
+    assert 0.95 * measured["total"] <= measured["after"] <= 1.05 * measured["total"]
+
+
+def test_loading_the_dense_part_never_holds_it_twice(directory: Path) -> None:
+    measured = measure(LOAD_DENSE, directory, [])
+    assert 0.95 * measured["total"] <= measured["after"] <= 1.05 * measured["total"]
+    assert measured["peak"] <= 1.2 * measured["total"]

@@ -1,0 +1,29 @@
+"""Fixtures that several folders share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.small_checkpoints import CATALOGUE, Spec, write
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Small products gain nothing from a second thread, and lose much where other work holds its core."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every checkpoint of the catalogue, written once, by name."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {spec.name: write(spec, _new_directory(root, spec)) for spec in CATALOGUE}
+
+
+def _new_directory(root: Path, spec: Spec) -> Path:
+    directory = root / spec.name
+    directory.mkdir()
+    return directory

@@ -1,0 +1,97 @@
+"""A whole dense engine with its experts in the same process, driven step by step or by its own thread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.reader import CheckpointReader
+from actors.checkpoint.weights import read_dense
+from actors.dense.blocks import BlockPool
+from actors.dense.engine import Emit, Engine
+from actors.dense.kv_cache import KVCache
+from actors.dense.model import DenseModel
+from actors.dense.scheduler import Scheduler, SchedulerLimits
+from actors.exchange.interface import Exchange
+from actors.exchange.local import LocalExchange
+from actors.expert.experts import GroupedExperts
+from actors.messages import SamplingParams, SequenceDelta, StepOutput, Submit
+
+FLOAT32 = torch.float32
+
+
+class LocalEngine:
+    """`engine` plus everything it told, per sequence."""
+
+    def __init__(
+        self,
+        directory: Path,
+        num_blocks: int = 256,
+        block_size: int = 4,
+        max_num_sequences: int = 32,
+        max_batch_tokens: int = 64,
+        emit: Emit | None = None,
+    ) -> None:
+        self.config = ModelConfig.from_directory(directory)
+        reader = CheckpointReader(directory)
+        model = DenseModel(self.config, read_dense(reader, self.config, FLOAT32))
+        experts = GroupedExperts.load(reader, self.config, range(16), FLOAT32)
+        cache = KVCache(self.config, num_blocks, block_size, FLOAT32, torch.device("cpu"))
+        limits = SchedulerLimits(
+            max_num_sequences=max_num_sequences,
+            max_batch_tokens=max_batch_tokens,
+            long_rope_threshold=self.config.rope.original_max_position_embeddings,
+        )
+        self.pool = BlockPool(num_blocks, block_size)
+        self.scheduler = Scheduler(limits, self.pool)
+        self.engine = Engine(model, cache, self.scheduler, emit or self._note)
+        self.exchange: Exchange = LocalExchange(experts.forward)
+        self.deltas: dict[str, list[SequenceDelta]] = {}
+        self.outputs: list[StepOutput] = []
+
+    def _note(self, connection: int, output: StepOutput) -> None:
+        self.outputs.append(output)
+        for delta in output.deltas:
+            self.deltas.setdefault(delta.sequence_id, []).append(delta)
+
+    def submit(
+        self,
+        sequence_id: str,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        output_ids: list[int] | None = None,
+    ) -> None:
+        self.engine.submit(
+            0,
+            Submit(
+                sequence_id=sequence_id, prompt_ids=prompt_ids, params=params, output_ids=output_ids or []
+            ),
+        )
+
+    def run(self, max_steps: int = 10_000) -> None:
+        """Step until nothing is left to do."""
+        if not self.engine.is_ready:
+            self.engine.use_exchange(self.exchange)
+        for _ in range(max_steps):
+            self.engine.step_once()
+            if not (self.scheduler.running or self.scheduler.waiting):
+                return
+        raise AssertionError(f"not done after {max_steps} steps")
+
+    def tokens(self, sequence_id: str) -> list[int]:
+        return [token for delta in self.deltas[sequence_id] for token in delta.token_ids]
+
+    def logprobs(self, sequence_id: str) -> list[float]:
+        return [entry.logprob for delta in self.deltas[sequence_id] for entry in delta.logprobs]
+
+    def finish_reason(self, sequence_id: str) -> str | None:
+        return self.deltas[sequence_id][-1].finish_reason
+
+
+def greedy(max_tokens: int, **changes: Any) -> SamplingParams:
+    """Greedy, to the very end, reporting log-probabilities."""
+    fixed: dict[str, Any] = {"seed": 0, "temperature": 0.0, "logprobs": 0, "ignore_eos": True}
+    return SamplingParams(max_tokens=max_tokens, **(fixed | changes))

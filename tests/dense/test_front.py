@@ -1,0 +1,191 @@
+"""The dense actor's door over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.dense.front import Front
+from actors.messages import Cancel, Hello, StepOutput, Submit, Welcome
+from actors.wire import Frame, encode_frame, read_frame
+from tests.dense.local_engine import LocalEngine, greedy
+from tests.dense.test_exact import prompt
+
+TOKEN = "secret"
+MAX_MODEL_LEN = 300
+
+
+class Door:
+    """A front with its engine running behind it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.front = Front(3, TOKEN, MAX_MODEL_LEN)
+        self.local = LocalEngine(directory, emit=self.front.emit)
+        self.address = self.front.start(self.local.engine, "127.0.0.1")
+        self.local.engine.start()
+        self.local.engine.use_exchange(self.local.exchange)
+
+    def close(self) -> None:
+        self.local.engine.stop()
+        self.front.stop()
+
+
+@pytest.fixture
+def door(small_checkpoints: dict[str, Path]) -> Iterator[Door]:
+    door = Door(small_checkpoints["plain"])
+    yield door
+    door.close()
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @staticmethod
+    async def connect(door: Door, token: str = TOKEN) -> Client:
+        client = Client(*await asyncio.open_connection(*door.address))
+        client.send(Hello(token=token, ingress_id="test"))
+        return client
+
+    def send(self, frame: Frame) -> None:
+        self.writer.write(encode_frame(frame))
+
+    async def receive(self) -> Frame:
+        return await asyncio.wait_for(read_frame(self.reader), 20)
+
+    async def tokens(self, sequence_id: str) -> list[int]:
+        """All tokens of a sequence until it ends."""
+        tokens: list[int] = []
+        while True:
+            output = await self.receive()
+            assert isinstance(output, StepOutput)
+            for delta in output.deltas:
+                assert delta.sequence_id == sequence_id
+                tokens += delta.token_ids
+                if delta.finish_reason is not None:
+                    return tokens
+
+
+async def idle(door: Door) -> None:
+    """Wait until the engine has nothing left."""
+    async with asyncio.timeout(20):
+        while door.local.engine.load.running or door.local.engine.load.waiting:
+            await asyncio.sleep(0.01)
+
+
+def submit(sequence_id: str, max_tokens: int) -> Submit:
+    return Submit(sequence_id=sequence_id, prompt_ids=prompt(5), params=greedy(max_tokens))
+
+
+def test_a_sequence_streams_over_the_connection(door: Door) -> None:
+    async def scenario() -> list[int]:
+        client = await Client.connect(door)
+        welcome = await client.receive()
+        assert isinstance(welcome, Welcome)
+        assert (welcome.dense_index, welcome.max_model_len) == (3, MAX_MODEL_LEN)
+        client.send(submit("a", 7))
+        tokens = await client.tokens("a")
+        client.writer.close()
+        return tokens
+
+    assert len(asyncio.run(scenario())) == 7
+
+
+def test_a_wrong_token_is_shown_the_door(door: Door) -> None:
+    async def scenario() -> None:
+        client = await Client.connect(door, token="wrong")
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await client.receive()
+        client.writer.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        pytest.param(struct.pack("<I", 2**31) + b"x", id="too-long"),
+        pytest.param(struct.pack("<I", 3) + b"abc", id="not-msgpack"),
+        pytest.param(struct.pack("<I", 1) + b"\x90", id="not-a-message"),
+    ],
+)
+def test_garbage_ends_that_connection_and_no_other(door: Door, garbage: bytes) -> None:
+    async def scenario() -> None:
+        client, vandal = await Client.connect(door), await Client.connect(door)
+        await client.receive()
+        await vandal.receive()
+        vandal.writer.write(garbage)
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            while True:
+                await vandal.receive()
+        client.send(submit("a", 3))
+        assert len(await client.tokens("a")) == 3
+        client.writer.close()
+        vandal.writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_that_ends_frees_what_it_held(door: Door) -> None:
+    async def scenario() -> None:
+        client = await Client.connect(door)
+        await client.receive()
+        client.send(submit("a", 290))
+        await client.receive()
+        client.writer.transport.abort()
+        await idle(door)
+
+    asyncio.run(scenario())
+    assert door.local.pool.num_free == door.local.pool.num_blocks
+
+
+def test_a_cancelled_sequence_says_no_more(door: Door) -> None:
+    async def scenario() -> None:
+        client = await Client.connect(door)
+        await client.receive()
+        client.send(submit("a", 290))
+        await client.receive()
+        client.send(Cancel(sequence_id="a"))
+        await idle(door)
+        client.send(submit("b", 2))
+        seen: list[str] = []
+        while "b" not in seen:
+            output = await client.receive()
+            assert isinstance(output, StepOutput)
+            seen += [delta.sequence_id for delta in output.deltas]
+        assert seen.index("b") == len(seen) - 1
+        client.writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_what_cannot_fit_is_answered_with_an_error(door: Door) -> None:
+    async def scenario() -> str | None:
+        client = await Client.connect(door)
+        await client.receive()
+        client.send(submit("a", MAX_MODEL_LEN))
+        while True:
+            output = await client.receive()
+            assert isinstance(output, StepOutput)
+            if output.deltas:
+                client.writer.close()
+                assert output.deltas[0].finish_reason == "error"
+                return output.deltas[0].error
+
+    assert asyncio.run(scenario()) == "prompt and max_tokens make 305 tokens, the limit is 300"
+
+
+def test_a_quiet_connection_hears_a_heartbeat(door: Door) -> None:
+    async def scenario() -> Frame:
+        client = await Client.connect(door)
+        await client.receive()
+        beat = await client.receive()
+        client.writer.close()
+        return beat
+
+    beat = asyncio.run(scenario())
+    assert isinstance(beat, StepOutput) and beat.is_ready and not beat.deltas

@@ -1,0 +1,151 @@
+"""The scheduler is pure: random histories must keep its promises."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors.dense.blocks import BlockPool
+from actors.dense.scheduler import Chunk, Scheduler, SchedulerLimits
+from actors.dense.sequence import Sequence
+from actors.messages import SamplingParams
+
+
+def make_scheduler(
+    num_blocks: int = 16,
+    block_size: int = 4,
+    max_num_sequences: int = 4,
+    max_batch_tokens: int = 16,
+    long_rope_threshold: int | None = None,
+) -> Scheduler:
+    limits = SchedulerLimits(
+        max_num_sequences=max_num_sequences,
+        max_batch_tokens=max_batch_tokens,
+        long_rope_threshold=long_rope_threshold,
+    )
+    return Scheduler(limits, BlockPool(num_blocks, block_size))
+
+
+def make_sequence(arrival: int, num_prompt: int, max_tokens: int = 4) -> Sequence:
+    return Sequence(
+        sequence_id=str(arrival),
+        owner=0,
+        prompt_ids=[1] * num_prompt,
+        output_ids=[],
+        params=SamplingParams(max_tokens=max_tokens, seed=0),
+        arrival=arrival,
+    )
+
+
+def advance(scheduler: Scheduler) -> list[Chunk]:
+    """One step, each sampling sequence getting a token; finished ones leave."""
+    chunks = scheduler.plan()
+    draw(scheduler, chunks)
+    return chunks
+
+
+def draw(scheduler: Scheduler, chunks: list[Chunk]) -> None:
+    sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+    scheduler.commit(chunks)
+    for sequence in sampling:
+        sequence.output_ids.append(1)
+        if len(sequence.output_ids) == sequence.params.max_tokens:
+            scheduler.remove(sequence)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    arrivals=st.lists(
+        st.tuples(st.integers(0, 3), st.integers(1, 40), st.integers(1, 24)), min_size=1, max_size=12
+    ),
+    num_blocks=st.integers(16, 24),
+    max_num_sequences=st.integers(1, 6),
+    max_batch_tokens=st.integers(1, 50),
+    threshold=st.none() | st.integers(1, 60),
+    cancel_every=st.integers(2, 9),
+)
+def test_every_sequence_ends_within_the_limits_and_all_blocks_return(
+    arrivals: list[tuple[int, int, int]],
+    num_blocks: int,
+    max_num_sequences: int,
+    max_batch_tokens: int,
+    threshold: int | None,
+    cancel_every: int,
+) -> None:
+    scheduler = make_scheduler(num_blocks, 4, max_num_sequences, max_batch_tokens, threshold)
+    pending = [
+        (delay, make_sequence(i, prompt, output)) for i, (delay, prompt, output) in enumerate(arrivals)
+    ]
+    cancelled: list[Sequence] = []
+    for step in range(5000):
+        while pending and pending[0][0] <= step:
+            scheduler.add(pending.pop(0)[1])
+        chunks = scheduler.plan()
+        check_step(scheduler, chunks, threshold)
+        draw(scheduler, chunks)
+        if step % cancel_every == 0 and len(scheduler.running) > 1 and len(cancelled) < 2:
+            cancelled.append(scheduler.running[-1])
+            scheduler.remove(scheduler.running[-1])
+        if not (pending or scheduler.running or scheduler.waiting):
+            break
+        assert chunks or pending, "nothing is computed though something waits"
+    else:
+        raise AssertionError("sequences starve")
+    assert scheduler.pool.num_free == num_blocks
+
+
+def check_step(scheduler: Scheduler, chunks: list[Chunk], threshold: int | None) -> None:
+    limits = scheduler.limits
+    assert sum(chunk.num_tokens for chunk in chunks) <= limits.max_batch_tokens
+    assert len(chunks) <= limits.max_num_sequences and len(scheduler.running) <= limits.max_num_sequences
+    assert len({id(chunk.sequence) for chunk in chunks}) == len(chunks)
+    sizes = [chunk.num_tokens for chunk in chunks]
+    assert all(size >= 1 for size in sizes)
+    assert sorted(sizes, key=lambda size: size > 1) == sizes, "chunks of one token come first"
+    held = [block for s in scheduler.running for block in s.blocks]
+    assert len(set(held)) == len(held), "a block has one owner"
+    assert len(held) + scheduler.pool.num_free == scheduler.pool.num_blocks
+    assert not any(s.blocks or s.num_computed for s in scheduler.waiting)
+    for chunk in chunks:
+        assert chunk.start == chunk.sequence.num_computed
+        assert chunk.sequence.is_long == (threshold is not None and chunk.sequence.num_tokens > threshold)
+
+
+def test_a_failed_step_is_planned_again() -> None:
+    scheduler = make_scheduler()
+    for arrival in range(3):
+        scheduler.add(make_sequence(arrival, 7))
+    first = scheduler.plan()
+    assert scheduler.plan() == first
+
+
+def test_decoding_sequences_go_before_prefill() -> None:
+    scheduler = make_scheduler(max_batch_tokens=8, num_blocks=64)
+    scheduler.add(make_sequence(0, 4))
+    advance(scheduler)
+    scheduler.add(make_sequence(1, 40))
+    chunks = advance(scheduler)
+    assert [(c.sequence.arrival, c.num_tokens) for c in chunks] == [(0, 1), (1, 7)]
+
+
+def test_a_crossing_sequence_is_recomputed_and_the_others_are_not() -> None:
+    scheduler = make_scheduler(long_rope_threshold=10, num_blocks=64, max_batch_tokens=64)
+    scheduler.add(make_sequence(0, 9, max_tokens=8))
+    scheduler.add(make_sequence(1, 3, max_tokens=8))
+    advance(scheduler)
+    assert [c.num_tokens for c in advance(scheduler)] == [1, 1]  # 10 tokens: the limit itself
+    crossing = {c.sequence.arrival: (c.start, c.end) for c in advance(scheduler)}
+    assert crossing == {1: (4, 5), 0: (0, 11)}
+    assert [s.is_long for s in scheduler.running] == [True, False]
+    assert [c.num_tokens for c in advance(scheduler)] == [1, 1]
+
+
+def test_the_youngest_gives_way_when_blocks_run_out() -> None:
+    scheduler = make_scheduler(num_blocks=4, block_size=4, max_batch_tokens=64)
+    scheduler.add(make_sequence(0, 8, max_tokens=6))
+    scheduler.add(make_sequence(1, 7, max_tokens=6))
+    advance(scheduler)
+    chunks = advance(scheduler)  # the first needs a third block
+    assert [c.sequence.arrival for c in chunks] == [0]
+    assert scheduler.num_preemptions == 1
+    assert [s.arrival for s in scheduler.waiting] == [1]

@@ -1,0 +1,147 @@
+"""One body for every transport: what comes back is bit for bit what `local` computes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from actors.exchange.interface import Exchange
+from actors.exchange.local import LocalExchange
+from actors.settings import ExchangeSettings
+from tests.exchange.processes import DTYPES, ExpertProcesses, linked, load_all, spread
+
+MAX_ROWS = 4096
+
+needs_two_gpus = pytest.mark.skipif(
+    torch.cuda.device_count() < 2, reason="NCCL wants a CUDA device for each rank, at least two"
+)
+TRANSPORTS = [
+    pytest.param("local", "auto", id="local"),
+    pytest.param("links", "tcp", id="links-tcp"),
+    pytest.param("links", "gloo", id="links-gloo"),
+    pytest.param("all_to_all", "gloo", id="all-to-all-gloo"),
+    pytest.param("links", "nccl", id="links-nccl", marks=[needs_two_gpus, pytest.mark.gpu]),
+    pytest.param("all_to_all", "nccl", id="all-to-all-nccl", marks=[needs_two_gpus, pytest.mark.gpu]),
+]
+
+Routes = Callable[[int], torch.Tensor]
+"""num_tokens -> expert_ids [T, 2], two different experts each."""
+
+
+def spread_evenly(num_tokens: int) -> torch.Tensor:
+    return torch.rand(num_tokens, 16).argsort(dim=1)[:, :2]
+
+
+def all_to_the_first(num_tokens: int) -> torch.Tensor:
+    return torch.tensor([[0, 1]]).repeat(num_tokens, 1)
+
+
+def all_to_the_ends(num_tokens: int) -> torch.Tensor:
+    return torch.tensor([[15, 0]]).repeat(num_tokens, 1)
+
+
+def mostly_to_one(num_tokens: int) -> torch.Tensor:
+    others = torch.randint(0, 15, (num_tokens, 1))
+    return torch.cat((others, torch.full((num_tokens, 1), 15)), dim=1)
+
+
+CASES: list[tuple[Routes, int]] = [
+    (spread_evenly, 0),
+    (spread_evenly, 1),
+    (spread_evenly, 2),
+    (spread_evenly, 33),
+    (all_to_the_first, 1),
+    (all_to_the_first, 64),
+    (all_to_the_ends, 17),
+    (mostly_to_one, 200),
+    (spread_evenly, 3000),
+]
+
+
+@pytest.mark.parametrize("num_actors", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("transport", "backend"), TRANSPORTS)
+def test_results_are_those_of_local(
+    processes: ExpertProcesses, transport: str, backend: str, dtype: str, num_actors: int
+) -> None:
+    config, experts = load_all(DTYPES[dtype])
+    reference = LocalExchange(experts.forward)
+    if transport == "local":
+        check_conformance(LocalExchange(experts.forward), reference, config.hidden_size, dtype)
+        return
+    settings = ExchangeSettings(transport=transport, backend=backend, max_rows=MAX_ROWS)
+    with linked(processes, settings, dtype, spread(num_actors)) as star:
+        check_conformance(star.exchange, reference, config.hidden_size, dtype)
+
+
+@pytest.mark.parametrize(
+    ("transport", "backend"), [("links", "tcp"), ("links", "gloo"), ("all_to_all", "gloo")]
+)
+def test_two_dense_actors_are_served_side_by_side(
+    processes: ExpertProcesses, transport: str, backend: str
+) -> None:
+    config, experts = load_all(torch.bfloat16)
+    settings = ExchangeSettings(transport=transport, backend=backend, max_rows=MAX_ROWS)
+    failures: list[BaseException] = []
+    with linked(processes, settings, "bfloat16", spread(2), num_dense=2) as star:
+
+        def run(exchange: Exchange) -> None:
+            try:
+                check_conformance(exchange, LocalExchange(experts.forward), config.hidden_size, "bfloat16")
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=run, args=(exchange,)) for exchange in star.exchanges]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+
+
+@pytest.mark.parametrize(
+    ("transport", "backend"), [("links", "tcp"), ("links", "gloo"), ("all_to_all", "gloo")]
+)
+def test_a_long_pause_does_not_break_the_exchange(
+    processes: ExpertProcesses, transport: str, backend: str
+) -> None:
+    config, experts = load_all(torch.float32)
+    settings = ExchangeSettings(transport=transport, backend=backend, deadline_seconds=0.6)
+    with linked(processes, settings, "float32", spread(2)) as star:
+        threading.Event().wait(2.0)
+        rows, ids, weights = batch(spread_evenly, 5, config.hidden_size, "float32")
+        got = star.exchange.combine(star.exchange.dispatch(0, rows, ids, weights))
+        reference = LocalExchange(experts.forward)
+        assert torch.equal(got, reference.combine(reference.dispatch(0, rows, ids, weights)))
+
+
+def check_conformance(exchange: Exchange, reference: Exchange, hidden_size: int, dtype: str) -> None:
+    for layer, (routes, num_tokens) in enumerate(CASES):
+        rows, ids, weights = batch(routes, num_tokens, hidden_size, dtype)
+        got = exchange.combine(exchange.dispatch(layer % 2, rows, ids, weights))
+        expected = reference.combine(reference.dispatch(layer % 2, rows, ids, weights))
+        assert got.shape == rows.shape and got.dtype == rows.dtype
+        assert torch.equal(got, expected), f"{num_tokens} tokens, {routes.__name__}"
+    check_several_under_way(exchange, reference, hidden_size, dtype)
+
+
+def check_several_under_way(exchange: Exchange, reference: Exchange, hidden_size: int, dtype: str) -> None:
+    """Dispatches of different sizes at the same time, combined in another order."""
+    batches = [
+        batch(routes, num_tokens, hidden_size, dtype)
+        for routes, num_tokens in [(spread_evenly, 500), (all_to_the_first, 3), (spread_evenly, 2000)]
+    ]
+    handles = [exchange.dispatch(layer % 2, *inputs) for layer, inputs in enumerate(batches)]
+    for layer in (1, 0, 2):
+        expected = reference.combine(reference.dispatch(layer % 2, *batches[layer]))
+        assert torch.equal(exchange.combine(handles[layer]), expected)
+
+
+def batch(
+    routes: Routes, num_tokens: int, hidden_size: int, dtype: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows = torch.randn(num_tokens, hidden_size).to(DTYPES[dtype])
+    return rows, routes(num_tokens), torch.rand(num_tokens, 2)

@@ -1,0 +1,249 @@
+"""Requests and channels against a dense actor's door that counts upwards: token i of a sequence is i."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from actors.errors import FrameError
+from actors.messages import (
+    Cancel,
+    Hello,
+    Load,
+    SamplingParams,
+    SequenceDelta,
+    StepOutput,
+    Submit,
+    TokenLogprobs,
+    Welcome,
+)
+from actors.wire import encode_frame, read_frame
+from cluster.channel import Channels
+from cluster.errors import ClientError, DeadlineExceeded, RequestFailed, ServerUnavailable
+from cluster.openai.request import OutputOptions, SequenceRequest
+from cluster.requests import Deadlines, Request
+from cluster.view import DenseDoor, Doors
+
+LOAD = Load(running=0, waiting=0, free_blocks=1, total_blocks=1)
+QUICK = Deadlines(total_seconds=10, resume_seconds=5)
+
+
+class CountingDoor:
+    """Speaks the dense actor's frames. Submitted sequences get one token per tick until they have max_tokens."""
+
+    def __init__(self) -> None:
+        self.submitted: list[Submit] = []
+        self.cancelled: list[str] = []
+        self.lose_after: int | None = None
+        """Tokens after which the connection is cut, once."""
+        self.tick_seconds = 0.001
+        self.refusal: str | None = None
+        self.token = "secret"
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def open(self) -> DenseDoor:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return DenseDoor(index=0, host="127.0.0.1", port=self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for writer in list(self._writers):
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        tasks: dict[str, asyncio.Task[None]] = {}
+        with suppress(asyncio.IncompleteReadError, ConnectionError, FrameError):
+            hello = await read_frame(reader)
+            assert isinstance(hello, Hello)
+            if hello.token == self.token:
+                writer.write(
+                    encode_frame(Welcome(dense_index=0, is_ready=True, max_model_len=100, load=LOAD))
+                )
+                while True:
+                    frame = await read_frame(reader)
+                    if isinstance(frame, Submit):
+                        self.submitted.append(frame)
+                        tasks[frame.sequence_id] = asyncio.create_task(self._count(frame, writer))
+                    elif isinstance(frame, Cancel):
+                        self.cancelled.append(frame.sequence_id)
+                        tasks[frame.sequence_id].cancel()
+        for task in tasks.values():
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+        self._writers.discard(writer)
+        writer.close()
+
+    async def _count(self, order: Submit, writer: asyncio.StreamWriter) -> None:
+        for token_id in range(len(order.output_ids), order.params.max_tokens):
+            await asyncio.sleep(self.tick_seconds)
+            if self.lose_after is not None and token_id >= self.lose_after:
+                self.lose_after = None
+                writer.transport.abort()
+                return
+            is_last = token_id == order.params.max_tokens - 1
+            delta = SequenceDelta(
+                sequence_id=order.sequence_id,
+                token_ids=[token_id],
+                prompt_logprobs=[TokenLogprobs(token_id=1, logprob=-1.0, rank=1)]
+                if token_id == len(order.output_ids)
+                else None,
+                finish_reason="error" if self.refusal else "length" if is_last else None,
+                error=self.refusal,
+            )
+            writer.write(encode_frame(StepOutput(deltas=[delta], load=LOAD)))
+
+
+def order(index: int = 0, max_tokens: int = 20) -> SequenceRequest:
+    return SequenceRequest(
+        index=index,
+        prompt_index=index,
+        prompt_ids=(1, 2),
+        echo_text="",
+        params=SamplingParams(max_tokens=max_tokens, seed=1),
+        output=OutputOptions(),
+        eos_token_ids=(),
+    )
+
+
+@asynccontextmanager
+async def connected(token: str = "secret") -> AsyncIterator[tuple[CountingDoor, Channels]]:
+    door, channels = CountingDoor(), Channels("test")
+    address = await door.open()
+    await channels.update(Doors(version=1, token=token, dense=(address,)))
+    try:
+        yield door, channels
+    finally:
+        await channels.close()
+        await door.close()
+
+
+async def tokens_of(request: Request) -> dict[int, list[int]]:
+    tokens: dict[int, list[int]] = {}
+    async for index, delta in request.deltas():
+        tokens.setdefault(index, []).extend(delta.token_ids)
+    return tokens
+
+
+async def fails_with(error: type[ClientError], request: Request) -> None:
+    with pytest.raises(error):
+        await tokens_of(request)
+
+
+def in_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    def run() -> None:
+        asyncio.run(test())
+
+    run.__name__ = test.__name__
+    return run
+
+
+@in_loop
+async def test_all_sequences_of_a_request_arrive() -> None:
+    async with connected() as (_, channels):
+        await channels.acquire(5)
+        request = Request("r", [order(0), order(1, 7)], channels, QUICK)
+        assert await tokens_of(request) == {0: list(range(20)), 1: list(range(7))}
+
+
+@in_loop
+async def test_after_a_lost_connection_a_request_goes_on_where_it_was() -> None:
+    async with connected() as (door, channels):
+        await channels.acquire(5)
+        door.lose_after = 8
+        request = Request("r", [order(0), order(1, 7)], channels, QUICK)
+        assert await tokens_of(request) == {0: list(range(20)), 1: list(range(7))}
+        assert door.lose_after is None and request.num_resumed == 1
+        assert door.submitted[-1].output_ids == list(range(8))
+        assert door.submitted[-1].params == door.submitted[0].params
+
+
+@in_loop
+async def test_prompt_logprobs_are_given_once_although_a_resumed_run_sends_them_again() -> None:
+    async with connected() as (door, channels):
+        await channels.acquire(5)
+        door.lose_after = 8
+        request = Request("r", [order()], channels, QUICK)
+        given = [
+            delta.prompt_logprobs async for _, delta in request.deltas() if delta.prompt_logprobs is not None
+        ]
+        assert len(given) == 1 and request.num_resumed == 1
+
+
+@in_loop
+async def test_a_request_that_is_closed_early_is_cancelled_at_the_dense_actor() -> None:
+    async with connected() as (door, channels):
+        await channels.acquire(5)
+        deltas = Request("r", [order(max_tokens=10_000)], channels, QUICK).deltas()
+        await anext(deltas)
+        await deltas.aclose()
+        await asyncio.sleep(0.1)
+        assert door.cancelled == [door.submitted[0].sequence_id]
+
+
+@in_loop
+async def test_a_finished_sequence_is_not_waited_for() -> None:
+    async with connected() as (door, channels):
+        await channels.acquire(5)
+        request = Request("r", [order(max_tokens=10_000)], channels, QUICK)
+        async for index, _ in request.deltas():
+            request.finish(index)
+        await asyncio.sleep(0.1)
+        assert door.cancelled == [door.submitted[0].sequence_id]
+
+
+@in_loop
+async def test_a_request_ends_at_its_deadline() -> None:
+    async with connected() as (door, channels):
+        await channels.acquire(5)
+        request = Request(
+            "r", [order(max_tokens=10**6)], channels, Deadlines(total_seconds=0.2, resume_seconds=5)
+        )
+        await fails_with(DeadlineExceeded, request)
+        await asyncio.sleep(0.1)
+        assert len(door.cancelled) == 1
+
+
+@in_loop
+async def test_a_sequence_that_the_dense_actor_cannot_compute_fails_the_request() -> None:
+    async with connected() as (door, channels):
+        await channels.acquire(5)
+        door.refusal = "no room"
+        with pytest.raises(RequestFailed, match="no room"):
+            await tokens_of(Request("r", [order()], channels, QUICK))
+
+
+@in_loop
+async def test_before_the_first_dense_actor_is_ready_requests_are_refused_at_once() -> None:
+    channels = Channels("test")
+    began = asyncio.get_running_loop().time()
+    await fails_with(ServerUnavailable, Request("r", [order()], channels, QUICK))
+    assert asyncio.get_running_loop().time() - began < 1
+
+
+@in_loop
+async def test_a_dense_actor_that_stays_away_ends_the_request_after_the_resume_deadline() -> None:
+    async with connected() as (door, channels):
+        await channels.acquire(5)
+        request = Request(
+            "r", [order(max_tokens=10**6)], channels, Deadlines(total_seconds=10, resume_seconds=0.3)
+        )
+        deltas = request.deltas()
+        await anext(deltas)
+        await door.close()
+        with pytest.raises(ServerUnavailable):
+            async for _ in deltas:
+                pass
+
+
+@in_loop
+async def test_a_wrong_token_never_becomes_ready() -> None:
+    async with connected(token="wrong") as (_, channels):
+        with pytest.raises(asyncio.TimeoutError):
+            await channels.acquire(0.3)
