@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="model to ask for (default: the first of /v1/models)")
     parser.add_argument("--api-key", metavar="KEY", help="sent as a bearer token")
     parser.add_argument("--system", metavar="TEXT", help="system message that opens the conversation")
-    parser.add_argument("--temperature", type=float, help="(default: the server's)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="(default: 0, the likeliest reply)")
     parser.add_argument("--max-tokens", type=int, help="longest reply in tokens (default: the server's)")
 
 

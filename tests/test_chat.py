@@ -57,7 +57,7 @@ def test_reset_forgets_all_but_the_system_message_and_exit_leaves() -> None:
     assert [len(body["messages"]) for body in server.bodies] == [2, 2]
     assert server.bodies[1]["messages"][0]["role"] == "system"
     assert server.bodies[1]["model"] == "named"
-    assert "temperature" not in server.bodies[0]
+    assert server.bodies[0]["temperature"] == 0 and "max_tokens" not in server.bodies[0]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ Legend: T tokens, H hidden, K experts per token, t tokens of one actor, n result
     rows [T, H]  --by owner-->  message to actor a: rows [t, H] with routing [t, K]
     results [T * K, H]  <--scattered by (t, k)--  message from actor a: results [n, H]
 
-Several dispatches may be under way; actors answer each link in order, and an answer finds its dispatch by number.
+A few dispatches may be under way; actors answer each link in order, and an answer finds its dispatch by number.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ from actors.exchange.interface import Handle
 from actors.exchange.link import Link
 from actors.exchange.message import FAILURE, MAGIC, RESULTS, ROWS, Header, Message
 from actors.exchange.split import Share, owner_table, split_rows
+
+MAX_UNDER_WAY = 4
+"""Dispatches that may wait for their combine. Beyond some number both ends of a link would have all buffers full of what
+the other has not yet asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -62,6 +66,8 @@ class LinksExchange:
         self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
     ) -> Handle:
         self._check()
+        if len(self._under_way) == MAX_UNDER_WAY:
+            raise ValueError(f"a dispatch while {MAX_UNDER_WAY} others are under way")
         num_tokens, num_choices = expert_ids.shape
         # On CUDA this is the layer's one sync: the host must know how many rows go where.
         ids, scales = expert_ids.cpu().numpy(), weights.cpu().numpy()

@@ -119,7 +119,9 @@ class Message:
     ) -> torch.Tensor:
         """Write header and routing [T, K] and return where the rows [T, H] belong. ValueError for too many rows."""
         if header.num_tokens > self.format.max_rows:
-            raise ValueError(f"a dispatch of {header.num_tokens} rows to one actor, max_rows is {self.format.max_rows}")
+            raise ValueError(
+                f"a dispatch of {header.num_tokens} rows to one actor, max_rows is {self.format.max_rows}"
+            )
         count = expert_ids.size
         end = HEADER_BYTES + 4 * count
         self._array[HEADER_BYTES:end].view(np.int32)[:] = expert_ids.reshape(-1)

@@ -48,6 +48,10 @@ class TcpLink:
         self._free = [Message(message_format)]
         self._arrived: deque[Message] = deque()
         self._current: Message | None = None
+        """What the last `receive` gave out."""
+        self._partial: Message | None = None
+        """What is being read, with the bytes read so far."""
+        self._num_read = 0
 
     @property
     def peer(self) -> str:
@@ -66,8 +70,7 @@ class TcpLink:
             if self._current is not None:
                 self._free.append(self._current)
                 self._current = None
-            if not self._arrived:
-                self._read_message(layer, deadline or Deadline(seconds=_FOR_EVER_SECONDS))
+            self._wait_to_receive(layer, deadline or Deadline(seconds=_FOR_EVER_SECONDS))
             self._current = self._arrived.popleft()
             return self._current
 
@@ -99,33 +102,49 @@ class TcpLink:
         events = self._either.poll(deadline.remaining_seconds * 1000)
         if not events:
             raise DeadlineError(self._peer, layer, "room for a message", deadline.seconds)
-        if events[0][1] & select.POLLIN:
-            self._read_message(layer, deadline)
+        if events[0][1] & ~select.POLLOUT:
+            self._read_available(layer)
 
-    def _read_message(self, layer: int | None, deadline: Deadline) -> None:
-        message = self._free.pop() if self._free else Message(self._format)
-        view = message.host_view
-        self._read(view[:HEADER_BYTES], layer, deadline)
-        fault = message.fault()
-        if fault is not None:
-            raise LinkError(self._peer, layer, f"sent {fault}")
-        self._read(view[HEADER_BYTES : message.num_host_bytes], layer, deadline)
+    def _wait_to_receive(self, layer: int | None, deadline: Deadline) -> None:
+        """Until a whole message has arrived."""
+        while not self._arrived:
+            self._read_available(layer)
+            if self._arrived:
+                return
+            is_readable = self._readable.poll(min(deadline.remaining_seconds, 1e6) * 1000)
+            if not is_readable and deadline.has_passed:
+                raise DeadlineError(self._peer, layer, "message", deadline.seconds)
+
+    def _read_available(self, layer: int | None) -> None:
+        """Read what is there, up to the end of a message, and never wait: two ends that waited for the rest of each
+        other's message in the middle of their own would wait for ever."""
+        message = self._partial
+        if message is None:
+            message = self._partial = self._free.pop() if self._free else Message(self._format)
+            self._num_read = 0
+        try:
+            while not self._is_whole(message, layer):
+                end = HEADER_BYTES if self._num_read < HEADER_BYTES else message.num_host_bytes
+                count = self._socket.recv_into(message.host_view[self._num_read : end])
+                if count == 0:
+                    raise LinkError(self._peer, layer, "closed")
+                self._num_read += count
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise self._broken(layer, error) from error
+        self._partial = None
         self._arrived.append(message)
 
-    def _read(self, target: memoryview, layer: int | None, deadline: Deadline) -> None:
-        while target:
-            try:
-                count = self._socket.recv_into(target)
-            except BlockingIOError:
-                is_readable = self._readable.poll(min(deadline.remaining_seconds, 1e6) * 1000)
-                if not is_readable and deadline.has_passed:
-                    raise DeadlineError(self._peer, layer, "message", deadline.seconds) from None
-                continue
-            except OSError as error:
-                raise self._broken(layer, error) from error
-            if count == 0:
-                raise LinkError(self._peer, layer, "closed")
-            target = target[count:]
+    def _is_whole(self, message: Message, layer: int | None) -> bool:
+        """Whether all of it was read; as soon as the header was, it is checked."""
+        if self._num_read < HEADER_BYTES:
+            return False
+        if self._num_read == HEADER_BYTES:
+            fault = message.fault()
+            if fault is not None:
+                raise LinkError(self._peer, layer, f"sent {fault}")
+        return self._num_read == message.num_host_bytes
 
     def _broken(self, layer: int | None, error: OSError) -> LinkError:
         is_closed = self._is_closed or isinstance(error, (ConnectionResetError, BrokenPipeError))

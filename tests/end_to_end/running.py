@@ -65,7 +65,8 @@ class Running:
 
     def descendants(self) -> list[psutil.Process]:
         """Every process below this one."""
-        return psutil.Process(self.process.pid).children(recursive=True)
+        below: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
+        return below
 
 
 def environment(home: Path) -> dict[str, str]:

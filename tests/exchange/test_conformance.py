@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
@@ -19,7 +21,6 @@ needs_two_gpus = pytest.mark.skipif(
     torch.cuda.device_count() < 2, reason="NCCL wants a CUDA device for each rank, at least two"
 )
 TRANSPORTS = [
-    pytest.param("local", "auto", id="local"),
     pytest.param("links", "tcp", id="links-tcp"),
     pytest.param("links", "gloo", id="links-gloo"),
     pytest.param("all_to_all", "gloo", id="all-to-all-gloo"),
@@ -67,14 +68,15 @@ CASES: list[tuple[Routes, int]] = [
 def test_results_are_those_of_local(
     processes: ExpertProcesses, transport: str, backend: str, dtype: str, num_actors: int
 ) -> None:
-    config, experts = load_all(DTYPES[dtype])
-    reference = LocalExchange(experts.forward)
-    if transport == "local":
-        check_conformance(LocalExchange(experts.forward), reference, config.hidden_size, dtype)
-        return
     settings = ExchangeSettings(transport=transport, backend=backend, max_rows=MAX_ROWS)
     with linked(processes, settings, dtype, spread(num_actors)) as star:
-        check_conformance(star.exchange, reference, config.hidden_size, dtype)
+        check_conformance(star.exchange, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_local_itself_passes(dtype: str) -> None:
+    _, experts = load_all(DTYPES[dtype])
+    check_conformance(LocalExchange(experts.forward), dtype)
 
 
 @pytest.mark.parametrize(
@@ -83,8 +85,8 @@ def test_results_are_those_of_local(
 def test_two_dense_actors_are_served_side_by_side(
     processes: ExpertProcesses, transport: str, backend: str
 ) -> None:
-    config, experts = load_all(torch.bfloat16)
     settings = ExchangeSettings(transport=transport, backend=backend, max_rows=MAX_ROWS)
+    batches("bfloat16")
     failures: list[BaseException] = []
     with linked(processes, settings, "bfloat16", spread(2), num_dense=2) as star:
 
@@ -108,40 +110,60 @@ def test_two_dense_actors_are_served_side_by_side(
 def test_a_long_pause_does_not_break_the_exchange(
     processes: ExpertProcesses, transport: str, backend: str
 ) -> None:
-    config, experts = load_all(torch.float32)
-    settings = ExchangeSettings(transport=transport, backend=backend, deadline_seconds=0.6)
+    settings = ExchangeSettings(transport=transport, backend=backend, deadline_seconds=0.7)
     with linked(processes, settings, "float32", spread(2)) as star:
-        threading.Event().wait(2.0)
-        rows, ids, weights = batch(spread_evenly, 5, config.hidden_size, "float32")
-        got = star.exchange.combine(star.exchange.dispatch(0, rows, ids, weights))
-        reference = LocalExchange(experts.forward)
-        assert torch.equal(got, reference.combine(reference.dispatch(0, rows, ids, weights)))
+        threading.Event().wait(1.6)
+        check(star.exchange, batches("float32")[3])
 
 
-def check_conformance(exchange: Exchange, reference: Exchange, hidden_size: int, dtype: str) -> None:
-    for layer, (routes, num_tokens) in enumerate(CASES):
-        rows, ids, weights = batch(routes, num_tokens, hidden_size, dtype)
-        got = exchange.combine(exchange.dispatch(layer % 2, rows, ids, weights))
-        expected = reference.combine(reference.dispatch(layer % 2, rows, ids, weights))
-        assert got.shape == rows.shape and got.dtype == rows.dtype
-        assert torch.equal(got, expected), f"{num_tokens} tokens, {routes.__name__}"
-    check_several_under_way(exchange, reference, hidden_size, dtype)
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What is dispatched, and what `local` makes of it."""
+
+    name: str
+    layer: int
+    rows: torch.Tensor
+    expert_ids: torch.Tensor
+    weights: torch.Tensor
+    expected: torch.Tensor
 
 
-def check_several_under_way(exchange: Exchange, reference: Exchange, hidden_size: int, dtype: str) -> None:
+@cache
+def batches(dtype: str) -> list[Batch]:
+    config, experts = load_all(DTYPES[dtype])
+    reference = LocalExchange(experts.forward)
+    made = []
+    for number, (routes, num_tokens) in enumerate(CASES):
+        rows = torch.randn(num_tokens, config.hidden_size).to(DTYPES[dtype])
+        ids, weights = routes(num_tokens), torch.rand(num_tokens, 2)
+        layer = number % config.num_layers
+        made.append(
+            Batch(
+                name=f"{num_tokens} tokens, {routes.__name__}",
+                layer=layer,
+                rows=rows,
+                expert_ids=ids,
+                weights=weights,
+                expected=reference.combine(reference.dispatch(layer, rows, ids, weights)),
+            )
+        )
+    return made
+
+
+def check_conformance(exchange: Exchange, dtype: str) -> None:
+    for one in batches(dtype):
+        check(exchange, one)
+    check_several_under_way(exchange, batches(dtype)[-3:])
+
+
+def check(exchange: Exchange, one: Batch) -> None:
+    got = exchange.combine(exchange.dispatch(one.layer, one.rows, one.expert_ids, one.weights))
+    assert got.shape == one.rows.shape and got.dtype == one.rows.dtype
+    assert torch.equal(got, one.expected), one.name
+
+
+def check_several_under_way(exchange: Exchange, three: list[Batch]) -> None:
     """Dispatches of different sizes at the same time, combined in another order."""
-    batches = [
-        batch(routes, num_tokens, hidden_size, dtype)
-        for routes, num_tokens in [(spread_evenly, 500), (all_to_the_first, 3), (spread_evenly, 2000)]
-    ]
-    handles = [exchange.dispatch(layer % 2, *inputs) for layer, inputs in enumerate(batches)]
-    for layer in (1, 0, 2):
-        expected = reference.combine(reference.dispatch(layer % 2, *batches[layer]))
-        assert torch.equal(exchange.combine(handles[layer]), expected)
-
-
-def batch(
-    routes: Routes, num_tokens: int, hidden_size: int, dtype: str
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    rows = torch.randn(num_tokens, hidden_size).to(DTYPES[dtype])
-    return rows, routes(num_tokens), torch.rand(num_tokens, 2)
+    handles = [exchange.dispatch(one.layer, one.rows, one.expert_ids, one.weights) for one in three]
+    for place in (1, 0, 2):
+        assert torch.equal(exchange.combine(handles[place]), three[place].expected)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from actors.settings import ExchangeSettings
 from tests.exchange.processes import (
     NODE_IP,
     PRESET,
+    ExpertProcess,
     ExpertProcesses,
     Join,
     Stop,
@@ -54,7 +54,7 @@ def test_a_killed_peer_is_noticed_at_once_in_mid_step(
 
         timer = threading.Timer(0.3, kill)
         timer.start()
-        with pytest.raises(LinkError, match="closed|broken"):
+        with pytest.raises(LinkError, match=r"closed|broken"):
             exchange_rows(star.exchange)
         noticed_at = time.monotonic()
         timer.join()
@@ -87,7 +87,7 @@ def test_an_expert_actor_sees_that_a_dense_actor_has_left(
         star.exchange.close()
         star.exchange.close()
         for expert in star.experts:
-            wait_for(lambda expert=expert: expert.report().state == "lost")
+            wait_until_lost(expert)
             assert "closed" in str(expert.report().detail["failure"])
         with pytest.raises(LinkError, match="closed"):
             exchange_rows(star.exchange)
@@ -102,7 +102,7 @@ def test_a_dense_actor_sees_that_an_expert_actor_has_left(
         exchange_rows(star.exchange)
         star.experts[1].ask(Stop())
         started_at = time.monotonic()
-        with pytest.raises(LinkError, match="closed|broken"):
+        with pytest.raises(LinkError, match=r"closed|broken"):
             exchange_rows(star.exchange)
         assert time.monotonic() - started_at < 2
 
@@ -138,9 +138,7 @@ def test_a_membership_that_is_not_newer_is_refused(
     settings = ExchangeSettings(transport=transport, backend=backend)
     with linked(processes, settings, "bfloat16", spread(1)) as star:
         for epoch in (star.membership.epoch, star.membership.epoch - 1):
-            older = Membership(
-                epoch=epoch, dense=star.membership.dense, experts=star.membership.experts
-            )
+            older = Membership(epoch=epoch, dense=star.membership.dense, experts=star.membership.experts)
             error = star.experts[0].ask(Join(membership=older))
             assert isinstance(error, StaleEpochError)
             assert (error.epoch, error.current) == (epoch, star.membership.epoch)
@@ -171,7 +169,10 @@ def test_meeting_peers_can_be_given_up(transport: str, backend: str) -> None:
 @pytest.mark.parametrize("backend", ["tcp", "gloo"])
 def test_an_expert_that_cannot_compute_says_why(processes: ExpertProcesses, backend: str) -> None:
     settings = ExchangeSettings(transport="links", backend=backend)
-    with linked(processes, settings, "bfloat16", spread(1)) as star, pytest.raises(ExpertFailedError) as caught:
+    with (
+        linked(processes, settings, "bfloat16", spread(1)) as star,
+        pytest.raises(ExpertFailedError) as caught,
+    ):
         exchange_rows(star.exchange, layer=99)
     assert caught.value.peer == "expert-0"
     assert caught.value.layer == 99
@@ -180,9 +181,11 @@ def test_an_expert_that_cannot_compute_says_why(processes: ExpertProcesses, back
 
 def test_too_many_rows_for_a_message_are_refused(processes: ExpertProcesses) -> None:
     settings = ExchangeSettings(transport="links", backend="tcp", max_rows=8)
-    with linked(processes, settings, "bfloat16", spread(1)) as star:
-        with pytest.raises(ValueError, match="9 rows to one actor, max_rows is 8"):
-            exchange_rows(star.exchange, num_tokens=9)
+    with (
+        linked(processes, settings, "bfloat16", spread(1)) as star,
+        pytest.raises(ValueError, match="9 rows to one actor, max_rows is 8"),
+    ):
+        exchange_rows(star.exchange, num_tokens=9)
 
 
 def exchange_rows(exchange: Exchange, layer: int = 0, num_tokens: int = 5) -> None:
@@ -202,8 +205,8 @@ def lonely(host: str, port: int) -> Membership:
     )
 
 
-def wait_for(is_so: Callable[[], bool], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "it never came true"
+def wait_until_lost(expert: ExpertProcess) -> None:
+    deadline = time.monotonic() + 5
+    while expert.report().state != "lost":
+        assert time.monotonic() < deadline, "the actor never noticed"
         time.sleep(0.01)

@@ -1,0 +1,160 @@
+"""Dense and expert actors together, without Ray: every transport, every number of expert actors, the same tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from actors.dense.actor import DenseActor
+from actors.errors import StaleEpochError
+from actors.expert.actor import ExpertActor
+from actors.messages import DenseMember, ExpertMember, Hello, Membership, StepOutput, Submit
+from actors.settings import DenseSettings, ExchangeSettings, ExpertSettings, ModelSource
+from actors.wire import encode_frame, read_frame
+from tests.dense.local_engine import greedy
+from tests.dense.test_exact import greedy_reference, prompt
+from tests.small_checkpoints import ORIGINAL_MAX
+
+CHECKPOINT = "like-the-real-one"
+NUM_EXPERTS = 16
+CASES = [(prompt(n, n), 8) for n in (1, 5, ORIGINAL_MAX - 4, ORIGINAL_MAX, ORIGINAL_MAX + 30)]
+SETUPS = [
+    pytest.param("local", "auto", 0, id="local"),
+    *(pytest.param("links", "tcp", n, id=f"links-tcp-{n}") for n in (1, 2, 3, 5, 16)),
+    *(pytest.param("links", "gloo", n, id=f"links-gloo-{n}") for n in (1, 2, 3, 5, 16)),
+    *(pytest.param("all_to_all", "gloo", n, id=f"all-to-all-{n}") for n in (1, 2, 3, 5, 16)),
+]
+
+
+class Service:
+    """One dense actor and its expert actors in this process, linked over real sockets."""
+
+    def __init__(self, directory: Path, exchange: ExchangeSettings, num_expert_actors: int) -> None:
+        source = ModelSource(model=str(directory))
+        self.dense = DenseActor(
+            DenseSettings(
+                index=0,
+                source=source,
+                exchange=exchange,
+                dtype="float32",
+                max_num_sequences=8,
+                max_batch_tokens=40,
+                kv_cache_bytes=4 << 20,
+                cluster_token="secret",
+            )
+        )
+        bounds = [NUM_EXPERTS * i // max(1, num_expert_actors) for i in range(num_expert_actors + 1)]
+        self.experts = [
+            ExpertActor(
+                ExpertSettings(
+                    index=i, experts=tuple(range(a, b)), source=source, exchange=exchange, dtype="float32"
+                )
+            )
+            for i, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+        ]
+        self.members = tuple(
+            ExpertMember(index=i, experts=tuple(range(a, b)))
+            for i, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+        )
+
+    def start(self) -> None:
+        for actor in (self.dense, *self.experts):
+            actor.start_loading()
+        deadline = time.monotonic() + 60
+        for actor in (self.dense, *self.experts):
+            while (progress := actor.progress()).state != "loaded":
+                assert progress.error is None and time.monotonic() < deadline
+                time.sleep(0.01)
+            assert 0 < progress.bytes_done == progress.bytes_total
+        *self.front, self.store_host, self.store_port = self.dense.listen()
+        self.join(1)
+
+    def join(self, epoch: int) -> None:
+        member = DenseMember(index=0, store_host=self.store_host, store_port=self.store_port)
+        membership = Membership(epoch=epoch, dense=(member,), experts=self.members)
+        with ThreadPoolExecutor(1 + len(self.experts)) as pool:
+            for done in [pool.submit(actor.join, membership) for actor in (self.dense, *self.experts)]:
+                done.result(60)
+
+    def stop(self) -> None:
+        for actor in (self.dense, *self.experts):
+            actor.stop()
+
+    async def generate(self, cases: list[tuple[list[int], int]]) -> list[list[int]]:
+        """Tokens of all cases, run at once."""
+        host, port = self.front
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(encode_frame(Hello(token="secret", ingress_id="test")))
+        for index, (prompt_ids, num_tokens) in enumerate(cases):
+            order = Submit(sequence_id=str(index), prompt_ids=prompt_ids, params=greedy(num_tokens))
+            writer.write(encode_frame(order))
+        tokens: list[list[int]] = [[] for _ in cases]
+        num_running = len(cases)
+        while num_running:
+            frame = await asyncio.wait_for(read_frame(reader), 60)
+            for delta in frame.deltas if isinstance(frame, StepOutput) else []:
+                tokens[int(delta.sequence_id)] += delta.token_ids
+                assert delta.error is None
+                num_running -= delta.finish_reason is not None
+        writer.close()
+        return tokens
+
+
+@contextmanager
+def running(directory: Path, transport: str, backend: str, num_expert_actors: int) -> Iterator[Service]:
+    service = Service(directory, ExchangeSettings(transport=transport, backend=backend), num_expert_actors)
+    try:
+        service.start()
+        yield service
+    finally:
+        service.stop()
+
+
+@pytest.mark.parametrize(("transport", "backend", "num_expert_actors"), SETUPS)
+def test_tokens_do_not_depend_on_transport_or_number_of_actors(
+    small_checkpoints: dict[str, Path], transport: str, backend: str, num_expert_actors: int
+) -> None:
+    directory = small_checkpoints[CHECKPOINT]
+    expected = [[token for token, _ in greedy_reference(directory, tuple(p), n)] for p, n in CASES]
+    with running(directory, transport, backend, num_expert_actors) as service:
+        assert asyncio.run(service.generate(CASES)) == expected
+        report = service.dense.report()
+    assert (report.state, report.epoch) == ("ready", 1)
+    assert report.detail["free_blocks"] == report.detail["total_blocks"]
+
+
+@pytest.mark.parametrize(
+    ("transport", "backend"), [("links", "tcp"), ("links", "gloo"), ("all_to_all", "gloo")]
+)
+def test_a_new_membership_takes_over_while_sequences_run(
+    small_checkpoints: dict[str, Path], transport: str, backend: str
+) -> None:
+    directory = small_checkpoints[CHECKPOINT]
+    cases = [(prompt(n, n), 40) for n in (3, 20, ORIGINAL_MAX)]
+    expected = [[token for token, _ in greedy_reference(directory, tuple(p), n)] for p, n in cases]
+    with running(directory, transport, backend, 2) as service, ThreadPoolExecutor(1) as pool:
+        generated = pool.submit(asyncio.run, service.generate(cases))
+        for epoch in (2, 3):
+            service.join(epoch)
+        assert generated.result(60) == expected
+        with pytest.raises(StaleEpochError):
+            service.join(3)
+        assert service.dense.report().epoch == 3
+
+
+def test_a_checkpoint_that_cannot_be_read_is_told_with_its_reason(tmp_path: Path) -> None:
+    service = Service(tmp_path, ExchangeSettings(), 1)
+    for actor in (service.dense, service.experts[0]):
+        actor.start_loading()
+        deadline = time.monotonic() + 30
+        while (progress := actor.progress()).state != "failed":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert progress.error is not None and "config.json" in progress.error
+    service.stop()

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import threading
+import time
+
+from actors.exchange.turn import Turn
+
+
+def test_turns_are_taken_in_the_order_of_asking() -> None:
+    turn, order = Turn(), list[int]()
+
+    def take(number: int) -> None:
+        with turn:
+            order.append(number)
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(8)]
+    with turn:
+        for number, thread in enumerate(threads):
+            thread.start()
+            while len(turn._waiting) <= number:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert order == list(range(8))
+
+
+def test_only_one_holds_it_at_a_time() -> None:
+    turn, holders, most = Turn(), list[int](), list[int]()
+
+    def take() -> None:
+        for _ in range(50):
+            with turn:
+                holders.append(1)
+                time.sleep(0)
+                most.append(len(holders))
+                holders.pop()
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 200 and max(most) == 1

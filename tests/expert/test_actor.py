@@ -1,0 +1,109 @@
+"""What the supervisor sees of an expert actor; how it serves is in tests/exchange."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+
+from actors.errors import LinkError, StaleEpochError
+from actors.exchange.rendezvous import host_store
+from actors.expert.actor import ExpertActor
+from actors.messages import DenseMember, ExpertMember, Membership, Progress
+from actors.settings import ExchangeSettings, ExpertSettings, ModelSource
+
+
+def make_actor(model: str = "tiny", connect_deadline_seconds: float = 60) -> ExpertActor:
+    return ExpertActor(
+        ExpertSettings(
+            index=2,
+            experts=(4, 5),
+            source=ModelSource(model=model, load_format="dummy"),
+            exchange=ExchangeSettings(connect_deadline_seconds=connect_deadline_seconds),
+        )
+    )
+
+
+def loaded(actor: ExpertActor) -> ExpertActor:
+    actor.start_loading()
+    assert wait_until_settled(actor).state == "loaded"
+    return actor
+
+
+def wait_until_settled(actor: ExpertActor) -> Progress:
+    deadline = time.monotonic() + 30
+    while (progress := actor.progress()).state not in ("loaded", "failed"):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return progress
+
+
+def membership(epoch: int, port: int = 1) -> Membership:
+    return Membership(
+        epoch=epoch,
+        dense=(DenseMember(index=0, store_host="127.0.0.1", store_port=port),),
+        experts=(ExpertMember(index=2, experts=(4, 5)),),
+    )
+
+
+def test_an_actor_loads_in_the_background_and_reports() -> None:
+    actor = make_actor()
+    assert actor.progress().state == "starting"
+    loaded(actor)
+    actor.start_loading()
+    progress, report = actor.progress(), actor.report()
+    assert progress.state == "loaded" and progress.bytes_done == progress.bytes_total > 0
+    assert (report.kind, report.index, report.pid, report.experts) == ("expert", 2, os.getpid(), (4, 5))
+    assert report.state == "starting" and report.memory_bytes > 1_000_000
+    assert report.detail == {"rows_of_expert_4": 0, "rows_of_expert_5": 0}
+
+
+def test_a_model_that_cannot_be_loaded_is_reported_with_the_reason() -> None:
+    actor = make_actor(model="./no-such-directory")
+    actor.start_loading()
+    progress = wait_until_settled(actor)
+    assert progress.state == "failed"
+    assert progress.error is not None and "no-such-directory" in progress.error
+
+
+def test_joining_before_the_weights_are_there_is_refused() -> None:
+    with pytest.raises(LinkError, match="not loaded"):
+        make_actor().join(membership(1))
+
+
+def test_a_membership_without_the_actor_is_refused() -> None:
+    actor = loaded(make_actor())
+    other = Membership(epoch=1, dense=(), experts=(ExpertMember(index=2, experts=(4,)),))
+    with pytest.raises(ValueError, match="no expert actor 2"):
+        actor.join(other)
+
+
+def test_a_newer_membership_ends_the_wait_of_an_older_one() -> None:
+    actor = loaded(make_actor(connect_deadline_seconds=20))
+    store, _, port = host_store("127.0.0.1")
+    caught: list[BaseException] = []
+
+    def join(epoch: int) -> None:
+        try:
+            actor.join(membership(epoch, port))
+        except Exception as error:
+            caught.append(error)
+
+    older = threading.Thread(target=join, args=(1,))
+    older.start()
+    time.sleep(0.2)
+    assert older.is_alive()
+    newer = threading.Thread(target=join, args=(2,))
+    newer.start()
+    older.join(5)
+    assert not older.is_alive() and isinstance(caught[0], LinkError)
+    with pytest.raises(StaleEpochError):
+        actor.join(membership(1, port))
+    actor.stop()
+    newer.join(5)
+    assert not newer.is_alive() and len(caught) == 2
+    with pytest.raises(LinkError, match="stopped"):
+        actor.join(membership(3, port))
+    del store
