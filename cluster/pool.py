@@ -31,7 +31,8 @@ from actors.settings import DenseSettings, ExpertSettings
 from cluster.config import ClusterConfig, from_mapping
 from cluster.environment import NAMESPACE, limit_threads
 from cluster.hosting import Fleet, plan_actors
-from cluster.supervisor import ActorLostError, Supervisor, actor_name, key_of
+from cluster.remote import ActorLostError
+from cluster.supervisor import Supervisor, actor_name, key_of
 from cluster.view import ActorView, ClusterView, Doors, Pulse, Startup
 
 SUPERVISOR_NAME = "phimoe-supervisor"
@@ -56,7 +57,6 @@ def start_ray(config: ClusterConfig) -> str:
             "address": "local",
             "include_dashboard": config.dashboard,
             "object_store_memory": _OBJECT_STORE_BYTES,
-            "_node_ip_address": "127.0.0.1",
         }
     else:
         options["address"] = config.address

@@ -2,7 +2,7 @@
 
     watcher per actor --events--> membership.advance --decisions--> start_loading, rounds of join calls
 
-It reaches actors through the two protocols below, which `cluster.pool` fills with Ray.
+It reaches actors through the protocols of `cluster.remote`, which `cluster.pool` fills with Ray.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Any
 
 from actors import messages
 from actors.messages import ActorReport, DenseMember, ExpertMember, Progress
@@ -19,6 +19,7 @@ from actors.settings import DenseSettings, ExpertSettings
 from cluster import membership
 from cluster.config import ClusterConfig
 from cluster.membership import ActorKey, Created, Died, EpochSeen, Loaded, LoadFailed, RoundEnded, Unlinked
+from cluster.remote import ActorLostError, ActorPool, RemoteActor
 from cluster.view import ActorStartup, ActorView, ClusterView, DenseDoor, Doors, Pulse, Startup
 
 logger = logging.getLogger(__name__)
@@ -32,40 +33,6 @@ _IDLE_POLL_SECONDS = 1.0
 _REPORT_SECONDS = 1.0
 _RECREATE_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 5.0
-
-
-class ActorLostError(Exception):
-    """The process behind an actor died or cannot be reached: name of the actor, reason."""
-
-
-class RemoteActor(Protocol):
-    """A dense or expert actor in its process. Every call raises ActorLostError or TimeoutError."""
-
-    async def pulse(self, deadline_seconds: float) -> Pulse: ...
-    async def start_loading(self, deadline_seconds: float) -> None: ...
-    async def listen(self, deadline_seconds: float) -> tuple[str, int, str, int]: ...
-    async def join(self, members: messages.Membership, deadline_seconds: float) -> None: ...
-    async def report(self, deadline_seconds: float) -> ActorReport: ...
-    async def wait_for_end(self) -> None:
-        """Return or raise when the process ends, without a deadline."""
-
-    async def stop(self, deadline_seconds: float) -> None: ...
-    async def replace(self) -> None:
-        """Kill the process; another one takes its place."""
-
-    async def remove(self) -> None:
-        """Kill the process for good."""
-
-
-class ActorPool(Protocol):
-    """Where actors run."""
-
-    async def plan(self, config: ClusterConfig, token: str) -> list[DenseSettings | ExpertSettings]:
-        """What the actors of a service are told, chosen for the machines that are there."""
-
-    async def find_or_create(self, settings: DenseSettings | ExpertSettings) -> RemoteActor: ...
-    async def release(self) -> None:
-        """Give the machines' resources back."""
 
 
 class _Place:

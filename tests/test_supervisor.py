@@ -12,7 +12,8 @@ from actors.settings import DenseSettings, ExpertSettings
 from cluster.config import ClusterConfig
 from cluster.hosting import Fleet, plan_actors
 from cluster.membership import ActorKey
-from cluster.supervisor import ActorLostError, Supervisor, actor_name, key_of
+from cluster.remote import ActorLostError
+from cluster.supervisor import Supervisor, actor_name, key_of
 from cluster.view import ActorView, Pulse
 
 DENSE, EXPERT_0 = ActorKey("dense", 0), ActorKey("expert", 0)

@@ -24,7 +24,7 @@ from actors.exchange.local import LocalExchange
 from actors.exchange.open import Site, open_dense
 from actors.exchange.rendezvous import host_store
 from actors.expert.experts import GroupedExperts
-from actors.memory import memory_bytes
+from actors.memory import memory_bytes, release_free_memory
 from actors.messages import ActorReport, Membership, Progress
 from actors.settings import DenseSettings
 
@@ -174,6 +174,7 @@ class _Loaded:
         self._config, self._dtype, self._device = config, dtype, device
         self._store_keeper: object | None = None
         self._make_engine(settings, config, model)
+        release_free_memory()
 
     def _make_engine(self, settings: DenseSettings, config: ModelConfig, model: DenseModel) -> None:
         demand = Demand(

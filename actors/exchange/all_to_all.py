@@ -20,11 +20,11 @@ import numpy.typing as npt
 import torch
 
 from actors.errors import ExchangeError, LinkError
-from actors.exchange.combine import add_choices
+from actors.exchange.combine import add_arrived
 from actors.exchange.group import Group
 from actors.exchange.interface import Handle
 from actors.exchange.round import RoundFormat, body_views, exchange_headers, make_header
-from actors.exchange.split import Share, owner_table, split_rows
+from actors.exchange.split import Ids, Share, owner_table, split_rows
 
 _TICKS_PER_DEADLINE = 3
 _SHARED_TICK_SECONDS = 0.005
@@ -41,8 +41,8 @@ class _Answers:
     num_choices: int
     arrived: torch.Tensor
     """[T * K, H], by actor and, within one, in the order in which it answers; valid after `wait`"""
-    targets: torch.Tensor
-    """[T * K] where each belongs"""
+    targets: tuple[Ids, ...]
+    """[n] for each actor: where its results belong"""
     wait: Callable[[int | None], None]
     keep: tuple[torch.Tensor, ...]
     """What the collective still reads from."""
@@ -88,9 +88,7 @@ class AllToAllExchange:
     def combine(self, handle: Handle) -> torch.Tensor:
         assert isinstance(handle, _Answers)
         self._guarded(lambda: handle.wait(handle.layer))
-        results = torch.empty_like(handle.arrived)
-        results.index_copy_(0, handle.targets, handle.arrived)
-        return add_choices(results, handle.num_choices)
+        return add_arrived(handle.arrived, handle.targets, handle.num_choices)
 
     def close(self) -> None:
         if self._failure is None:
@@ -156,12 +154,11 @@ class AllToAllExchange:
         nothing = torch.empty(0, dtype=torch.uint8, device=rows.device)
         output = arrived.view(torch.uint8).view(-1)
         wait = self._group.start(output, splits, nothing, [0] * self._group.size)
-        targets = np.concatenate([share.targets for share in shares]) if shares else np.empty(0, np.int64)
         return _Answers(
             layer=layer,
             num_choices=self._format.num_choices,
             arrived=arrived,
-            targets=torch.from_numpy(targets).to(rows.device),
+            targets=tuple(share.targets for share in shares),
             wait=wait,
             keep=(output, nothing),
         )

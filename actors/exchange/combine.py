@@ -1,14 +1,38 @@
-"""Adding up a token's results, the same way for every transport."""
+"""Adding up a token's results, the same way for every transport.
+
+Legend: T tokens, H hidden, K experts per token.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+
+from actors.exchange.split import Ids
 
 
 def add_choices(results: torch.Tensor, num_choices: int) -> torch.Tensor:
     """results [T * K, H], row-major -> [T, H], added in the order of K in the results' dtype."""
-    results = results.view(-1, num_choices, results.shape[1])
-    total = results[:, 0]
-    for choice in range(1, results.shape[1]):
-        total = total + results[:, choice]
+    return _add([results[choice::num_choices] for choice in range(num_choices)])
+
+
+def add_arrived(arrived: torch.Tensor, targets: Sequence[Ids], num_choices: int) -> torch.Tensor:
+    """`add_choices` of results [T * K, H] that lie in the order of their arrival.
+
+    targets: stretch by stretch, where each would belong; together a permutation of 0 .. T * K - 1.
+    """
+    sources = np.empty(len(arrived), dtype=np.int64)
+    if targets:
+        sources[np.concatenate(targets)] = np.arange(len(arrived))
+    by_choice = torch.from_numpy(sources).to(arrived.device).view(-1, num_choices)
+    # Gathered, not scattered: index_select copies whole rows, index_copy_ on a CPU goes element by element.
+    return _add([arrived.index_select(0, by_choice[:, choice]) for choice in range(num_choices)])
+
+
+def _add(choices: Sequence[torch.Tensor]) -> torch.Tensor:
+    total = choices[0]
+    for choice in choices[1:]:
+        total = total + choice
     return total

@@ -3,7 +3,8 @@
 Legend: T tokens, H hidden, K experts per token, t tokens of one actor, n results of one actor.
 
     rows [T, H]  --by owner-->  message to actor a: rows [t, H] with routing [t, K]
-    results [T * K, H]  <--scattered by (t, k)--  message from actor a: results [n, H]
+    arrived [T * K, H], a stretch for each actor  <--  message from actor a: results [n, H]
+    combined [T, H]  <--gathered by (t, k) and added--  arrived
 
 A few dispatches may be under way; actors answer each link in order, and an answer finds its dispatch by number.
 """
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 
 from actors.errors import ExchangeError, ExpertFailedError, LinkError
-from actors.exchange.combine import add_choices
+from actors.exchange.combine import add_arrived
 from actors.exchange.deadline import Deadline
 from actors.exchange.interface import Handle
 from actors.exchange.link import Link
 from actors.exchange.message import FAILURE, MAGIC, RESULTS, ROWS, Header, Message
-from actors.exchange.split import Share, owner_table, split_rows
+from actors.exchange.split import Ids, Share, owner_table, split_rows
 
 MAX_UNDER_WAY = 4
 """Dispatches that may wait for their combine. Beyond some number both ends of a link would have all buffers full of what
@@ -31,15 +32,17 @@ the other has not yet asked for."""
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Dispatch:
-    """One dispatch under way; its maps lose an actor when its results have arrived."""
+    """One dispatch under way."""
 
     sequence: int
     layer: int
-    results: torch.Tensor
-    """[T * K, H], filled as results arrive"""
+    arrived: torch.Tensor
+    """[T * K, H], a stretch for each share"""
     num_choices: int
+    targets: tuple[Ids, ...]
+    """[n] for each share: where its results belong"""
     awaited: dict[int, torch.Tensor] = field(default_factory=dict)
-    """actor -> targets [n] of its results"""
+    """actor -> its stretch [n, H] of `arrived`; an actor leaves when it has answered"""
 
 
 class LinksExchange:
@@ -71,17 +74,22 @@ class LinksExchange:
         num_tokens, num_choices = expert_ids.shape
         # On CUDA this is the layer's one sync: the host must know how many rows go where.
         ids, scales = expert_ids.cpu().numpy(), weights.cpu().numpy()
+        shares = split_rows(ids, self._owners, len(self._links))
         dispatch = _Dispatch(
             sequence=self._next_sequence,
             layer=layer,
-            results=rows.new_empty((num_tokens * num_choices, rows.shape[1])),
+            arrived=rows.new_empty((num_tokens * num_choices, rows.shape[1])),
             num_choices=num_choices,
+            targets=tuple(share.targets for share in shares),
         )
+        end = 0
         self._next_sequence += 1
         self._under_way[dispatch.sequence] = dispatch
         try:
-            for share in split_rows(ids, self._owners, len(self._links)):
+            for share in shares:
                 self._send(dispatch, share, rows, scales)
+                start, end = end, end + len(share.targets)
+                dispatch.awaited[share.actor] = dispatch.arrived[start:end]
         except ExchangeError as error:
             raise self._fail(error) from error
         return dispatch
@@ -97,7 +105,7 @@ class LinksExchange:
         except ExchangeError as error:
             raise self._fail(error) from error
         del self._under_way[handle.sequence]
-        return add_choices(handle.results, handle.num_choices)
+        return add_arrived(handle.arrived, handle.targets, handle.num_choices)
 
     def close(self) -> None:
         if self._failure is None:
@@ -128,7 +136,6 @@ class LinksExchange:
         tokens = torch.from_numpy(share.tokens).to(rows.device)
         torch.index_select(rows, 0, tokens, out=payload)
         link.send(message, dispatch.layer)
-        dispatch.awaited[share.actor] = torch.from_numpy(share.targets).to(rows.device)
 
     def _receive(self, actor: int, layer: int, deadline: Deadline) -> None:
         """Take one message from an actor, for whichever dispatch it is."""
@@ -142,15 +149,15 @@ class LinksExchange:
             raise ExpertFailedError(link.peer, dispatch.layer, message.failure())
         self._take(link, message, dispatch, dispatch.awaited.pop(actor))
 
-    def _take(self, link: Link, message: Message, dispatch: _Dispatch, targets: torch.Tensor) -> None:
+    def _take(self, link: Link, message: Message, dispatch: _Dispatch, stretch: torch.Tensor) -> None:
         header = message.header
-        if (header.kind, header.layer, header.num_results) != (RESULTS, dispatch.layer, len(targets)):
+        if (header.kind, header.layer, header.num_results) != (RESULTS, dispatch.layer, len(stretch)):
             raise LinkError(
                 link.peer,
                 dispatch.layer,
-                f"answered {len(targets)} rows with {header.num_results} of layer {header.layer}",
+                f"answered {len(stretch)} rows with {header.num_results} of layer {header.layer}",
             )
-        dispatch.results.index_copy_(0, targets, message.payload())
+        stretch.copy_(message.payload())
 
     def _check(self) -> None:
         if self._failure is not None:

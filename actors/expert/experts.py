@@ -21,6 +21,7 @@ from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import ExpertWeights, ProgressCallback, WeightReader, read_experts
 from actors.expert.grouped_matmul import GroupedMatmulLayer
 from actors.expert.packed import PackedLayer
+from actors.memory import release_free_memory
 
 
 class LayerExperts(Protocol):
@@ -54,10 +55,13 @@ class GroupedExperts:
         """
         if not experts:
             raise ValueError("experts is empty, expected at least one")
-        slots = _slot_table(experts, config.num_experts).to(device)
+        slots = slot_table(experts, config.num_experts).to(device)
         make_layer = _layer_kind(torch.device(device), dtype)
         stream = read_experts(reader, config, experts, dtype, device, progress)
-        layers = [make_layer(slots, _take(stream, len(experts))) for _ in range(config.num_layers)]
+        layers = []
+        for _ in range(config.num_layers):
+            layers.append(make_layer(slots, _take(stream, len(experts))))
+            release_free_memory()
         # Progress counts an expert when the next one is asked for, the last one included.
         assert next(stream, None) is None
         return GroupedExperts(experts, layers)
@@ -88,7 +92,7 @@ FOREIGN = -2
 """Slot of an expert that another rank holds."""
 
 
-def _slot_table(experts: Sequence[int], num_experts: int) -> torch.Tensor:
+def slot_table(experts: Sequence[int], num_experts: int) -> torch.Tensor:
     """[E + 1] int64, expert id -> slot; id -1 reads the last entry."""
     table = torch.full((num_experts + 1,), FOREIGN, dtype=torch.int64)
     table[-1] = NOT_HERE

@@ -1,4 +1,5 @@
-"""Experts of one layer as two grouped products over all of them: bfloat16 on CUDA. Not run where this was written.
+"""Experts of one layer as two grouped products over all of them: bfloat16 on CUDA. Run on a CPU only where
+this was written, never on CUDA.
 
 Legend: T tokens, H hidden, K experts per token, F expert width, S slots, N results.
 

@@ -34,21 +34,20 @@ class PackedLayer:
         """As GroupedExperts.forward. On CUDA the ids cross to the host, which is a sync."""
         num_choices = expert_ids.shape[1]
         slots = self._slots[expert_ids.cpu().numpy()].reshape(-1)  # [T * K]
-        order, result_of = _sort(slots, num_results)
+        order, source_of = _sort(slots, num_results)
         chosen = torch.from_numpy(order).to(rows.device)  # [N] into T * K, by expert, in token order
         tokens = chosen // num_choices
         scales = weights.reshape(-1, 1).index_select(0, chosen)  # [N, 1]
-        targets = torch.from_numpy(result_of).to(rows.device)
-        results = torch.empty((num_results, rows.shape[1]), dtype=rows.dtype, device=rows.device)
+        by_expert = torch.empty((num_results, rows.shape[1]), dtype=rows.dtype, device=rows.device)
         for slot, start, end in _runs(slots[order]):
             # Rows are gathered expert by expert: each product then reads an aligned matrix of its own, whatever
             # came before it, since some kernels round differently for other alignments.
             gate_up, down = self._products[slot]
             gate, up = gate_up(rows.index_select(0, tokens[start:end])).chunk(2, dim=-1)  # [n, F] each
             result = down(F.silu(gate).mul_(up))  # [n, H]
-            # In place with a float32 factor: computed in float32, rounded once.
-            results.index_copy_(0, targets[start:end], result.mul_(scales[start:end]))
-        return results
+            # With a float32 factor the product is computed in float32 and rounded once.
+            torch.mul(result, scales[start:end], out=by_expert[start:end])
+        return by_expert.index_select(0, torch.from_numpy(source_of).to(rows.device))
 
 
 def _pack(expert: ExpertWeights) -> tuple[Product, Product]:
@@ -56,7 +55,8 @@ def _pack(expert: ExpertWeights) -> tuple[Product, Product]:
 
 
 def _sort(slots: Indices, num_results: int) -> tuple[Indices, Indices]:
-    """(order, result_of), [N] each: the valid entries by slot and then by position, and the result each one makes.
+    """(order, source_of), [N] each: the valid entries by slot and then by position, and for each result, row-major,
+    its place in that order.
 
     Raises ValueError for an expert of another rank and for a wrong num_results.
     """
@@ -67,9 +67,9 @@ def _sort(slots: Indices, num_results: int) -> tuple[Indices, Indices]:
     order = order[num_elsewhere:]
     if slots[order[0]] < 0 or (num_elsewhere and np.count_nonzero(slots >= 0) != num_results):
         raise ValueError(f"num_results is {num_results}, expected the number of expert ids that are not -1")
-    if num_elsewhere == 0:
-        return order, order
-    return order, (np.cumsum(slots >= 0) - 1)[order]
+    source_of = np.empty_like(slots)
+    source_of[order] = np.arange(num_results)
+    return order, source_of[slots >= 0]
 
 
 def _runs(slots: Indices) -> Iterator[tuple[int, int, int]]:

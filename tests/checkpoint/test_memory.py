@@ -13,38 +13,34 @@ import pytest
 from actors.checkpoint.dummy import write_random_model
 from actors.checkpoint.presets import preset_config
 
-# As an expert actor does it: fuse gate and up, keep the packed copy, drop the source.
+# What an expert actor does; a thread watches, since the peak lies between two reports of progress.
 LOAD_EXPERTS = """
-import json, sys, torch
+import json, sys, threading, torch
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.reader import CheckpointReader
-from actors.checkpoint.weights import read_expert, validate_experts
-
-def private_bytes():
-    with open("/proc/self/smaps_rollup") as lines:
-        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+from actors.checkpoint.weights import validate_experts
+from actors.expert.experts import GroupedExperts
+from actors.linear import make_product
+from actors.memory import memory_bytes
 
 directory, experts = json.loads(sys.argv[1])
 config, reader = ModelConfig.from_directory(directory), CheckpointReader(directory)
-width, hidden = config.intermediate_size, config.hidden_size
 total = validate_experts(reader, config, experts)
-warm = read_expert(reader, config, 0, experts[0])
-warm.w1.clone().sum()
-del warm
+make_product(torch.zeros(64, 64, dtype=torch.bfloat16))
 
-before = peak = private_bytes()
-packed = []
-for layer in range(config.num_layers):
-    for expert in experts:
-        w1, w3, w2 = read_expert(reader, config, layer, expert)
-        fused = torch.empty(2 * width, hidden, dtype=w1.dtype)
-        fused[:width] = w1
-        fused[width:] = w3
-        packed.append((fused, w2.clone()))
-        peak = max(peak, private_bytes())
-        del w1, w3, w2
-after = private_bytes()
-print(json.dumps({"total": total, "peak": peak - before, "after": after - before}))
+cpu, done, peaks = torch.device("cpu"), threading.Event(), [0]
+before = memory_bytes(cpu)
+
+def watch():
+    while not done.wait(0.001):
+        peaks.append(memory_bytes(cpu))
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+loaded = GroupedExperts.load(reader, config, experts, torch.bfloat16)
+done.set()
+watcher.join()
+print(json.dumps({"total": total, "peak": max(peaks) - before, "after": memory_bytes(cpu) - before}))
 """
 
 LOAD_DENSE = """

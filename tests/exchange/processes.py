@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 from torch._C._distributed_c10d import Store
@@ -96,7 +97,17 @@ class ExpertProcess:
         assert isinstance(report, ActorReport)
         return report
 
-    def signal(self, number: signal.Signals) -> None:
+    def pause(self) -> None:
+        """Stop the process; returns when each of its threads stands still."""
+        self._signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        while any(_state(task) != "T" for task in tasks.iterdir()):
+            time.sleep(0.001)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
@@ -186,7 +197,7 @@ def linked(
             exchange.close()
         for process in experts:
             if process.process.is_alive():
-                process.signal(signal.SIGCONT)
+                process.resume()
                 process.ask(Stop())
 
 
@@ -218,6 +229,11 @@ def _open_all(site: Site, membership: Membership, stores: Sequence[Store]) -> li
     for thread in threads:
         thread.join()
     return [opened[index] for index in range(len(stores))]
+
+
+def _state(task: Path) -> str:
+    """A thread's state letter; it follows the name, which is in parentheses."""
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _serve_commands(pipe: Connection) -> None:

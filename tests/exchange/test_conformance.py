@@ -92,7 +92,7 @@ def test_two_dense_actors_are_served_side_by_side(
 
         def run(exchange: Exchange) -> None:
             try:
-                check_conformance(exchange, LocalExchange(experts.forward), config.hidden_size, "bfloat16")
+                check_conformance(exchange, "bfloat16")
             except BaseException as error:
                 failures.append(error)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 
@@ -45,7 +44,7 @@ def test_a_killed_peer_is_noticed_at_once_in_mid_step(
     with linked(processes, settings, "bfloat16", spread(2)) as star:
         exchange_rows(star.exchange)
         victim = star.experts[1]
-        victim.signal(signal.SIGSTOP)  # So that it certainly has not answered when it dies.
+        victim.pause()  # So that it certainly has not answered when it dies.
         killed_at: list[float] = []
 
         def kill() -> None:
@@ -70,7 +69,7 @@ def test_a_hung_peer_is_given_up_at_the_deadline(
     settings = ExchangeSettings(transport=transport, backend=backend, deadline_seconds=0.7)
     with linked(processes, settings, "bfloat16", spread(2)) as star:
         exchange_rows(star.exchange)
-        star.experts[0].signal(signal.SIGSTOP)
+        star.experts[0].pause()
         started_at = time.monotonic()
         with pytest.raises(DeadlineError, match=r"within 0\.7 s"):
             exchange_rows(star.exchange)
