@@ -18,6 +18,7 @@ from actors.errors import FrameError
 from actors.messages import Cancel, Hello, Load, SequenceDelta, StepOutput, Submit, Welcome
 from actors.wire import encode_frame, read_frame
 from cluster.view import DenseDoor, Doors
+from cluster.waiting import within
 
 logger = logging.getLogger(__name__)
 
@@ -89,19 +90,18 @@ class DenseChannel:
             backoff = min(2 * backoff, _LAST_BACKOFF_SECONDS)
 
     async def _serve_connection(self) -> None:
-        reader, writer = await asyncio.wait_for(
-            asyncio.open_connection(self.door.host, self.door.port), _CONNECT_SECONDS
-        )
+        connecting = asyncio.open_connection(self.door.host, self.door.port)
+        reader, writer = await within(_CONNECT_SECONDS, connecting)
         try:
             writer.write(self._hello)
-            welcome = await asyncio.wait_for(read_frame(reader), HEARTBEAT_DEADLINE_SECONDS)
+            welcome = await within(HEARTBEAT_DEADLINE_SECONDS, read_frame(reader))
             if not isinstance(welcome, Welcome):
                 raise FrameError(f"the dense actor began with {type(welcome).__name__}")
             self.max_model_len, self.load = welcome.max_model_len, welcome.load
             self._writer = writer
             self._note_ready(welcome.is_ready)
             while True:
-                frame = await asyncio.wait_for(read_frame(reader), HEARTBEAT_DEADLINE_SECONDS)
+                frame = await within(HEARTBEAT_DEADLINE_SECONDS, read_frame(reader))
                 if not isinstance(frame, StepOutput):
                     raise FrameError(f"the dense actor sent {type(frame).__name__}")
                 self._take(frame)
@@ -166,7 +166,7 @@ class Channels:
             ready = [channel for channel in self._channels.values() if channel.is_ready]
             if ready:
                 return min(ready, key=lambda channel: channel.load.running + channel.load.waiting)
-            await asyncio.wait_for(self._changed.wait(), max(0.0, give_up - loop.time()))
+            await within(max(0.0, give_up - loop.time()), self._changed.wait())
 
     async def close(self) -> None:
         """Leave all dense actors."""

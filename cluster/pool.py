@@ -34,6 +34,7 @@ from cluster.hosting import Fleet, plan_actors
 from cluster.remote import ActorLostError
 from cluster.supervisor import Supervisor, actor_name, key_of
 from cluster.view import ActorView, ClusterView, Doors, Pulse, Startup
+from cluster.waiting import within
 
 SUPERVISOR_NAME = "phimoe-supervisor"
 GROUP_NAME = "phimoe"
@@ -161,7 +162,7 @@ class RayActor:
     async def _answer(self, reference: Awaitable[T], deadline_seconds: float | None) -> T:
         """The call's result. Raises ActorLostError, TimeoutError, or the actor's own error."""
         try:
-            return await asyncio.wait_for(_future(reference), deadline_seconds)
+            return await within(deadline_seconds, _future(reference))
         except RayTaskError as error:
             cause = error.cause
             raise (
@@ -219,7 +220,7 @@ class RayPool:
             [bundle] * num_actors, strategy="SPREAD", name=GROUP_NAME, lifetime="detached"
         )
         try:
-            await asyncio.wait_for(_future(group.ready()), _GROUP_SECONDS)
+            await within(_GROUP_SECONDS, _future(group.ready()))
         except asyncio.TimeoutError:
             remove_placement_group(group)
             raise ActorLostError(GROUP_NAME, f"the cluster has no room for {num_actors} x {bundle}") from None
@@ -297,7 +298,7 @@ class SupervisorClient:
 
     async def _answer(self, reference: Awaitable[T], deadline_seconds: float) -> T:
         try:
-            return await asyncio.wait_for(_future(reference), deadline_seconds)
+            return await within(deadline_seconds, _future(reference))
         except RayError as error:
             raise ActorLostError(SUPERVISOR_NAME, str(error)) from error
 

@@ -104,13 +104,6 @@ class Service:
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._follow_supervisor()), loop.create_task(self._load_context())]
 
-    async def close(self) -> None:
-        """Leave the dense actors; requests that are under way fail."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._channels.close()
-
     @property
     def is_ready(self) -> bool:
         """Whether a request would be answered now."""

@@ -21,6 +21,7 @@ from cluster.config import ClusterConfig
 from cluster.membership import ActorKey, Created, Died, EpochSeen, Loaded, LoadFailed, RoundEnded, Unlinked
 from cluster.remote import ActorLostError, ActorPool, RemoteActor
 from cluster.view import ActorStartup, ActorView, ClusterView, DenseDoor, Doors, Pulse, Startup
+from cluster.waiting import within
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Supervisor:
         """The dense actors' addresses: at once if they are newer than `known_version`, else when they change."""
         if self._doors.version <= known_version:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._doors_changed.wait(), wait_seconds)
+                await within(wait_seconds, self._doors_changed.wait())
         return self._doors
 
     async def view(self) -> ClusterView:

@@ -22,7 +22,7 @@ from actors.dense.model import DenseModel
 from actors.dense.sampler import Sample, sample, token_logprobs
 from actors.dense.scheduler import Chunk, Scheduler
 from actors.dense.sequence import Sequence
-from actors.errors import ExchangeError
+from actors.errors import ExchangeError, ExpertFailedError
 from actors.exchange.interface import Exchange
 from actors.messages import Cancel, Load, SequenceDelta, StepOutput, Submit
 
@@ -191,6 +191,11 @@ class Engine:
     def _step(self, chunks: list[Chunk]) -> None:
         try:
             self._compute(chunks)
+        except ExpertFailedError as error:
+            # The rows got there and cannot be computed: sent again, they would fail again, and for ever.
+            logger.warning("step %d failed: %s", self.num_steps, error)
+            self._fail(chunks, error)
+            self._drop_exchange()
         except ExchangeError as error:
             logger.warning("step %d is computed again over the next exchange: %s", self.num_steps, error)
             self._drop_exchange()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from actors.dense.engine import EVERYBODY
-from actors.errors import LinkError
+from actors.errors import ExpertFailedError, LinkError
 from actors.exchange.interface import Exchange, Handle
 from actors.messages import Cancel, SamplingParams
 from tests.dense.local_engine import LocalEngine, greedy
@@ -132,6 +132,17 @@ def test_a_step_that_raises_answers_its_sequences_and_the_engine_goes_on(engine:
     engine.submit("b", prompt(5), greedy(4))
     engine.run()
     assert engine.finish_reason("b") == "length"
+    assert engine.pool.num_free == engine.pool.num_blocks
+
+
+def test_rows_that_an_expert_cannot_compute_are_not_sent_again(engine: LocalEngine) -> None:
+    broken = FailingExchange(engine.exchange, 1, ExpertFailedError("expert-0", 0, "out of memory"))
+    engine.engine.use_exchange(broken)
+    engine.submit("a", prompt(5), greedy(4))
+    engine.engine.step_once()
+    assert broken.is_closed and not engine.engine.is_ready
+    assert engine.finish_reason("a") == "error"
+    assert engine.deltas["a"][-1].error == "ExpertFailedError: expert-0 in layer 0 failed: out of memory"
     assert engine.pool.num_free == engine.pool.num_blocks
 
 
