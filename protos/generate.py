@@ -16,7 +16,7 @@ _SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
 
 def generate(target: Path) -> list[Path]:
     """Write the modules of every .proto file to `target`/protos; their paths. Raises RuntimeError where protoc fails."""
-    from grpc_tools import protoc  # type: ignore[import-untyped]
+    from grpc_tools import protoc
 
     root = PROTO_FOLDER.parent
     protos = sorted(PROTO_FOLDER.glob("*.proto"))

@@ -34,12 +34,13 @@ class LocalEngine:
         max_num_sequences: int = 32,
         max_batch_tokens: int = 64,
         emit: Emit | None = None,
+        device: str = "cpu",
     ) -> None:
         self.config = ModelConfig.from_directory(directory)
         reader = CheckpointReader(directory)
-        model = DenseModel(self.config, read_dense(reader, self.config, FLOAT32))
-        experts = GroupedExperts.load(reader, self.config, range(16), FLOAT32)
-        cache = KVCache(self.config, num_blocks, block_size, FLOAT32, torch.device("cpu"))
+        model = DenseModel(self.config, read_dense(reader, self.config, FLOAT32, device))
+        experts = GroupedExperts.load(reader, self.config, range(16), FLOAT32, device)
+        cache = KVCache(self.config, num_blocks, block_size, FLOAT32, torch.device(device))
         limits = SchedulerLimits(
             max_num_sequences=max_num_sequences,
             max_batch_tokens=max_batch_tokens,

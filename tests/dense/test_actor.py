@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -50,46 +51,53 @@ class Service:
             )
         )
         bounds = [NUM_EXPERTS * i // max(1, num_expert_actors) for i in range(num_expert_actors + 1)]
+        self.members = tuple(
+            ExpertMember(index=index, experts=tuple(range(start, end)))
+            for index, (start, end) in enumerate(pairwise(bounds))
+        )
         self.experts = [
             ExpertActor(
                 ExpertSettings(
-                    index=i, experts=tuple(range(a, b)), source=source, exchange=exchange, dtype="float32"
+                    index=member.index,
+                    experts=member.experts,
+                    source=source,
+                    exchange=exchange,
+                    dtype="float32",
                 )
             )
-            for i, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+            for member in self.members
         ]
-        self.members = tuple(
-            ExpertMember(index=i, experts=tuple(range(a, b)))
-            for i, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
-        )
+
+    @property
+    def actors(self) -> list[DenseActor | ExpertActor]:
+        return [self.dense, *self.experts]
 
     def start(self) -> None:
-        for actor in (self.dense, *self.experts):
+        for actor in self.actors:
             actor.start_loading()
         deadline = time.monotonic() + 60
-        for actor in (self.dense, *self.experts):
+        for actor in self.actors:
             while (progress := actor.progress()).state != "loaded":
                 assert progress.error is None and time.monotonic() < deadline
                 time.sleep(0.01)
             assert 0 < progress.bytes_done == progress.bytes_total
-        *self.front, self.store_host, self.store_port = self.dense.listen()
+        self.host, self.port, self.store_host, self.store_port = self.dense.listen()
         self.join(1)
 
     def join(self, epoch: int) -> None:
         member = DenseMember(index=0, store_host=self.store_host, store_port=self.store_port)
         membership = Membership(epoch=epoch, dense=(member,), experts=self.members)
         with ThreadPoolExecutor(1 + len(self.experts)) as pool:
-            for done in [pool.submit(actor.join, membership) for actor in (self.dense, *self.experts)]:
+            for done in [pool.submit(actor.join, membership) for actor in self.actors]:
                 done.result(60)
 
     def stop(self) -> None:
-        for actor in (self.dense, *self.experts):
+        for actor in self.actors:
             actor.stop()
 
     async def generate(self, cases: list[tuple[list[int], int]]) -> list[list[int]]:
         """Tokens of all cases, run at once."""
-        host, port = self.front
-        reader, writer = await asyncio.open_connection(host, port)
+        reader, writer = await asyncio.open_connection(self.host, self.port)
         writer.write(encode_frame(Hello(token="secret", ingress_id="test")))
         for index, (prompt_ids, num_tokens) in enumerate(cases):
             order = Submit(sequence_id=str(index), prompt_ids=prompt_ids, params=greedy(num_tokens))
@@ -150,7 +158,7 @@ def test_a_new_membership_takes_over_while_sequences_run(
 
 def test_a_checkpoint_that_cannot_be_read_is_told_with_its_reason(tmp_path: Path) -> None:
     service = Service(tmp_path, ExchangeSettings(), 1)
-    for actor in (service.dense, service.experts[0]):
+    for actor in service.actors:
         actor.start_loading()
         deadline = time.monotonic() + 30
         while (progress := actor.progress()).state != "failed":
