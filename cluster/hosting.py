@@ -9,6 +9,12 @@ from cluster.config import ClusterConfig
 from cluster.environment import hub_token
 from cluster.placement import share_threads, spread_experts
 
+DENSE_LABEL, EXPERT_LABEL = "phimoe_dense", "phimoe_expert"
+"""Custom resources of Ray nodes that are meant for one kind of actor (k8s/overlays/gpu gives them to its groups)."""
+CPUS_PER_ACTOR = 0.05
+"""Claimed so that Ray spreads the actors; their threads are counted by `placement.share_threads`."""
+_LABEL_SHARE = 0.001
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fleet:
@@ -19,6 +25,8 @@ class Fleet:
     """Cores of the smallest node."""
     num_gpus: float
     """GPUs of all nodes together."""
+    labels: frozenset[str] = frozenset()
+    """Names of all resources, custom ones included, that some node has."""
 
 
 def model_source(config: ClusterConfig) -> ModelSource:
@@ -83,3 +91,14 @@ def plan_actors(config: ClusterConfig, token: str, fleet: Fleet) -> list[DenseSe
         for index, held in enumerate(spread_experts(config.num_expert_actors))
     ]
     return [dense, *experts]
+
+
+def bundle(settings: DenseSettings | ExpertSettings, gpus_per_actor: float, fleet: Fleet) -> dict[str, float]:
+    """What an actor's place claims of its node: a little CPU, its GPU, and its kind's label where nodes carry it."""
+    claims = {"CPU": CPUS_PER_ACTOR}
+    if settings.device == "cuda":
+        claims["GPU"] = gpus_per_actor
+    label = DENSE_LABEL if isinstance(settings, DenseSettings) else EXPERT_LABEL
+    if label in fleet.labels:
+        claims[label] = _LABEL_SHARE
+    return claims

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
@@ -87,7 +87,7 @@ class HttpApp:
             handler, rest = self._find(scope)
             body = await self._read_body(scope, receive)
         except ClientError as error:
-            await _send_whole(send, error_response(error))
+            await _send_whole(send, _last_of_connection(error_response(error)))
             return
         except ConnectionError:
             return
@@ -151,6 +151,11 @@ def error_response(error: ClientError) -> HttpResponse:
     if isinstance(error, TooManyRequests | ServerUnavailable):
         headers = ((b"retry-after", str(error.retry_after_seconds).encode()),)
     return HttpResponse(value=openai_body(error), status=outcome(error).status, headers=headers)
+
+
+def _last_of_connection(response: HttpResponse) -> HttpResponse:
+    """For an answer that does not wait for the body: what is left of it must not be in the next request's way."""
+    return replace(response, headers=(*response.headers, (b"connection", b"close")))
 
 
 def _told(error: Exception) -> ClientError:

@@ -30,7 +30,7 @@ from actors.messages import ActorReport, Membership
 from actors.settings import DenseSettings, ExpertSettings
 from cluster.config import ClusterConfig, from_mapping
 from cluster.environment import NAMESPACE, limit_threads
-from cluster.hosting import Fleet, plan_actors
+from cluster.hosting import CPUS_PER_ACTOR, Fleet, bundle, plan_actors
 from cluster.remote import ActorLostError
 from cluster.supervisor import Supervisor, actor_name, key_of
 from cluster.view import ActorView, ClusterView, Doors, Pulse, Startup
@@ -40,8 +40,6 @@ SUPERVISOR_NAME = "phimoe-supervisor"
 GROUP_NAME = "phimoe"
 
 _OBJECT_STORE_BYTES = 128 * 1024 * 1024
-_CPUS_PER_ACTOR = 0.05
-"""Claimed so that Ray spreads the actors; their threads are counted by `placement.share_threads`."""
 _CALLS_AT_ONCE = 32
 """Threads of a hosted actor that answer calls: joins of several epochs may be waiting while pulses go on."""
 _CREATE_SECONDS = 60.0
@@ -182,10 +180,13 @@ class RayPool:
 
     async def plan(self, config: ClusterConfig, token: str) -> list[DenseSettings | ExpertSettings]:
         """Choose device and threads for the nodes that are alive, and reserve a place for every actor."""
-        settings = plan_actors(config, token, _fleet())
+        fleet = _fleet()
+        settings = plan_actors(config, token, fleet)
         self._num_gpus = config.gpus_per_actor if settings[0].device == "cuda" else 0.0
         self._bundles = {actor_name(key_of(item)): index for index, item in enumerate(settings)}
-        self._group = await self._find_or_create_group(len(settings))
+        self._group = await self._find_or_create_group(
+            [bundle(item, config.gpus_per_actor, fleet) for item in settings]
+        )
         return settings
 
     async def find_or_create(self, settings: DenseSettings | ExpertSettings) -> RayActor:
@@ -199,7 +200,7 @@ class RayPool:
             "max_restarts": -1,
             "max_task_retries": 0,
             "max_concurrency": _CALLS_AT_ONCE,
-            "num_cpus": _CPUS_PER_ACTOR,
+            "num_cpus": CPUS_PER_ACTOR,
             "num_gpus": self._num_gpus,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
                 placement_group=self._group, placement_group_bundle_index=self._bundles[name]
@@ -212,18 +213,15 @@ class RayPool:
         if self._group is not None:
             remove_placement_group(self._group)
 
-    async def _find_or_create_group(self, num_actors: int) -> Any:
-        bundle = {"CPU": _CPUS_PER_ACTOR} | ({"GPU": self._num_gpus} if self._num_gpus else {})
+    async def _find_or_create_group(self, bundles: list[dict[str, float]]) -> Any:
         with contextlib.suppress(ValueError):
             return ray.util.get_placement_group(GROUP_NAME)
-        group = placement_group(
-            [bundle] * num_actors, strategy="SPREAD", name=GROUP_NAME, lifetime="detached"
-        )
+        group = placement_group(bundles, strategy="SPREAD", name=GROUP_NAME, lifetime="detached")
         try:
             await within(_GROUP_SECONDS, _future(group.ready()))
         except asyncio.TimeoutError:
             remove_placement_group(group)
-            raise ActorLostError(GROUP_NAME, f"the cluster has no room for {num_actors} x {bundle}") from None
+            raise ActorLostError(GROUP_NAME, f"the cluster has no room for {bundles}") from None
         return group
 
 
@@ -350,7 +348,12 @@ def _fleet() -> Fleet:
     nodes = [node["Resources"] for node in described if node["Alive"]]
     cores = [int(resources["CPU"]) for resources in nodes if resources.get("CPU", 0) >= 1]
     gpus = sum(resources.get("GPU", 0.0) for resources in nodes)
-    return Fleet(num_nodes=max(1, len(cores)), cores_per_node=min(cores, default=1), num_gpus=gpus)
+    return Fleet(
+        num_nodes=max(1, len(cores)),
+        cores_per_node=min(cores, default=1),
+        num_gpus=gpus,
+        labels=frozenset(name for resources in nodes for name in resources),
+    )
 
 
 def _node_ip() -> str:

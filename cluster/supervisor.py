@@ -32,6 +32,7 @@ HUNG_SECONDS = 60.0
 _LOADING_POLL_SECONDS = 0.1
 _IDLE_POLL_SECONDS = 1.0
 _REPORT_SECONDS = 1.0
+_PLAN_AGAIN_SECONDS = 2.0
 _RECREATE_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 5.0
 
@@ -98,16 +99,24 @@ class Supervisor:
         return Startup(is_ready=self._state.is_ready, actors=actors, failure=self._failure)
 
     async def _start(self) -> None:
-        try:
-            plan = await self._pool.plan(self._config, self._token)
-        except Exception as error:
-            self._failure = str(error)
-            logger.exception("cannot place the actors")
-            return
+        plan = await self._plan()
         self._places = {key_of(settings): _Place(settings) for settings in plan}
         self._state = membership.first(tuple(self._places))
         for key in self._places:
             self._spawn(self._keep(key))
+
+    async def _plan(self) -> list[DenseSettings | ExpertSettings]:
+        """Settings of all actors, once there is room for them: nodes of a cluster that starts join one by one."""
+        while True:
+            try:
+                plan = await self._pool.plan(self._config, self._token)
+            except Exception as error:
+                self._failure = str(error)
+                logger.warning("cannot place the actors: %s", error)
+                await asyncio.sleep(_PLAN_AGAIN_SECONDS)
+            else:
+                self._failure = None
+                return plan
 
     async def _keep(self, key: ActorKey) -> None:
         """Follow one place through all processes that fill it."""

@@ -100,8 +100,12 @@ class LocalPool:
         self.actors: dict[ActorKey, LocalActor] = {}
         self.is_released = False
         self.load_error: str | None = None
+        self.failing_plans = 0
 
     async def plan(self, config: ClusterConfig, token: str) -> list[DenseSettings | ExpertSettings]:
+        if self.failing_plans:
+            self.failing_plans -= 1
+            raise ValueError("no room yet")
         return plan_actors(config, token, Fleet(num_nodes=1, cores_per_node=2, num_gpus=0))
 
     async def find_or_create(self, settings: DenseSettings | ExpertSettings) -> LocalActor:
@@ -159,6 +163,15 @@ async def test_all_actors_are_created_loaded_and_joined(supervisor: Supervisor, 
     members = pool.actors[DENSE].joined[0]
     assert [member.experts for member in members.experts] == [tuple(range(8)), tuple(range(8, 16))]
     assert all(actor.joined == [members] for actor in pool.actors.values())
+
+
+@supervised
+async def test_places_are_taken_once_the_cluster_has_room(supervisor: Supervisor, pool: LocalPool) -> None:
+    pool.failing_plans = 1
+    supervisor.start()
+    await until(lambda: supervisor.startup().failure == "no room yet")
+    await until_ready(supervisor)
+    assert supervisor.startup().failure is None
 
 
 @supervised
