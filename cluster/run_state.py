@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,9 +25,9 @@ class RunState:
         return _process_start(self.pid) == self.started
 
 
-def write_state(url: str, port: int) -> Path:
-    """Note this process; the file to remove at its end."""
-    state = RunState(pid=os.getpid(), started=_process_start(os.getpid()) or "", url=url, port=port)
+def write_state(pid: int, url: str, port: int) -> Path:
+    """Note a process; the file to remove at its end."""
+    state = RunState(pid=pid, started=_process_start(pid) or "", url=url, port=port)
     folder = state_folder()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"serve-{port}.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -19,8 +20,10 @@ import httpx
 
 from cluster.config import ClusterConfig, add_flags, from_flags
 from cluster.environment import has_haproxy, prepare_ray
+from cluster.own_session import run_in_own_session
 from cluster.run_state import write_state
 from cluster.startup_view import StartupView
+from cluster.waiting import within
 
 if TYPE_CHECKING:
     from cluster.pool import SupervisorClient
@@ -49,6 +52,13 @@ def run(args: argparse.Namespace) -> int:
         return 2
     scratch = Path(tempfile.mkdtemp(prefix="phimoe-"))
     try:
+        return run_in_own_session(lambda: _run(config, scratch), scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _run(config: ClusterConfig, scratch: Path) -> int:
+    try:
         prepare_ray(use_haproxy=_wants_haproxy(config), scratch=scratch)
         asyncio.run(_serve(config))
     except StartError as error:
@@ -57,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return 130
     finally:
+        # Here as well, for the parent may have been killed.
         shutil.rmtree(scratch, ignore_errors=True)
     return 0
 
@@ -84,7 +95,8 @@ async def _serve(config: ClusterConfig) -> None:
         view.say(f"starting {config.model_id} with {config.num_expert_actors} expert actors")
         async with _ray(config):
             stop = _stop_event()
-            note = write_state(base_url(config), config.port)
+            # The parent's process id: it is the last to end.
+            note = write_state(os.getppid(), base_url(config), config.port)
             try:
                 await _until_up_or(stop, config, view)
                 if not stop.is_set():
@@ -92,8 +104,10 @@ async def _serve(config: ClusterConfig) -> None:
                 await stop.wait()
                 view.say("stopping")
             finally:
-                await _take_down()
-                note.unlink(missing_ok=True)
+                try:
+                    await _take_down()
+                finally:
+                    note.unlink(missing_ok=True)
 
 
 async def _until_up_or(stop: asyncio.Event, config: ClusterConfig, view: StartupView) -> None:
@@ -175,15 +189,20 @@ async def _ray(config: ClusterConfig) -> AsyncIterator[None]:
 
 
 async def _take_down() -> None:
-    """Doors first, so that no request is accepted that could not be answered; then the actors."""
+    """Doors first, so that no request is accepted that could not be answered; then the actors.
+
+    Whoever stops a whole group of processes has stopped Ray's as well; what is then left ends with Ray itself.
+    """
     from cluster.pool import find_supervisor
     from cluster.serving import close_doors
 
-    with contextlib.suppress(asyncio.TimeoutError, RuntimeError):
-        await asyncio.wait_for(asyncio.to_thread(close_doors), _SHUTDOWN_SECONDS)
-    supervisor = find_supervisor()
-    if supervisor is not None:
-        await supervisor.remove(_SHUTDOWN_SECONDS)
+    try:
+        await within(_SHUTDOWN_SECONDS, asyncio.to_thread(close_doors))
+        supervisor = find_supervisor()
+        if supervisor is not None:
+            await supervisor.remove(_SHUTDOWN_SECONDS)
+    except Exception as error:
+        print(f"phimoe serve: not everything could be asked to end: {error}", file=sys.stderr)
 
 
 def _stop_event() -> asyncio.Event:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -26,8 +27,8 @@ def phimoe(running: Running, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def assert_nothing_is_left(running: Running, family: list[psutil.Process], shared_memory: set[str]) -> None:
-    _, alive = psutil.wait_procs(family, timeout=15)
-    assert [process.info if hasattr(process, "info") else process.pid for process in alive] == []
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert [process.name() for process in alive] == []
     for port in (running.port, running.grpc_port):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -36,7 +37,7 @@ def assert_nothing_is_left(running: Running, family: list[psutil.Process], share
     assert list((running.home / "phimoe").glob("serve-*.json")) == []
 
 
-@pytest.mark.parametrize("way", ["stop", "interrupt"])
+@pytest.mark.parametrize("way", ["stop", "interrupt", "end-of-group", "killed"])
 def test_everything_ends_and_a_new_start_works(tmp_path: Path, way: str) -> None:
     shared_memory = {path.name for path in Path("/dev/shm").iterdir()}
     with serving(tmp_path, *LOCAL) as running:
@@ -45,9 +46,13 @@ def test_everything_ends_and_a_new_start_works(tmp_path: Path, way: str) -> None
         if way == "stop":
             ended = phimoe(running, "stop")
             assert ended.returncode == 0 and "is stopped" in ended.stdout
-        else:
+        elif way == "interrupt":
             running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(90) == 0
+        elif way == "end-of-group":
+            os.killpg(running.process.pid, signal.SIGTERM)
+        else:
+            running.process.kill()
+        assert running.process.wait(90) == (-signal.SIGKILL if way == "killed" else 0)
         assert_nothing_is_left(running, family, shared_memory)
 
 

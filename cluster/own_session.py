@@ -1,0 +1,78 @@
+"""Run a service in a session of its own below a parent that passes signals on and clears up.
+
+A signal to a whole process group (Ctrl-C in a terminal, a supervisor of services that ends a group) would otherwise end
+Ray's processes before the service could take itself down in order; and a driver whose Ray has died is ended by Ray.
+
+    phimoe serve (parent)  --SIGINT, SIGTERM-->  child = leader of a session with Ray, Serve, HAProxy and all actors
+                           <--exit status-----
+    parent killed          --SIGTERM by the kernel-->  child
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_GRACE_SECONDS = 5.0
+_PR_SET_PDEATHSIG = 1
+
+
+def run_in_own_session(work: Callable[[], int], scratch: Path) -> int:
+    """The exit status of `work`, which runs in a child; afterwards nothing of its session is left.
+
+    `scratch` is a folder of the service: whatever names one of its files on the command line belongs to it as well.
+    Must be called before this process has threads.
+    """
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        _become_leader(parent)
+        status = 1
+        try:
+            status = work()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _: os.kill(child, received))
+    _, wait_status = os.waitpid(child, 0)
+    _clear(child, scratch)
+    status = os.waitstatus_to_exitcode(wait_status)
+    return status if status >= 0 else 128 - status
+
+
+def _become_leader(parent: int) -> None:
+    os.setsid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # The parent died before the kernel was asked to tell.
+        os._exit(1)
+
+
+def _clear(session: int, scratch: Path) -> None:
+    """Wait for the session's processes to end; kill those that do not."""
+    give_up = time.monotonic() + _GRACE_SECONDS
+    while time.monotonic() < give_up and any(True for _ in _members(session, scratch)):
+        time.sleep(0.05)
+    for pid in _members(session, scratch):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _members(session: int, scratch: Path) -> Iterator[int]:
+    """Processes of a session, or of the scratch folder, that have not ended."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            # proc(5): after the name in parentheses come state, parent, process group, session.
+            fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            is_member = int(fields[3]) == session or str(scratch).encode() in (entry / "cmdline").read_bytes()
+            if is_member and fields[0] != b"Z":
+                yield int(entry.name)
