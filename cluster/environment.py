@@ -60,14 +60,19 @@ def prepare_ray(*, use_haproxy: bool, scratch: Path | None) -> None:
     _add_to_python_path(Path(__file__).resolve().parent.parent)
 
 
+_SPIN_ROUNDS = "10000"
+"""Some tens of microseconds: enough for the next product of the same layer to find the threads awake, too short to keep a
+core from another actor."""
+
+
 def limit_threads(num_threads: int) -> None:
-    """Give this process as many compute threads as it was promised, waiting passively when idle.
+    """Give this process as many compute threads as it was promised, waiting passively but for a moment when idle.
 
     Takes effect if it comes before the first import of torch.
     """
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    os.environ["GOMP_SPINCOUNT"] = "0"
+    os.environ["GOMP_SPINCOUNT"] = _SPIN_ROUNDS
     os.environ["KMP_BLOCKTIME"] = "0"
 
 

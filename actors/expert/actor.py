@@ -13,6 +13,7 @@ from actors.checkpoint.open import open_model
 from actors.checkpoint.weights import ProgressCallback, serving_dtype
 from actors.errors import LinkError, StaleEpochError
 from actors.exchange.open import Server, Site, open_expert
+from actors.expert.cores import CoreClaim
 from actors.expert.experts import GroupedExperts
 from actors.memory import memory_bytes
 from actors.messages import ActorReport, Membership, Progress
@@ -107,6 +108,8 @@ class ExpertActor:
         with self._joining:
             if self._server is not None:
                 self._server.close()
+            if self._loaded is not None:
+                self._loaded.release()
 
     def _begin_join(self, membership: Membership) -> tuple[_Loaded, threading.Event]:
         """Make this the newest epoch and end the wait of an older join."""
@@ -156,7 +159,13 @@ class _Loaded:
         self.dtype = serving_dtype(settings.dtype, config)
         self.rows_of_expert = np.zeros(config.num_experts, dtype=np.int64)
         self._device = device
+        self._claim = CoreClaim(settings.num_threads) if device.type == "cpu" else None
         self._experts = GroupedExperts.load(reader, config, settings.experts, self.dtype, device, progress)
+
+    def release(self) -> None:
+        """Leave the cores to others; the weights go with this object."""
+        if self._claim is not None:
+            self._claim.release()
 
     def serve(
         self,
@@ -167,6 +176,8 @@ class _Loaded:
         num_results: int,
     ) -> torch.Tensor:
         """See `exchange.serve_links.Serve`; calls come one at a time."""
+        if self._claim is not None:
+            self._claim.settle()
         ids, scales = expert_ids.to(self._device), weights.to(self._device)
         results = self._experts.forward(layer, rows, ids, scales, num_results)
         # Shifted by one, since an id of -1 is nobody's.

@@ -1,0 +1,44 @@
+"""Products on the CPU, whichever is chosen, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from actors.linear import make_product
+
+SHAPES = [(1, 1), (16, 32), (7, 40), (300, 128), (96, 1600), (513, 257)]
+MAX_ROWS = 16
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), SHAPES)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_equals_the_product_in_float64(
+    dtype: torch.dtype, num_outputs: int, num_inputs: int, has_bias: bool
+) -> None:
+    weight = random(num_outputs, num_inputs).to(dtype)
+    bias = random(num_outputs).to(dtype) if has_bias else None
+    product = make_product(weight, bias)
+    for num_rows in (1, 2, 3, 4, 5, MAX_ROWS, MAX_ROWS + 1, 50):
+        x = random(num_rows, num_inputs).to(dtype)
+        expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+        rounding = 2 * torch.finfo(dtype).eps * (expected.abs() + 0.2 * num_inputs**0.5)
+        tolerance = rounding + 2 * num_inputs * torch.finfo(torch.float32).eps
+        assert ((product(x).double() - expected).abs() <= tolerance).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(48, 64), (300, 128), (1024, 1600)])
+def test_a_row_has_the_same_bits_alone_and_among_others(
+    dtype: torch.dtype, num_outputs: int, num_inputs: int
+) -> None:
+    product = make_product(random(num_outputs, num_inputs).to(dtype))
+    x = random(MAX_ROWS, num_inputs).to(dtype)
+    together = product(x)
+    for num_rows in range(1, MAX_ROWS):
+        assert torch.equal(product(x[:num_rows]), together[:num_rows])
