@@ -131,7 +131,7 @@ def _filter(probabilities: torch.Tensor, params: SamplingParams) -> torch.Tensor
         enough = params.top_p * kept.sum()
         best, token_ids = kept.topk(min(_NUM_CANDIDATES, len(kept)))
         if best.sum() < enough:
-            best, token_ids = kept.sort(descending=True)
+            best, token_ids = kept.sort(descending=True, stable=True)
         likelier = best.cumsum(dim=-1) - best
         kept = _only(kept, token_ids[likelier < enough])
     return kept
