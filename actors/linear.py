@@ -16,10 +16,6 @@ import torch.nn.functional as F
 Product: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """x [rows, in] -> y [rows, out] in x's dtype. At least one row."""
 
-_MIN_PACKED_ROWS = 4
-"""oneDNN takes longer for one to three rows than for four; and as it rounds a single row differently, results do not
-depend on how few rows a step has."""
-
 
 def make_product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
     """The product with weight [out, in] and bias [out]. On a CPU it holds a copy of its own; drop the original."""
@@ -39,9 +35,20 @@ def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
 
     def product(x: torch.Tensor) -> torch.Tensor:
         num_rows = x.shape[0]
-        if num_rows < _MIN_PACKED_ROWS:
-            x = F.pad(x, (0, 0, 0, _MIN_PACKED_ROWS - num_rows))
+        if num_missing := padded_rows(num_rows) - num_rows:
+            x = F.pad(x, (0, 0, 0, num_missing))
         out: torch.Tensor = linear_pointwise(x, weight, bias, "none", [], "")
         return out[:num_rows]
 
     return product
+
+
+def padded_rows(num_rows: int) -> int:
+    """The number of rows that oneDNN is given: multiples of 4, then of 16, then of 64.
+
+    It compiles and keeps code for every number of rows that it meets, in hundreds of kilobytes each: steps of all
+    sizes would fill memory. Four rows take it no longer than one, and as it rounds a single row differently, results
+    do not depend on how few rows a step has.
+    """
+    unit = 4 if num_rows <= 32 else 16 if num_rows <= 256 else 64
+    return -(-num_rows // unit) * unit

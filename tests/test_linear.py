@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from actors.linear import make_product
+from actors.linear import make_product, padded_rows
 
 SHAPES = [(1, 1), (16, 32), (7, 40), (300, 128), (96, 1600), (513, 257)]
 MAX_ROWS = 16
@@ -42,3 +42,10 @@ def test_a_row_has_the_same_bits_alone_and_among_others(
     together = product(x)
     for num_rows in range(1, MAX_ROWS):
         assert torch.equal(product(x[:num_rows]), together[:num_rows])
+
+
+def test_rows_are_padded_to_few_different_numbers() -> None:
+    padded = [padded_rows(num_rows) for num_rows in range(1, 2049)]
+    assert all(0 <= after - before < max(4, before) for before, after in enumerate(padded, start=1))
+    assert padded == sorted(padded)
+    assert len(set(padded)) < 60

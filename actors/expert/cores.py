@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import weakref
 from contextlib import suppress
 
 
@@ -25,6 +26,7 @@ class CoreClaim:
         Claims are unique within a namespace; all services of a host share one.
         """
         self._names: list[socket.socket] = []
+        weakref.finalize(self, _close, self._names)
         self.cores: set[int] = set()
         self._settled = threading.local()
         for core in sorted(os.sched_getaffinity(0)):
@@ -49,10 +51,14 @@ class CoreClaim:
 
     def release(self) -> None:
         """Give the cores up; threads that have settled stay where they are."""
-        for name in self._names:
-            name.close()
-        self._names.clear()
+        _close(self._names)
         self.cores.clear()
+
+
+def _close(names: list[socket.socket]) -> None:
+    for name in names:
+        name.close()
+    names.clear()
 
 
 def _claim(address: str) -> socket.socket | None:
