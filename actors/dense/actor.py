@@ -164,7 +164,7 @@ class _Loaded:
         is_local = exchange.transport == "local"
         config, reader = open_model(settings.source, all_tensors if is_local else dense_tensor_names)
         dtype = serving_dtype(settings.dtype, config)
-        meter = _TwoParts(progress, has_second=is_local)
+        meter = _TwoParts(progress)
         model = DenseModel(config, read_dense(reader, config, dtype, device, meter.first))
         self._local = (
             GroupedExperts.load(reader, config, range(config.num_experts), dtype, device, meter.second)
@@ -172,7 +172,6 @@ class _Loaded:
             else None
         )
         self._config, self._dtype, self._device = config, dtype, device
-        self._store_keeper: object | None = None
         self._make_engine(settings, config, model)
         release_free_memory()
 
@@ -232,9 +231,8 @@ class _Loaded:
 class _TwoParts:
     """One progress out of two loads, the second of which may not come."""
 
-    def __init__(self, report: ProgressCallback, has_second: bool) -> None:
+    def __init__(self, report: ProgressCallback) -> None:
         self._report = report
-        self._has_second = has_second
         self._first = (0, 0)
 
     def first(self, bytes_done: int, bytes_total: int) -> None:

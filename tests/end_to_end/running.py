@@ -91,22 +91,17 @@ def free_ports(count: int) -> list[int]:
             item.close()
 
 
+def serve_command(port: int, grpc_port: int, *flags: str) -> list[str]:
+    ports = ["--port", str(port), "--grpc-port", str(grpc_port)]
+    return [sys.executable, "-m", "cluster", "serve", *flags, *ports]
+
+
 @contextmanager
 def serving(home: Path, *flags: str) -> Iterator[Running]:
     """`phimoe serve` with these flags, ready; ended afterwards, by force where it does not end by itself."""
     port, grpc_port = free_ports(2)
     output = home / f"serve-{port}.out"
-    command = [
-        sys.executable,
-        "-m",
-        "cluster",
-        "serve",
-        *flags,
-        "--port",
-        str(port),
-        "--grpc-port",
-        str(grpc_port),
-    ]
+    command = serve_command(port, grpc_port, *flags)
     with output.open("wb") as file:
         process = subprocess.Popen(
             command,

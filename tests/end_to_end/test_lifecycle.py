@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.end_to_end.running import ROOT, Running, environment, free_ports, serving
+from tests.end_to_end.running import ROOT, Running, environment, free_ports, serve_command, serving
 
 pytestmark = pytest.mark.timeout(600)
 LOCAL = ("--exchange", "local", "--dtype", "float32")
@@ -80,17 +80,7 @@ def test_the_printed_curl_line_works(service: Running) -> None:
 )
 def test_a_start_that_cannot_work_says_why(tmp_path: Path, flags: list[str], words: str) -> None:
     port, grpc_port = free_ports(2)
-    command = [
-        sys.executable,
-        "-m",
-        "cluster",
-        "serve",
-        *flags,
-        "--port",
-        str(port),
-        "--grpc-port",
-        str(grpc_port),
-    ]
+    command = serve_command(port, grpc_port, *flags)
     ended = subprocess.run(
         command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=240, check=False
     )
