@@ -24,6 +24,7 @@ from actors.exchange.local import LocalExchange
 from actors.exchange.open import Site, open_dense
 from actors.exchange.rendezvous import host_store
 from actors.expert.experts import GroupedExperts
+from actors.loading import Loading
 from actors.memory import memory_bytes, release_free_memory
 from actors.messages import ActorReport, Membership, Progress
 from actors.settings import DenseSettings
@@ -35,11 +36,9 @@ class DenseActor:
     def __init__(self, settings: DenseSettings) -> None:
         torch.set_num_threads(settings.num_threads)
         self._settings = settings
+        self._loading = Loading("load-dense", lambda progress: _Loaded(settings, progress))
         self._guard = threading.Lock()
         """Of all fields below; held for moments only."""
-        self._loader: threading.Thread | None = None
-        self._progress = Progress(state="starting", bytes_done=0, bytes_total=0)
-        self._loaded: _Loaded | None = None
         self._address: tuple[str, int, str, int] | None = None
         self._epoch = -1
         self._give_up = threading.Event()
@@ -48,15 +47,11 @@ class DenseActor:
 
     def start_loading(self) -> None:
         """Load in a thread; `progress` says how far it is. A second call does nothing."""
-        with self._guard:
-            if self._loader is None:
-                self._loader = threading.Thread(target=self._load, name="load-dense", daemon=True)
-                self._loader.start()
+        self._loading.start()
 
     def progress(self) -> Progress:
         """In stored bytes. "failed" comes with the reason and stays."""
-        with self._guard:
-            return self._progress
+        return self._loading.progress()
 
     def listen(self) -> tuple[str, int, str, int]:
         """Host and port for ingress connections, then host and port of the store under which links meet.
@@ -83,7 +78,7 @@ class DenseActor:
 
     def report(self) -> ActorReport:
         """State "ready" while sequences would be computed, "lost" when an exchange has broken and none followed."""
-        loaded = self._loaded
+        loaded = self._loading.result
         engine = loaded.engine if loaded is not None else None
         is_ready = engine is not None and engine.is_ready
         detail: dict[str, float | int | str] = {}
@@ -116,33 +111,15 @@ class DenseActor:
         """End the engine, its links and all ingress connections. Idempotent; nothing can be joined afterwards."""
         with self._guard:
             self._give_up.set()
-            loaded = self._loaded
+            loaded = self._loading.result
         with self._joining:
             if loaded is not None:
                 loaded.close()
 
-    def _load(self) -> None:
-        try:
-            loaded = _Loaded(self._settings, self._set_progress)
-        except Exception as error:
-            text = str(error) or repr(error)
-            with self._guard:
-                done, total = self._progress.bytes_done, self._progress.bytes_total
-                self._progress = Progress(state="failed", bytes_done=done, bytes_total=total, error=text)
-            return
-        with self._guard:
-            self._loaded = loaded
-            total = self._progress.bytes_total
-            self._progress = Progress(state="loaded", bytes_done=total, bytes_total=total)
-
-    def _set_progress(self, bytes_done: int, bytes_total: int) -> None:
-        with self._guard:
-            self._progress = Progress(state="loading", bytes_done=bytes_done, bytes_total=bytes_total)
-
     def _require_loaded(self) -> _Loaded:
-        if self._loaded is None:
+        if self._loading.result is None:
             raise LinkError(f"dense-{self._settings.index}", None, "its weights are not loaded")
-        return self._loaded
+        return self._loading.result
 
     def _begin_join(self, membership: Membership) -> tuple[_Loaded, threading.Event]:
         """Make this the newest epoch and end the wait of an older join."""

@@ -15,6 +15,7 @@ from actors.errors import LinkError, StaleEpochError
 from actors.exchange.open import Server, Site, open_expert
 from actors.expert.cores import CoreClaim
 from actors.expert.experts import GroupedExperts
+from actors.loading import Loading
 from actors.memory import memory_bytes
 from actors.messages import ActorReport, Membership, Progress
 from actors.settings import ExpertSettings
@@ -27,11 +28,9 @@ class ExpertActor:
         torch.set_num_threads(settings.num_threads)
         self._settings = settings
         self._device = torch.device(settings.device)
+        self._loading = Loading("load-experts", lambda progress: _Loaded(settings, self._device, progress))
         self._guard = threading.Lock()
         """Of all fields below; held for moments only."""
-        self._loader: threading.Thread | None = None
-        self._progress = Progress(state="starting", bytes_done=0, bytes_total=0)
-        self._loaded: _Loaded | None = None
         self._epoch = -1
         self._give_up = threading.Event()
         self._server: Server | None = None
@@ -41,15 +40,11 @@ class ExpertActor:
 
     def start_loading(self) -> None:
         """Load in a thread; `progress` says how far it is. A second call does nothing."""
-        with self._guard:
-            if self._loader is None:
-                self._loader = threading.Thread(target=self._load, name="load-experts", daemon=True)
-                self._loader.start()
+        self._loading.start()
 
     def progress(self) -> Progress:
         """In stored bytes. "failed" comes with the reason and stays."""
-        with self._guard:
-            return self._progress
+        return self._loading.progress()
 
     def join(self, membership: Membership) -> None:
         """Serve a membership in place of the one before; returns when all its dense actors are linked.
@@ -79,7 +74,7 @@ class ExpertActor:
 
     def report(self) -> ActorReport:
         """State "ready" while all dense actors are being served, "lost" when one's link has ended."""
-        server, loaded = self._server, self._loaded
+        server, loaded = self._server, self._loading.result
         state = "starting" if server is None else "ready" if server.is_up else "lost"
         detail: dict[str, float | int | str] = {}
         if loaded is not None:
@@ -108,8 +103,8 @@ class ExpertActor:
         with self._joining:
             if self._server is not None:
                 self._server.close()
-            if self._loaded is not None:
-                self._loaded.release()
+            if self._loading.result is not None:
+                self._loading.result.release()
 
     def _begin_join(self, membership: Membership) -> tuple[_Loaded, threading.Event]:
         """Make this the newest epoch and end the wait of an older join."""
@@ -123,29 +118,12 @@ class ExpertActor:
                 raise StaleEpochError(membership.epoch, self._epoch)
             if self._is_stopped:
                 raise LinkError(f"expert-{index}", None, "this actor is stopped")
-            if self._loaded is None:
+            if self._loading.result is None:
                 raise LinkError(f"expert-{index}", None, "its weights are not loaded")
             self._epoch = membership.epoch
             self._give_up.set()
             self._give_up = threading.Event()
-            return self._loaded, self._give_up
-
-    def _load(self) -> None:
-        try:
-            self._loaded = _Loaded(self._settings, self._device, self._set_progress)
-        except Exception as error:
-            text = str(error) or repr(error)
-            with self._guard:
-                done, total = self._progress.bytes_done, self._progress.bytes_total
-                self._progress = Progress(state="failed", bytes_done=done, bytes_total=total, error=text)
-            return
-        with self._guard:
-            total = self._progress.bytes_total
-            self._progress = Progress(state="loaded", bytes_done=total, bytes_total=total)
-
-    def _set_progress(self, bytes_done: int, bytes_total: int) -> None:
-        with self._guard:
-            self._progress = Progress(state="loading", bytes_done=bytes_done, bytes_total=bytes_total)
+            return self._loading.result, self._give_up
 
 
 class _Loaded:
