@@ -132,6 +132,8 @@ class DenseMember(Message, frozen=True, kw_only=True):
     store_host: str
     """Host and port of the TCPStore under whose keys its links meet."""
     store_port: int
+    incarnation: str = ""
+    """Unique to the process that fills the place."""
 
 
 class ExpertMember(Message, frozen=True, kw_only=True):
@@ -139,7 +141,9 @@ class ExpertMember(Message, frozen=True, kw_only=True):
 
     index: int
     experts: tuple[int, ...]
-    """Logical experts that it holds, ascending."""
+    """Logical experts that it holds, ascending; several actors may hold the same one."""
+    incarnation: str = ""
+    """Unique to the process that fills the place."""
 
 
 class Membership(Message, frozen=True, kw_only=True):
@@ -174,5 +178,9 @@ class ActorReport(Message, frozen=True, kw_only=True):
     experts: tuple[int, ...]
     memory_bytes: int
     """Resident private bytes on CPU, allocated device bytes on CUDA."""
+    lost_links: tuple[str, ...] = ()
+    """Peers of the newest membership, by name (expert-3, dense-0), that it has no working link with."""
+    expert_load: tuple[tuple[int, ...], ...] = ()
+    """Of a dense actor: rows routed since its start, per layer and logical expert."""
     detail: dict[str, float | int | str] = {}
     """Counters of that kind of actor: load of a dense actor, rows served by an expert actor."""
