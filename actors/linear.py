@@ -1,8 +1,9 @@
 """y = x @ weight.T + bias, by whatever product reads weights fastest on the device; chosen once, at load.
 
-CPU, bfloat16 or float32    oneDNN's packed layout: it reads weights up to twice as fast as `F.linear` at decode
-                            batch sizes (README, benchmarks)
-otherwise                   F.linear
+CPU with AVX-512, bfloat16 or float32    the project's own kernels (`actors.kernels`): a row's result is the same bits
+                                         whatever rows are computed beside it
+other CPU, bfloat16 or float32           oneDNN's packed layout: up to twice as fast as `F.linear` at decode batch sizes
+otherwise                                F.linear
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
+from actors.kernels.library import Kernels, kernels_for, pack
+
 Product: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """x [rows, in] -> y [rows, out] in x's dtype. At least one row."""
 
@@ -21,13 +24,54 @@ def make_product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Prod
     """The product with weight [out, in] and bias [out]. On a CPU it holds a copy of its own; drop the original."""
     if weight.device.type != "cpu":
         return _plain(weight.contiguous(), bias)
+    kernels = kernels_for(weight.dtype, weight.shape[1])
+    if kernels is not None:
+        return _own(kernels, weight, bias)
     if weight.dtype in (torch.bfloat16, torch.float32) and torch._C._has_mkldnn:
         return _packed(torch.ops.mkldnn._reorder_linear_weight(weight, None), bias)
     return _plain(weight.clone(), bias)
 
 
+def product_name(dtype: torch.dtype, device: torch.device) -> str:
+    """What `make_product` chooses, for people: "avx512", "onednn" or "torch"."""
+    if device.type != "cpu":
+        return "torch"
+    if kernels_for(dtype, 2) is not None:
+        return "avx512"
+    is_packed = dtype in (torch.bfloat16, torch.float32) and torch._C._has_mkldnn
+    return "onednn" if is_packed else "torch"
+
+
 def _plain(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
     return lambda x: F.linear(x, weight, bias)
+
+
+def _own(kernels: Kernels, weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+    num_outputs, num_inputs = weight.shape
+    packed = pack(weight)
+    bias = None if bias is None else bias.float()
+    weight_address, bias_address = packed.data_ptr(), 0 if bias is None else bias.data_ptr()
+    is_bf16 = weight.dtype == torch.bfloat16
+    linear = kernels.linear
+
+    def product(x: torch.Tensor, _alive: object = (packed, bias)) -> torch.Tensor:
+        x = x.contiguous()
+        num_rows = x.shape[0]
+        out = x.new_empty((num_rows, num_outputs))
+        linear(
+            x.data_ptr(),
+            weight_address,
+            bias_address,
+            out.data_ptr(),
+            num_rows,
+            num_outputs,
+            num_inputs,
+            is_bf16,
+            torch.get_num_threads(),
+        )
+        return out
+
+    return product
 
 
 def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:

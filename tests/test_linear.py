@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
+from actors.kernels import library
+from actors.kernels.library import kernels_for
 from actors.linear import make_product, padded_rows
 
 SHAPES = [(1, 1), (16, 32), (7, 40), (300, 128), (96, 1600), (513, 257)]
@@ -42,6 +48,37 @@ def test_a_row_has_the_same_bits_alone_and_among_others(
     together = product(x)
     for num_rows in range(1, MAX_ROWS):
         assert torch.equal(product(x[:num_rows]), together[:num_rows])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernels_give_a_row_the_same_bits_in_any_matrix(dtype: torch.dtype) -> None:
+    if kernels_for(dtype, 2) is None:
+        pytest.skip("this processor or installation has no kernels")
+    product = make_product(random(300, 128).to(dtype), random(300).to(dtype))
+    x = random(200, 128).to(dtype)
+    together = product(x)
+    for start, end in ((0, 1), (7, 9), (3, 50), (199, 200), (20, 150)):
+        assert torch.equal(product(x[start:end]), together[start:end])
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    product = make_product(random(1024, 256).bfloat16())
+    x = random(9, 256).bfloat16()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = product(x)
+        torch.set_num_threads(2)
+        assert torch.equal(product(x), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_kernels_are_built_where_there_is_a_compiler() -> None:
+    if shutil.which("cc") is None or platform.machine() != "x86_64":
+        pytest.skip("no C compiler, or another processor")
+    built = [path for path in Path(library.__file__).parent.iterdir() if path.suffix == ".so"]
+    assert built, "install the package again: pip install -e ."
 
 
 def test_rows_are_padded_to_few_different_numbers() -> None:

@@ -12,13 +12,14 @@ experts share its rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import ExpertWeights, ProgressCallback, WeightReader, read_experts
+from actors.expert.grouped_linear import GroupedLinearLayer
 from actors.expert.grouped_matmul import GroupedMatmulLayer
 from actors.expert.packed import PackedLayer
 from actors.memory import release_free_memory
@@ -56,7 +57,7 @@ class GroupedExperts:
         if not experts:
             raise ValueError("experts is empty, expected at least one")
         slots = slot_table(experts, config.num_experts).to(device)
-        make_layer = _layer_kind(torch.device(device), dtype)
+        make_layer = _layer_kind(torch.device(device), dtype, config)
         stream = read_experts(reader, config, experts, dtype, device, progress)
         layers = []
         for _ in range(config.num_layers):
@@ -100,9 +101,15 @@ def slot_table(experts: Sequence[int], num_experts: int) -> torch.Tensor:
     return table
 
 
-def _layer_kind(device: torch.device, dtype: torch.dtype) -> type[PackedLayer] | type[GroupedMatmulLayer]:
-    """grouped_mm takes bfloat16 only; the loop takes everything."""
-    return GroupedMatmulLayer if device.type == "cuda" and dtype == torch.bfloat16 else PackedLayer
+def _layer_kind(
+    device: torch.device, dtype: torch.dtype, config: ModelConfig
+) -> Callable[[torch.Tensor, Iterable[ExpertWeights]], LayerExperts]:
+    """grouped_mm takes bfloat16 only, the project's kernels what they were written for, the loop everything."""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        return GroupedMatmulLayer
+    if device.type == "cpu" and GroupedLinearLayer.suits(dtype, config.hidden_size, config.intermediate_size):
+        return GroupedLinearLayer
+    return PackedLayer
 
 
 def _take(stream: Iterator[tuple[int, int, ExpertWeights]], count: int) -> Iterator[ExpertWeights]:
