@@ -7,29 +7,64 @@ Keys and values of the step's own tokens are written first, so that every query 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
+from actors.checkpoint.config import ModelConfig
 from actors.dense.batch import DecodeRows, PrefillRows, StepBatch
+from actors.dense.decode_kernel import decode_kernel
 from actors.dense.kv_cache import KVCache
+from actors.dense.rope import Tables, rotate
 
 
-def attend(
-    cache: KVCache,
-    layer: int,
-    batch: StepBatch,
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-) -> torch.Tensor:
-    """Attention output [T, A * D] for rotated queries [T, A, D], keys and values [T, G, D] of one layer."""
-    cache.write(layer, batch.slots, keys, values)
-    parts = [] if batch.decode is None else [_decode(cache, layer, batch.decode, queries)]
-    for prefill in batch.prefills:
-        rows = slice(prefill.first_row, prefill.first_row + prefill.end - prefill.start)
-        context = (keys[rows], values[rows]) if prefill.start == 0 else cache.read(layer, prefill.slots)
-        parts.append(_prefill(prefill, queries[rows], *context))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+class Attention:
+    """The attention of one model on one device, between its two projections."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self._num_heads, self._head_dim = config.num_heads, config.head_dim
+        self._num_rotated = config.num_heads + config.num_kv_heads
+        self._decode_kernel = decode_kernel(config, dtype, device)
+
+    def __call__(
+        self, cache: KVCache, layer: int, batch: StepBatch, qkv: torch.Tensor, tables: Tables
+    ) -> torch.Tensor:
+        """Attention output [T, A * D] for projected rows qkv [T, (A + 2 G) * D] of one layer.
+
+        tables: cos and sin, [T, 1, D / 2] each. Writes the rows' keys and values to the cache.
+        """
+        decode, kernel = batch.decode, self._decode_kernel
+        if kernel is None or decode is None:
+            return self._by_torch(cache, layer, batch, qkv, tables)
+        out = kernel(cache, layer, batch, qkv, tables)
+        if not batch.prefills:
+            return out
+        num_decoding = decode.slots.shape[0]
+        cos, sin = tables
+        rest = replace(
+            batch,
+            slots=batch.slots[num_decoding:],
+            decode=None,
+            prefills=tuple(replace(p, first_row=p.first_row - num_decoding) for p in batch.prefills),
+        )
+        rest_tables = (cos[num_decoding:], sin[num_decoding:])
+        return torch.cat((out, self._by_torch(cache, layer, rest, qkv[num_decoding:], rest_tables)))
+
+    def _by_torch(
+        self, cache: KVCache, layer: int, batch: StepBatch, qkv: torch.Tensor, tables: Tables
+    ) -> torch.Tensor:
+        heads = qkv.view(qkv.shape[0], -1, self._head_dim)
+        rotated = rotate(heads[:, : self._num_rotated], *tables)
+        queries, keys = rotated[:, : self._num_heads], rotated[:, self._num_heads :]
+        values = heads[:, self._num_rotated :]
+        cache.write(layer, batch.slots, keys, values)
+        parts = [] if batch.decode is None else [_decode(cache, layer, batch.decode, queries)]
+        for prefill in batch.prefills:
+            rows = slice(prefill.first_row, prefill.first_row + prefill.end - prefill.start)
+            context = (keys[rows], values[rows]) if prefill.start == 0 else cache.read(layer, prefill.slots)
+            parts.append(_prefill(prefill, queries[rows], *context))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _decode(cache: KVCache, layer: int, rows: DecodeRows, queries: torch.Tensor) -> torch.Tensor:

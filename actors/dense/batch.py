@@ -10,7 +10,7 @@ The step's rows are the chunks one after the other, those of one token (decode) 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -26,6 +26,10 @@ class DecodeRows:
     one, so that no row of another sequence is ever touched: masking alone would not cure 0 * NaN."""
     visible: torch.Tensor
     """[B, 1, 1, S] bool: positions inside the sequence and its window."""
+    starts: torch.Tensor
+    """[B] int64, on the host: the first visible position."""
+    ends: torch.Tensor
+    """[B] int64, on the host: the position behind the last visible one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +107,10 @@ def _decode_rows(chunks: list[Chunk], block_size: int, sliding_window: int | Non
     if sliding_window is not None:
         visible &= position >= ends - sliding_window
     slots = torch.where(visible, slots, slots.gather(1, ends - 1))
-    return DecodeRows(slots=slots, visible=visible[:, None, None])
+    starts = torch.zeros_like(ends) if sliding_window is None else (ends - sliding_window).clamp_min(0)
+    return DecodeRows(
+        slots=slots, visible=visible[:, None, None], starts=starts.flatten(), ends=ends.flatten()
+    )
 
 
 def _last_slots(decode: DecodeRows, chunks: list[Chunk]) -> torch.Tensor:
@@ -134,7 +141,7 @@ def _to_device(batch: StepBatch, device: torch.device) -> StepBatch:
         positions=batch.positions.to(device),
         is_long=batch.is_long.to(device),
         slots=batch.slots.to(device),
-        decode=decode and DecodeRows(slots=decode.slots.to(device), visible=decode.visible.to(device)),
+        decode=decode and replace(decode, slots=decode.slots.to(device), visible=decode.visible.to(device)),
         prefills=tuple(
             PrefillRows(
                 first_row=p.first_row,

@@ -22,6 +22,10 @@ class KVCache:
             config.num_layers, 2, rows, config.num_kv_heads, config.head_dim, dtype=dtype, device=device
         )
 
+    def addresses(self, layer: int) -> tuple[int, int]:
+        """Where the keys and the values [R, G, D] of a layer are in memory."""
+        return self._data[layer, 0].data_ptr(), self._data[layer, 1].data_ptr()
+
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store keys and values [T, G, D] of one layer in cache rows `slots` [T]."""
         self._data[layer, 0].index_copy_(0, slots, keys)

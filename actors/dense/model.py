@@ -16,11 +16,11 @@ import torch.nn.functional as F
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import DenseWeights, LayerWeights, Norm
-from actors.dense.attention import attend
+from actors.dense.attention import Attention
 from actors.dense.batch import StepBatch
 from actors.dense.kv_cache import KVCache
-from actors.dense.rope import RotaryEmbedding, rotate
-from actors.dense.router import route
+from actors.dense.rope import RotaryEmbedding
+from actors.dense.router import make_route
 from actors.exchange.interface import Exchange
 from actors.linear import Product, make_product
 
@@ -46,6 +46,8 @@ class DenseModel:
         self._layers = [_prepare(layer) for layer in weights.layers]
         self._norm = weights.norm
         self._lm_head = make_product(*weights.lm_head)
+        self._attention = Attention(config, self.dtype, self.device)
+        self._route = make_route(self.dtype, self.device)
         self._rope = RotaryEmbedding(config.rope, config.head_dim, self.device)
 
     @torch.inference_mode()
@@ -57,9 +59,10 @@ class DenseModel:
         x = F.embedding(batch.token_ids, self._embed)
         tables = self._rope.tables(batch.positions, batch.is_long)
         for index, layer in enumerate(self._layers):
-            x = x + self._attention(index, layer, batch, cache, tables, x)
+            qkv = layer.qkv(self._normalise(x, layer.input_norm))
+            x = x + layer.out(self._attention(cache, index, batch, qkv, tables))
             normed = self._normalise(x, layer.post_attention_norm)
-            expert_ids, weights = route(layer.gate(normed), self.config.router_jitter)
+            expert_ids, weights = self._route(layer.gate(normed), self.config.router_jitter)
             x = x + exchange.combine(exchange.dispatch(index, normed, expert_ids, weights))
         return x
 
@@ -67,22 +70,6 @@ class DenseModel:
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Scores [rows, V] float32 of the next token for rows [rows, H] of `forward`'s result."""
         return self._lm_head(self._normalise(x, self._norm)).float()
-
-    def _attention(
-        self,
-        index: int,
-        layer: _Layer,
-        batch: StepBatch,
-        cache: KVCache,
-        tables: tuple[torch.Tensor, torch.Tensor],
-        x: torch.Tensor,
-    ) -> torch.Tensor:
-        config = self.config
-        qkv = layer.qkv(self._normalise(x, layer.input_norm)).view(x.shape[0], -1, config.head_dim)
-        num_rotated = config.num_heads + config.num_kv_heads
-        rotated = rotate(qkv[:, :num_rotated], *tables)
-        queries, keys = rotated[:, : config.num_heads], rotated[:, config.num_heads :]
-        return layer.out(attend(cache, index, batch, queries, keys, qkv[:, num_rotated:]))
 
     def _normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, self.config.layer_norm_eps)

@@ -9,9 +9,14 @@ float32, angles included: float64 angles would move log-probabilities by more th
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 
 from actors.checkpoint.config import RopeConfig
+
+Tables: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""cos and sin, each [T, 1, D / 2] float32 and contiguous."""
 
 
 class RotaryEmbedding:
@@ -26,7 +31,7 @@ class RotaryEmbedding:
             [[config.short_mscale], [config.long_mscale]], dtype=torch.float32, device=device
         )
 
-    def tables(self, positions: torch.Tensor, is_long: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def tables(self, positions: torch.Tensor, is_long: torch.Tensor) -> Tables:
         """cos and sin, each [T, 1, D / 2] float32, for positions [T] and list choice [T] (int64, 1 is long)."""
         angles = positions.float()[:, None] * self._inv_freq[is_long]
         mscale = self._mscale[is_long]

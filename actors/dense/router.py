@@ -8,7 +8,36 @@ window of 2 * jitter below it. The two weights are not renormalised and need not
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
+
+from actors.kernels.library import Kernels, kernels_for
+
+Route: TypeAlias = Callable[[torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
+"""What `route` is."""
+
+
+def make_route(dtype: torch.dtype, device: torch.device) -> Route:
+    """`route` for scores of this dtype, by one call of the project's kernels where they are."""
+    kernels = kernels_for(dtype) if device.type == "cpu" else None
+    return route if kernels is None else _in_one_call(kernels, dtype)
+
+
+def _in_one_call(kernels: Kernels, dtype: torch.dtype) -> Route:
+    is_bf16 = dtype == torch.bfloat16
+
+    def route_by_kernel(scores: torch.Tensor, jitter: float) -> tuple[torch.Tensor, torch.Tensor]:
+        num_tokens, num_experts = scores.shape
+        scores = scores.contiguous()
+        expert_ids = torch.empty((num_tokens, 2), dtype=torch.int64)
+        weights = torch.empty((num_tokens, 2), dtype=torch.float32)
+        addresses = (expert_ids.data_ptr(), weights.data_ptr())
+        kernels.route(scores.data_ptr(), num_tokens, num_experts, jitter, *addresses, is_bf16)
+        return expert_ids, weights
+
+    return route_by_kernel
 
 
 def route(scores: torch.Tensor, jitter: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,5 +1,5 @@
-"""Experts of one layer as a loop of two products each. What a CPU without the kernels of
-`actors.kernels` runs, and CUDA in dtypes other than bfloat16.
+"""Experts of one layer as a loop of two products each. What a CPU without kernels of the
+project runs, and CUDA in dtypes other than bfloat16.
 
 Legend: T tokens, H hidden, K experts per token, F expert width, N results, n rows of one expert.
 """
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from actors.checkpoint.weights import ExpertWeights
-from actors.expert.order import Indices, sort_by_slot
 from actors.linear import Product, make_product
+
+Indices: TypeAlias = npt.NDArray[np.int64]
 
 
 class PackedLayer:
@@ -32,7 +35,7 @@ class PackedLayer:
         """As GroupedExperts.forward. On CUDA the ids cross to the host, which is a sync."""
         num_choices = expert_ids.shape[1]
         slots = self._slots[expert_ids.cpu().numpy()].reshape(-1)  # [T * K]
-        order, source_of = sort_by_slot(slots, num_results)
+        order, source_of = _sort(slots, num_results)
         chosen = torch.from_numpy(order).to(rows.device)  # [N] into T * K, by expert, in token order
         tokens = chosen // num_choices
         scales = weights.reshape(-1, 1).index_select(0, chosen)  # [N, 1]
@@ -50,6 +53,24 @@ class PackedLayer:
 
 def _pack(expert: ExpertWeights) -> tuple[Product, Product]:
     return make_product(torch.cat((expert.w1, expert.w3))), make_product(expert.w2)
+
+
+def _sort(slots: Indices, num_results: int) -> tuple[Indices, Indices]:
+    """(order, source_of), [N] each: the valid entries by slot and then by position, and for each result, row-major,
+    its place in that order.
+
+    Raises ValueError for an expert of another rank and for a wrong num_results.
+    """
+    order = np.argsort(slots, kind="stable")
+    if slots[order[0]] < -1:
+        raise ValueError("expert_ids names an expert that is not on this rank")
+    num_elsewhere = len(slots) - num_results
+    order = order[num_elsewhere:]
+    if slots[order[0]] < 0 or (num_elsewhere and np.count_nonzero(slots >= 0) != num_results):
+        raise ValueError(f"num_results is {num_results}, expected the number of expert ids that are not -1")
+    source_of = np.empty_like(slots)
+    source_of[order] = np.arange(num_results)
+    return order, source_of[slots >= 0]
 
 
 def _runs(slots: Indices) -> Iterator[tuple[int, int, int]]:

@@ -13,27 +13,42 @@ BLOCK_OUTPUTS = 64
 """Outputs of one block of a packed weight; linear.c has the same number."""
 
 _INPUTS_PER_ROW = {torch.bfloat16: 2, torch.float32: 1}
+_POINTER, _COUNT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
 class Kernels:
-    """Functions that take addresses. Callers see to shapes, dtypes and lifetimes."""
+    """Functions that take addresses (0 is none). Callers see to shapes, dtypes, lifetimes and contiguous memory."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         support = {torch.bfloat16: library.phimoe_has_bfloat16, torch.float32: library.phimoe_has_float32}
         self.dtypes = frozenset(dtype for dtype, is_supported in support.items() if is_supported())
         """What this processor can compute."""
-        pointer, count = ctypes.c_void_p, ctypes.c_int64
         self.linear = library.phimoe_linear
-        self.linear.argtypes = [pointer] * 4 + [count] * 3 + [ctypes.c_int] * 2
+        """(x, weight, bias, out, M, N, K, is_bf16, num_threads); bias is float32."""
+        self.linear.argtypes = [_POINTER] * 4 + [_COUNT] * 3 + [_INT] * 2
         self.linear.restype = None
-        """(x, weight, bias, out, M, N, K, is_bf16, num_threads); bias is float32 or 0."""
-        self.grouped_linear = library.phimoe_grouped_linear
-        self.grouped_linear.argtypes = [pointer] * 6 + [count] * 3 + [ctypes.c_int] * 2
-        self.grouped_linear.restype = None
-        """(x, starts, weights, bias, scales, out, num_groups, N, K, is_bf16, num_threads)."""
+        self.experts = library.phimoe_experts
+        """(rows, expert_ids, weights, slots, gate_up, down, out, num_tokens, num_choices, num_slots, num_results,
+        hidden_size, width, is_bf16, num_threads) -> 0, 1 for a foreign expert, 2 for a wrong num_results, 3 out of
+        memory."""
+        self.experts.argtypes = [_POINTER] * 7 + [_COUNT] * 6 + [_INT] * 2
+        self.experts.restype = _INT
+        self.can_attend = library.phimoe_can_attend
+        """(num_heads, num_groups, head_dim) -> whether `decode_attention` takes such shapes."""
+        self.can_attend.argtypes = [_COUNT] * 3
+        self.can_attend.restype = _INT
+        self.decode_attention = library.phimoe_decode_attention
+        """(qkv, cos, sin, keys, values, slots, context, starts, ends, out, num_sequences, num_heads, num_groups,
+        head_dim, context_stride, is_bf16, num_threads)."""
+        self.decode_attention.argtypes = [_POINTER] * 10 + [_COUNT] * 5 + [_INT] * 2
+        self.decode_attention.restype = None
+        self.route = library.phimoe_route
+        """(scores, num_tokens, num_experts, jitter, ids, weights, is_bf16)."""
+        self.route.argtypes = [_POINTER, _COUNT, _COUNT, ctypes.c_float, _POINTER, _POINTER, _INT]
+        self.route.restype = None
 
 
-def kernels_for(dtype: torch.dtype, num_inputs: int) -> Kernels | None:
+def kernels_for(dtype: torch.dtype, num_inputs: int = 2) -> Kernels | None:
     """The library if it can compute products of this dtype with so many inputs on this processor."""
     kernels = _load()
     if kernels is None or dtype not in kernels.dtypes or num_inputs % _INPUTS_PER_ROW[dtype]:
@@ -58,9 +73,8 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def _load() -> Kernels | None:
-    folder = Path(__file__).parent
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = folder / f"_linear{suffix}"
+        path = Path(__file__).with_name(f"_kernels{suffix}")
         if path.exists():
             _share_openmp()
             return Kernels(ctypes.CDLL(str(path)))

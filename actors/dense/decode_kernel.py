@@ -1,0 +1,61 @@
+"""Attention of decoding sequences on a CPU by the project's own kernel: rotation, cache write and attention in one call.
+
+The cache is read in place, and a sequence's result does not depend on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+from actors.checkpoint.config import ModelConfig
+from actors.dense.batch import StepBatch
+from actors.dense.kv_cache import KVCache
+from actors.dense.rope import Tables
+from actors.kernels.library import kernels_for
+
+DecodeKernel: TypeAlias = Callable[[KVCache, int, StepBatch, torch.Tensor, Tables], torch.Tensor]
+"""(cache, layer, batch, qkv, tables) -> [B, A * D] for the batch's first B rows, which must be decoding ones."""
+
+
+def decode_kernel(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> DecodeKernel | None:
+    """The kernel for a model, None where it does not take dtype, device or shapes."""
+    kernels = kernels_for(dtype) if device.type == "cpu" else None
+    shapes = (config.num_heads, config.num_kv_heads, config.head_dim)
+    if kernels is None or not kernels.can_attend(*shapes):
+        return None
+    width, is_bf16, attend = (
+        config.num_heads * config.head_dim,
+        dtype == torch.bfloat16,
+        kernels.decode_attention,
+    )
+
+    def decode(
+        cache: KVCache, layer: int, batch: StepBatch, qkv: torch.Tensor, tables: Tables
+    ) -> torch.Tensor:
+        rows = batch.decode
+        assert rows is not None
+        num_sequences, num_positions = rows.slots.shape
+        cos, sin = tables
+        out = qkv.new_empty((num_sequences, width))
+        attend(
+            qkv.data_ptr(),
+            cos.data_ptr(),
+            sin.data_ptr(),
+            *cache.addresses(layer),
+            batch.slots.data_ptr(),
+            rows.slots.data_ptr(),
+            rows.starts.data_ptr(),
+            rows.ends.data_ptr(),
+            out.data_ptr(),
+            num_sequences,
+            *shapes,
+            num_positions,
+            is_bf16,
+            torch.get_num_threads(),
+        )
+        return out
+
+    return decode
