@@ -1,8 +1,9 @@
 """Random PhiMoE checkpoints of a few hundred kilobytes, in the files and names of the real one.
 
 `CATALOGUE` spans what a checkpoint may legally say: biases, kv groups, windows, config dialects, rope types, jitter,
-stored dtypes, file layouts. All of them cross from the short to the long rope list after 48 tokens. Weights come from
-integers of a seeded generator, so that they are the same bits on every machine.
+stored dtypes, file layouts, shapes that take the CPU kernels and others that do not. All of them cross from the short to
+the long rope list after 48 tokens. Weights come from integers of a seeded generator, so that they are the same bits on
+every machine.
 """
 
 import hashlib
@@ -123,6 +124,14 @@ CATALOGUE: tuple[Spec, ...] = (
     Spec(
         name="limit-at-top-only", seed=15, num_layers=3, num_kv_heads=2, expert_width=12, dialect="newer",
         original_max_at="top", attention_bias=True, jitter=0.05, num_shards=2,
+    ),
+    Spec(
+        name="wide-heads", seed=21, head_dim=32, expert_width=48, attention_bias=True, lm_head_bias=True,
+        vocab_size=330,
+    ),
+    Spec(
+        name="wide-heads-window-newer", seed=22, num_heads=6, num_kv_heads=2, head_dim=32, expert_width=32,
+        sliding_window=40, dialect="newer", stored_dtype=torch.bfloat16, num_shards=2, jitter=0.05,
     ),
 )  # fmt: skip
 

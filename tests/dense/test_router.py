@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.dense.router import route
+from actors.dense.router import make_route, route
 from tests.reference import sparse_mixer
 
 
@@ -43,6 +43,22 @@ def test_of_equal_scores_the_lowest_ids_are_taken_and_share_the_weight(value: fl
     expert_ids, weights = route(torch.full((1, 16), value), 0.01)
     assert expert_ids.tolist() == [[0, 1]]
     assert weights[0].tolist() == pytest.approx([1 / 16, 1 / 15])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_chooses_and_weighs_as_torch_does(dtype: torch.dtype) -> None:
+    by_kernel = make_route(dtype, torch.device("cpu"))
+    if by_kernel is route:
+        pytest.skip("this processor or installation has no kernels")
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(5000, 16, generator=generator).mul(0.3).to(dtype)
+    rows[:50] = 0.0
+    rows[50:60, 3:] = float("-inf")
+    for jitter in (0.0, 0.01, 0.2):
+        expert_ids, weights = by_kernel(rows, jitter)
+        expected_ids, expected_weights = route(rows, jitter)
+        assert torch.equal(expert_ids, expected_ids)
+        torch.testing.assert_close(weights, expected_weights)
 
 
 @settings(max_examples=200, deadline=None)

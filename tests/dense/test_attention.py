@@ -1,0 +1,127 @@
+"""The decode kernel against torch's attention over the same cache."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from actors.checkpoint.config import ModelConfig
+from actors.dense.attention import Attention
+from actors.dense.batch import DecodeRows, StepBatch
+from actors.dense.decode_kernel import decode_kernel
+from actors.dense.kv_cache import KVCache
+from actors.dense.rope import RotaryEmbedding, Tables
+from tests import small_checkpoints
+
+CPU = torch.device("cpu")
+NUM_BLOCKS, BLOCK_SIZE = 80, 16
+ENDS = (1, 7, 64, 65, 200, 340)
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    spec = next(spec for spec in small_checkpoints.CATALOGUE if spec.name == "wide-heads")
+    directory: Path = small_checkpoints.write(spec, tmp_path_factory.mktemp("wide"))
+    return ModelConfig.from_directory(directory)
+
+
+def random(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).to(dtype)
+
+
+def filled_cache(config: ModelConfig, dtype: torch.dtype) -> KVCache:
+    cache = KVCache(config, NUM_BLOCKS, BLOCK_SIZE, dtype, CPU)
+    rows = torch.arange(NUM_BLOCKS * BLOCK_SIZE)
+    shape = (len(rows), config.num_kv_heads, config.head_dim)
+    cache.write(0, rows, random(shape, dtype), random(shape, dtype).flip(0))
+    return cache
+
+
+def decoding(ends: tuple[int, ...], window: int | None) -> StepBatch:
+    """One step of sequences whose blocks lie scattered over the cache."""
+    order = torch.randperm(NUM_BLOCKS, generator=torch.Generator().manual_seed(1)).tolist()
+    longest = max(ends)
+    slots = torch.zeros((len(ends), longest), dtype=torch.int64)
+    for row, end in enumerate(ends):
+        num_blocks = -(-end // BLOCK_SIZE)
+        blocks, order = torch.tensor(order[:num_blocks]), order[num_blocks:]
+        own = (blocks[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)).flatten()[:end]
+        slots[row] = own[-1]
+        slots[row, :end] = own
+    last = torch.tensor(ends)
+    starts = torch.zeros_like(last) if window is None else (last - window).clamp_min(0)
+    position = torch.arange(longest)[None]
+    visible = (position < last[:, None]) & (position >= starts[:, None])
+    rows = DecodeRows(slots=slots, visible=visible[:, None, None], starts=starts, ends=last)
+    return StepBatch(
+        token_ids=last,
+        positions=last - 1,
+        is_long=(last > 48).long(),
+        slots=slots.gather(1, last[:, None] - 1)[:, 0],
+        decode=rows,
+        prefills=(),
+    )
+
+
+def attention(config: ModelConfig, dtype: torch.dtype) -> Attention:
+    if decode_kernel(config, dtype, CPU) is None:
+        pytest.skip("this processor or installation has no kernels")
+    return Attention(config, dtype, CPU)
+
+
+def run(
+    compute: Attention, config: ModelConfig, batch: StepBatch, qkv: torch.Tensor, by_torch: bool = False
+) -> tuple[torch.Tensor, KVCache]:
+    cache = filled_cache(config, qkv.dtype)
+    tables: Tables = RotaryEmbedding(config.rope, config.head_dim, CPU).tables(batch.positions, batch.is_long)
+    call = compute._by_torch if by_torch else compute
+    return call(cache, 0, batch, qkv, tables), cache
+
+
+def projected(config: ModelConfig, num_rows: int, dtype: torch.dtype) -> torch.Tensor:
+    return random((num_rows, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 1, 40])
+def test_the_kernel_equals_torch_and_writes_the_same_cache(
+    config: ModelConfig, dtype: torch.dtype, window: int | None
+) -> None:
+    batch, qkv = decoding(ENDS, window), projected(config, len(ENDS), dtype)
+    compute = attention(config, dtype)
+    out, cache = run(compute, config, batch, qkv)
+    expected, expected_cache = run(compute, config, batch, qkv, by_torch=True)
+    tolerance = 2e-6 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance)
+    for part, expected_part in zip(
+        cache.read(0, batch.slots), expected_cache.read(0, batch.slots), strict=True
+    ):
+        assert torch.equal(part, expected_part)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(config: ModelConfig, dtype: torch.dtype) -> None:
+    batch, qkv = decoding(ENDS, None), projected(config, len(ENDS), dtype)
+    compute = attention(config, dtype)
+    together, _ = run(compute, config, batch, qkv)
+    assert batch.decode is not None
+    for row, end in enumerate(ENDS):
+        part = slice(row, row + 1)
+        rows = DecodeRows(
+            slots=batch.decode.slots[part, :end].contiguous(),
+            visible=batch.decode.visible[part, ..., :end],
+            starts=batch.decode.starts[part],
+            ends=batch.decode.ends[part],
+        )
+        alone = replace(
+            batch,
+            positions=batch.positions[part],
+            is_long=batch.is_long[part],
+            slots=batch.slots[part],
+            decode=rows,
+        )
+        assert torch.equal(run(compute, config, alone, qkv[part])[0], together[part])
