@@ -23,6 +23,7 @@ from actors.errors import ExchangeError, LinkError
 from actors.exchange.combine import add_arrived
 from actors.exchange.group import Group
 from actors.exchange.interface import Handle
+from actors.exchange.load import ExpertLoad
 from actors.exchange.round import RoundFormat, body_views, exchange_headers, make_header
 from actors.exchange.split import Ids, Share, owner_table, split_rows
 
@@ -56,13 +57,14 @@ class AllToAllExchange:
         group: Group,
         experts_of_actor: Sequence[Sequence[int]],
         round_format: RoundFormat,
-        num_experts: int,
+        load: ExpertLoad,
         epoch: int,
         deadline_seconds: float,
     ) -> None:
         """Experts in the order of the expert ranks. Raises ValueError for an expert that nobody holds."""
         self._group = group
-        self._owners = owner_table(experts_of_actor, num_experts)
+        self._owners = owner_table(experts_of_actor, load.num_experts)
+        self._load = load
         self._num_actors = len(experts_of_actor)
         self._num_dense = group.size - self._num_actors
         self._format = round_format
@@ -82,13 +84,26 @@ class AllToAllExchange:
         self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
     ) -> Handle:
         ids, scales = expert_ids.cpu().numpy(), weights.cpu().numpy()
-        shares = split_rows(ids, self._owners, self._num_actors)
+        self._load.count(layer, ids)
+        shares = split_rows(ids, self._owners[ids])
         return self._guarded(lambda: self._round(layer, rows, shares, scales))
 
     def combine(self, handle: Handle) -> torch.Tensor:
         assert isinstance(handle, _Answers)
         self._guarded(lambda: handle.wait(handle.layer))
         return add_arrived(handle.arrived, handle.targets, handle.num_choices)
+
+    @property
+    def is_ready(self) -> bool:
+        return self._failure is None
+
+    def tend(self) -> None:
+        """The ticking thread does."""
+
+    def interrupt(self) -> None:
+        if self._failure is None:
+            self._failure = LinkError("expert actors", None, "this exchange is closed")
+        self._group.close()
 
     def close(self) -> None:
         if self._failure is None:
@@ -106,7 +121,7 @@ class AllToAllExchange:
             self._last.wait(self._last.layer)
         self._last_round_at = time.monotonic()
         self._sequence += 1
-        of_rank = {self._num_dense + share.actor: share for share in shares}
+        of_rank = {self._num_dense + share.holder: share for share in shares}
         sent_tokens = [
             len(of_rank[rank].tokens) if rank in of_rank else 0 for rank in range(self._group.size)
         ]
