@@ -13,9 +13,10 @@ from actors.exchange.deadline import Deadline
 from actors.exchange.door import LinkDoor
 from actors.exchange.handshake import LinkHello
 from actors.exchange.link import Link
-from actors.exchange.links import LinksExchange, WaitLimits
+from actors.exchange.links import LinksExchange
 from actors.exchange.load import ExpertLoad
 from actors.exchange.open_link import DENSE_RANK, LinkNames, LinkSite, link_key, link_rendezvous, make_link
+from actors.exchange.sender import WaitLimits
 from actors.exchange.site import Site
 from actors.messages import Membership
 

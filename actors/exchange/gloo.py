@@ -27,6 +27,7 @@ _MESSAGE_TAG = 0
 _CLOSING_TAG = 1
 _MAX_OUTGOING = 16
 """Messages that may wait in gloo for a peer that does not take them."""
+_CLOSE_SECONDS = 5.0
 _FOR_EVER = timedelta(days=3650)
 _LOOP_THREAD = "gloo_tcp_loop"
 _LOOP_NICENESS = 19
@@ -147,7 +148,7 @@ class GlooLink:
         self.end()
         self._sent.put(None)
         for thread in self._threads:
-            thread.join()
+            thread.join(_CLOSE_SECONDS)
         if self._bell >= 0:
             os.close(self._bell)
             self._bell = -1

@@ -14,10 +14,11 @@ import torch
 
 from actors.checkpoint.presets import preset_config
 from actors.errors import LinkError
-from actors.exchange.links import LinksExchange, WaitLimits
+from actors.exchange.links import LinksExchange
 from actors.exchange.load import ExpertLoad
 from actors.exchange.local import LocalExchange
 from actors.exchange.message import FAILURE, NOT_HELD, RESULTS, Message, MessageFormat
+from actors.exchange.sender import WaitLimits
 from actors.exchange.tcp import TcpLink
 from actors.expert.experts import GroupedExperts
 from actors.messages import ExpertMember, Membership

@@ -17,6 +17,7 @@ from actors.errors import LinkError
 from actors.exchange.message import FAILURE, MAGIC, NOT_HELD, RESULTS, ROWS, Header, Message, MessageFormat
 from actors.exchange.serve_links import LinkServer, NotHeldError, Serve
 from actors.exchange.tcp import TcpLink
+from tests.exchange.peers import CONFIG, experts
 
 FORMAT = MessageFormat(
     hidden_size=8, num_choices=2, dtype=torch.float32, device=torch.device("cpu"), max_rows=200_000
@@ -133,6 +134,19 @@ def test_rows_of_the_same_layer_that_wait_on_several_links_are_computed_together
         for link, own in zip(links, rows, strict=True):
             assert is_doubled(wait_for(link), own)
         assert sorted(doubler.calls) == [2, 4, 5]
+
+
+def test_what_is_computed_together_has_the_bits_of_what_is_computed_alone() -> None:
+    held = experts()
+    routes = [torch.rand(count, 16).argsort(dim=1)[:, :2] for count in (1, 4, 30)]
+    weights = [torch.rand(len(ids), 2) for ids in routes]
+    rows = [torch.randn(len(ids), CONFIG.hidden_size) for ids in routes]
+    together = held.forward(0, torch.cat(rows), torch.cat(routes), torch.cat(weights), 70)
+    alone = [
+        held.forward(0, own, ids, scales, 2 * len(own))
+        for own, ids, scales in zip(rows, routes, weights, strict=True)
+    ]
+    assert torch.equal(together, torch.cat(alone))
 
 
 def test_links_take_turns() -> None:
