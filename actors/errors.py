@@ -14,6 +14,7 @@
             DeadlineError           a peer is silent for longer than it may be
             StaleEpochError         a membership is not newer than the one in force
             ExpertFailedError       an expert actor got the rows and could not compute
+            NoHolderError           rows waited in vain for an actor that holds their experts
 
 They cross processes, so every exception takes positional values only, all of them picklable, and hands all of them
 to its base class. The sentence for people is `str(error)`.
@@ -102,10 +103,7 @@ class FrameError(ActorError):
 
 
 class ExchangeError(ActorError):
-    """Rows or results did not get through; what the peers computed of the layer under way is unknown.
-
-    A new exchange, under a membership of a higher epoch, is the way on.
-    """
+    """Rows or results did not get through; what the peers computed of the layer under way is unknown."""
 
 
 class LinkError(ExchangeError):
@@ -150,6 +148,18 @@ class ExpertFailedError(ExchangeError):
 
     def __str__(self) -> str:
         return f"{self.peer}{_at_layer(self.layer)} failed: {self.reason}"
+
+
+class NoHolderError(ExchangeError):
+    """Nobody who holds these experts was linked for as long as rows may wait; other rows may well get through."""
+
+    def __init__(self, layer: int, experts: tuple[int, ...], seconds: float) -> None:
+        super().__init__(layer, experts, seconds)
+        self.layer, self.experts, self.seconds = layer, experts, seconds
+
+    def __str__(self) -> str:
+        names = ", ".join(str(expert) for expert in self.experts)
+        return f"no expert actor with experts {names}{_at_layer(self.layer)} for {self.seconds:g} s"
 
 
 def _at_layer(layer: int | None) -> str:

@@ -27,7 +27,12 @@ class ExchangeSettings:
     backend: str = "auto"
     """What carries a link: "gloo", "tcp" or "nccl"; "auto" is chosen by device."""
     deadline_seconds: float = 30.0
-    """Longest wait for one message while a step is under way."""
+    """Longest wait for one message while a step is under way; who is silent for longer is dropped."""
+    late_seconds: float = 0.15
+    """No answer counts as late before that; a late one's rows go to another holder of their experts as well. Above it,
+    what is late is learnt from the answers before; at most `deadline_seconds`."""
+    park_deadline_seconds: float = 120.0
+    """Longest wait of a layer for an expert actor that holds its experts, while none is linked."""
     connect_deadline_seconds: float = 60.0
     """Longest wait for a link or group to come up."""
     max_rows: int = 2048

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import uuid
 
 import torch
 
@@ -19,10 +20,13 @@ from actors.dense.kv_cache import KVCache, bytes_per_token
 from actors.dense.model import DenseModel
 from actors.dense.scheduler import Scheduler, SchedulerLimits
 from actors.errors import LinkError, StaleEpochError
-from actors.exchange.interface import Exchange
+from actors.exchange.dense_links import DenseLinks
+from actors.exchange.load import ExpertLoad
 from actors.exchange.local import LocalExchange
-from actors.exchange.open import Site, open_dense
+from actors.exchange.open import open_dense
 from actors.exchange.rendezvous import host_store
+from actors.exchange.roster import Roster
+from actors.exchange.site import Site
 from actors.expert.experts import GroupedExperts
 from actors.loading import Loading
 from actors.memory import memory_bytes, release_free_memory
@@ -39,9 +43,12 @@ class DenseActor:
         self._loading = Loading("load-dense", lambda progress: _Loaded(settings, progress))
         self._guard = threading.Lock()
         """Of all fields below; held for moments only."""
+        self.incarnation = uuid.uuid4().hex
+        """Unique to this object: a membership names actors by it."""
         self._address: tuple[str, int, str, int] | None = None
         self._epoch = -1
         self._give_up = threading.Event()
+        self._is_stopped = False
         self._joining = threading.Lock()
         """Held while links come up."""
 
@@ -60,15 +67,17 @@ class DenseActor:
         """
         with self._joining:
             if self._address is None:
-                self._address = self._require_loaded().open_doors(self._settings)
+                self._address = self._require_loaded().open_doors(self._settings, self.incarnation)
             return self._address
 
     def join(self, membership: Membership) -> None:
-        """Compute over a membership's expert actors from the next step on; returns when all of them are linked.
+        """Compute over a membership's expert actors; returns when all of them are linked and in use.
 
-        Raises StaleEpochError for an epoch that is not higher than any before, also when a higher one comes while this
-        one's links are coming up; ExchangeError when an expert actor does not come. After an error the present
-        exchange, where there still is one, goes on.
+        Links that work stay, running sequences go on throughout. With links it raises DeadlineError naming the expert
+        actors that did not come within the connect deadline; those that came are in use all the same, and the others
+        when they are named again. The collective transport is made anew, and after an error the one before goes on, where
+        it still can. Raises StaleEpochError for an epoch that is not higher than any before, also when a higher one comes
+        while this one's links are coming up.
         """
         loaded, give_up = self._begin_join(membership)
         with self._joining:
@@ -77,9 +86,10 @@ class DenseActor:
             loaded.use(self._settings, membership, give_up)
 
     def report(self) -> ActorReport:
-        """State "ready" while sequences would be computed, "lost" when an exchange has broken and none followed."""
+        """State "ready" while sequences would be computed, "lost" when some expert cannot be reached."""
         loaded = self._loading.result
         engine = loaded.engine if loaded is not None else None
+        roster = loaded.roster if loaded is not None else None
         is_ready = engine is not None and engine.is_ready
         detail: dict[str, float | int | str] = {}
         if engine is not None:
@@ -104,12 +114,16 @@ class DenseActor:
             epoch=self._epoch,
             experts=tuple(range(16)) if self._settings.exchange.transport == "local" else (),
             memory_bytes=memory_bytes(torch.device(self._settings.device)),
+            lost_links=roster.lost() if roster is not None else (),
+            suspected_links=roster.suspected() if roster is not None else (),
+            expert_load=loaded.load.rows() if loaded is not None else (),
             detail=detail,
         )
 
     def stop(self) -> None:
         """End the engine, its links and all ingress connections. Idempotent; nothing can be joined afterwards."""
         with self._guard:
+            self._is_stopped = True
             self._give_up.set()
             loaded = self._loading.result
         with self._joining:
@@ -124,8 +138,13 @@ class DenseActor:
     def _begin_join(self, membership: Membership) -> tuple[_Loaded, threading.Event]:
         """Make this the newest epoch and end the wait of an older join."""
         with self._guard:
+            name = f"dense-{self._settings.index}"
             if membership.epoch <= self._epoch:
                 raise StaleEpochError(membership.epoch, self._epoch)
+            if self._is_stopped:
+                raise LinkError(name, None, "this actor is stopped")
+            if self._address is None:
+                raise LinkError(name, None, "it does not listen yet")
             loaded = self._require_loaded()
             self._epoch = membership.epoch
             self._give_up.set()
@@ -149,6 +168,8 @@ class _Loaded:
             else None
         )
         self._config, self._dtype, self._device = config, dtype, device
+        self._links: DenseLinks | None = None
+        self.load = ExpertLoad(config.num_experts)
         self._make_engine(settings, config, model)
         release_free_memory()
 
@@ -173,25 +194,38 @@ class _Loaded:
         self.front = Front(settings.index, settings.cluster_token, capacity.max_model_len)
         self.engine = Engine(model, cache, scheduler, self.front.emit)
 
-    def open_doors(self, settings: DenseSettings) -> tuple[str, int, str, int]:
+    def open_doors(self, settings: DenseSettings, incarnation: str) -> tuple[str, int, str, int]:
         self._store, store_host, store_port = host_store(settings.node_ip)
+        if settings.exchange.transport == "links":
+            site, index = self._site(settings), settings.index
+            self._links = DenseLinks(site, index, incarnation, self._store, self.load, self.engine.look)
+            self.engine.use_exchange(self._links.exchange)
         front_host, front_port = self.front.start(self.engine, settings.node_ip)
         self.engine.start()
         return front_host, front_port, store_host, store_port
 
+    @property
+    def roster(self) -> Roster | None:
+        """Who is linked, where links carry the rows."""
+        return self._links.exchange.roster if self._links is not None else None
+
     def use(self, settings: DenseSettings, membership: Membership, give_up: threading.Event) -> None:
-        self.engine.use_exchange(self._open_exchange(settings, membership, give_up))
+        if self._links is not None:
+            self._links.join(membership, give_up)
+        elif self._local is not None:
+            self.engine.use_exchange(LocalExchange(self._local.forward, self.load))
+        else:
+            site, index = self._site(settings), settings.index
+            self.engine.use_exchange(open_dense(site, index, membership, self._store, self.load, give_up))
 
     def close(self) -> None:
+        if self._links is not None:
+            self._links.close()
         self.engine.stop()
         self.front.stop()
 
-    def _open_exchange(
-        self, settings: DenseSettings, membership: Membership, give_up: threading.Event
-    ) -> Exchange:
-        if self._local is not None:
-            return LocalExchange(self._local.forward)
-        site = Site(
+    def _site(self, settings: DenseSettings) -> Site:
+        return Site(
             settings=settings.exchange,
             node_ip=settings.node_ip,
             hidden_size=self._config.hidden_size,
@@ -199,10 +233,7 @@ class _Loaded:
             num_choices=self._config.num_experts_per_token,
             dtype=self._dtype,
             device=self._device,
-            stop=give_up,
         )
-        member = next(dense for dense in membership.dense if dense.index == settings.index)
-        return open_dense(site, member, membership, self._store)
 
 
 class _TwoParts:

@@ -2,7 +2,8 @@
 
 One thread owns the scheduler, the cache and the exchange; others talk to it through `submit`, `cancel`, `leave`
 and `use_exchange`, which only put orders into an inbox. A step whose exchange fails changes nothing that counts:
-its sequences keep their blocks, and it is computed again over the next exchange.
+its sequences keep their blocks, and it is computed again over the next exchange. A step that raises for another reason
+is computed again in parts, until it is known which sequences cannot be computed (`apart.py`).
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from typing import TypeAlias
 
 import torch
 
+from actors.dense.apart import compute_apart
 from actors.dense.batch import build_batch
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
 from actors.dense.sampler import Sample, sample, token_logprobs
 from actors.dense.scheduler import Chunk, Scheduler
 from actors.dense.sequence import Sequence
-from actors.errors import ExchangeError, ExpertFailedError
+from actors.errors import ExchangeError, NoHolderError
 from actors.exchange.interface import Exchange
-from actors.messages import Cancel, Load, SequenceDelta, StepOutput, Submit
+from actors.messages import Cancel, Load, SequenceDelta, StepOutput, Submit, TokenLogprobs
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,9 @@ class Engine:
         self._num_arrivals = 0
         self._inbox: list[tuple[int, _Order]] = []
         self._wake = threading.Condition()
+        self._has_news = False
+        self._was_ready = False
+        """As all connections were told last."""
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.num_steps = 0
@@ -76,17 +81,20 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the loop after the step under way and close the exchange."""
+        """End the loop after the step under way, which waits for nobody any longer, and close the exchange."""
         with self._wake:
             self._is_stopping = True
             self._wake.notify()
+        if (exchange := self._exchange) is not None:
+            exchange.interrupt()
         if self._thread.is_alive():
             self._thread.join()
 
     @property
     def is_ready(self) -> bool:
         """Whether a sequence submitted now would be computed."""
-        return self._exchange is not None
+        exchange = self._exchange
+        return exchange is not None and exchange.is_ready
 
     @property
     def load(self) -> Load:
@@ -117,6 +125,12 @@ class Engine:
         """Compute over this exchange from the next step on; the present one is closed."""
         self._put(EVERYBODY, _UseExchange(exchange))
 
+    def look(self) -> None:
+        """The exchange may have become ready, or ceased to be: an idle loop looks now."""
+        with self._wake:
+            self._has_news = True
+            self._wake.notify()
+
     def _put(self, connection: int, order: _Order) -> None:
         with self._wake:
             self._inbox.append((connection, order))
@@ -125,9 +139,13 @@ class Engine:
     def step_once(self) -> None:
         """One turn of the loop: orders, plan, step, news. The loop's own thread calls it, or a test in its place."""
         self._take_orders()
-        chunks = self._scheduler.plan() if self._exchange is not None else []
+        chunks = self._scheduler.plan() if self.is_ready else []
         if chunks:
             self._step(chunks)
+        elif self._exchange is not None:
+            self._tend(self._exchange)
+        if self.is_ready != self._was_ready:
+            self._tell_readiness()
         self._tell()
 
     def _run(self) -> None:
@@ -139,8 +157,9 @@ class Engine:
 
     def _wait_for_work(self) -> None:
         with self._wake:
-            if not (self._is_stopping or self._inbox or self._has_work()):
+            if not (self._is_stopping or self._inbox or self._has_news or self._has_work()):
                 self._wake.wait(_TICK_SECONDS)
+            self._has_news = False
 
     def _take_orders(self) -> None:
         with self._wake:
@@ -149,7 +168,7 @@ class Engine:
             self._carry_out(connection, order)
 
     def _has_work(self) -> bool:
-        return self._exchange is not None and bool(self._scheduler.running or self._scheduler.waiting)
+        return bool(self._scheduler.running or self._scheduler.waiting) and self.is_ready
 
     def _carry_out(self, connection: int, order: _Order) -> None:
         match order:
@@ -165,7 +184,6 @@ class Engine:
                 if self._exchange is not None:
                     self._exchange.close()
                 self._exchange = order.exchange
-                self._tell_readiness()
 
     def _admit(self, connection: int, order: Submit) -> None:
         """A sequence id that its connection has used already is replaced: the later order counts."""
@@ -190,20 +208,23 @@ class Engine:
 
     def _step(self, chunks: list[Chunk]) -> None:
         try:
-            self._compute(chunks)
-        except ExpertFailedError as error:
-            # The rows got there and cannot be computed: sent again, they would fail again, and for ever.
+            compute_apart(chunks, self._compute, self._fail)
+        except NoHolderError as error:
             logger.warning("step %d failed: %s", self.num_steps, error)
-            self._fail(chunks, error)
-            self._drop_exchange()
+            for chunk in chunks:
+                self._fail(chunk, error)
         except ExchangeError as error:
             logger.warning("step %d is computed again over the next exchange: %s", self.num_steps, error)
             self._drop_exchange()
-        except Exception as error:  # the sequences of a step that cannot be computed are answered, not lost
-            logger.exception("step %d failed", self.num_steps)
-            self._fail(chunks, error)
         else:
             self.num_steps += 1
+
+    def _tend(self, exchange: Exchange) -> None:
+        try:
+            exchange.tend()
+        except ExchangeError as error:
+            logger.warning("the exchange has ended: %s", error)
+            self._drop_exchange()
 
     def _compute(self, chunks: list[Chunk]) -> None:
         assert self._exchange is not None
@@ -213,17 +234,23 @@ class Engine:
         x = self._model.forward(batch, self._cache, self._exchange)
         ends = [chunk for chunk in chunks if chunk.samples]
         last_rows = [row for chunk, row in zip(chunks, _last_rows(chunks), strict=True) if chunk.samples]
-        self._collect_prompt_logprobs(chunks, x)
+        prompt_logprobs = self._prompt_logprobs(chunks, x)
         samples: list[Sample] = []
         if ends:
             logits = self._model.logits(x[last_rows])
             samples = sample(logits, [chunk.sequence for chunk in ends], self._model.config.eos_token_ids)
+        # From here on nothing raises, so that a step is either taken note of or can be computed again.
         self._scheduler.commit(chunks)
+        for sequence, logprobs in prompt_logprobs:
+            sequence.prompt_logprobs += logprobs
         for chunk, drawn in zip(ends, samples, strict=True):
             self._append(chunk.sequence, drawn)
 
-    def _collect_prompt_logprobs(self, chunks: list[Chunk], x: torch.Tensor) -> None:
+    def _prompt_logprobs(
+        self, chunks: list[Chunk], x: torch.Tensor
+    ) -> list[tuple[Sequence, list[TokenLogprobs]]]:
         """Position p predicts token p + 1: rows of a chunk report on tokens start + 1 .. end of the prompt."""
+        collected = []
         for chunk, last in zip(chunks, _last_rows(chunks), strict=True):
             sequence = chunk.sequence
             if not sequence.needs_prompt_logprobs:
@@ -235,7 +262,8 @@ class Engine:
                 stop = min(start + _PROMPT_LOGITS_ROWS, end)
                 rows = x[first + start - chunk.start : first + stop - chunk.start]
                 targets = sequence.prompt_ids[start + 1 : stop + 1]
-                sequence.prompt_logprobs += token_logprobs(self._model.logits(rows), targets, num_top)
+                collected.append((sequence, token_logprobs(self._model.logits(rows), targets, num_top)))
+        return collected
 
     def _append(self, sequence: Sequence, drawn: Sample) -> None:
         """Add a token to its sequence, end the sequence where it says so, and note what its owner has to hear."""
@@ -267,28 +295,30 @@ class Engine:
             return "stop"
         return "length" if len(sequence.output_ids) >= params.max_tokens else None
 
-    def _fail(self, chunks: list[Chunk], error: Exception) -> None:
-        for chunk in chunks:
-            sequence = chunk.sequence
-            self._deltas[sequence.owner].append(
-                SequenceDelta(
-                    sequence_id=sequence.sequence_id,
-                    token_ids=[],
-                    finish_reason="error",
-                    error=f"{type(error).__name__}: {error}",
-                )
+    def _fail(self, chunk: Chunk, error: Exception) -> None:
+        """Answer the sequence of a chunk that cannot be computed; nothing where it was, after all."""
+        sequence = chunk.sequence
+        if sequence.num_computed >= chunk.end:
+            return
+        self._deltas[sequence.owner].append(
+            SequenceDelta(
+                sequence_id=sequence.sequence_id,
+                token_ids=[],
+                finish_reason="error",
+                error=f"{type(error).__name__}: {error}",
             )
-            self._forget(sequence)
+        )
+        self._forget(sequence)
         self.num_failed_steps += 1
 
     def _drop_exchange(self) -> None:
         assert self._exchange is not None
         self._exchange.close()
         self._exchange = None
-        self._tell_readiness()
 
     def _tell_readiness(self) -> None:
-        self._emit(EVERYBODY, StepOutput(deltas=[], load=self.load, is_ready=self.is_ready))
+        self._was_ready = self.is_ready
+        self._emit(EVERYBODY, StepOutput(deltas=[], load=self.load, is_ready=self._was_ready))
 
     def _tell(self) -> None:
         if not self._deltas:

@@ -3,8 +3,9 @@
 Legend: T tokens, H hidden, K experts per token, t tokens of one actor, n results of one actor.
 
 Rounds keep all ranks in lockstep, so a dense actor that has nothing to send takes part with empty ones: that is what the
-ticking thread does, and it lets every wait have a deadline. Alone, a dense actor ticks three times per deadline; beside
-others, who wait for it, every few milliseconds.
+ticking thread does, and it lets every wait have a deadline. Alone, a dense actor ticks three times per deadline. Beside
+others it ticks every few milliseconds while all are idle, so that whoever begins is joined as soon; and once another
+one sends, it takes part in the next round at once, so that nobody waits for it layer after layer.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from actors.errors import ExchangeError, LinkError
 from actors.exchange.combine import add_arrived
 from actors.exchange.group import Group
 from actors.exchange.interface import Handle
-from actors.exchange.round import RoundFormat, body_views, exchange_headers, make_header
+from actors.exchange.load import ExpertLoad
+from actors.exchange.message import ROWS
+from actors.exchange.round import TICK, RoundFormat, body_views, exchange_headers, is_empty, make_header
 from actors.exchange.split import Ids, Share, owner_table, split_rows
+from actors.exchange.turn import Turn
 
 _TICKS_PER_DEADLINE = 3
 _SHARED_TICK_SECONDS = 0.005
@@ -56,13 +60,14 @@ class AllToAllExchange:
         group: Group,
         experts_of_actor: Sequence[Sequence[int]],
         round_format: RoundFormat,
-        num_experts: int,
+        load: ExpertLoad,
         epoch: int,
         deadline_seconds: float,
     ) -> None:
         """Experts in the order of the expert ranks. Raises ValueError for an expert that nobody holds."""
         self._group = group
-        self._owners = owner_table(experts_of_actor, num_experts)
+        self._owners = owner_table(experts_of_actor, load.num_experts)
+        self._load = load
         self._num_actors = len(experts_of_actor)
         self._num_dense = group.size - self._num_actors
         self._format = round_format
@@ -70,11 +75,13 @@ class AllToAllExchange:
         self._sequence = 0
         self._last: _Answers | None = None
         self._failure: ExchangeError | None = None
-        self._lock = threading.Lock()
+        self._turn = Turn()  # In order: else the ticking thread would take one round after the other.
         self._closing = threading.Event()
         alone = deadline_seconds / _TICKS_PER_DEADLINE
         self._tick_seconds = alone if self._num_dense == 1 else min(alone, _SHARED_TICK_SECONDS)
         self._last_round_at = time.monotonic()
+        self._is_others_turn = False
+        """Whether the last round was for others only."""
         self._ticker = threading.Thread(target=self._tick, name="all-to-all-ticks", daemon=True)
         self._ticker.start()
 
@@ -82,13 +89,26 @@ class AllToAllExchange:
         self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
     ) -> Handle:
         ids, scales = expert_ids.cpu().numpy(), weights.cpu().numpy()
-        shares = split_rows(ids, self._owners, self._num_actors)
+        self._load.count(layer, ids)
+        shares = split_rows(ids, self._owners[ids])
         return self._guarded(lambda: self._round(layer, rows, shares, scales))
 
     def combine(self, handle: Handle) -> torch.Tensor:
         assert isinstance(handle, _Answers)
         self._guarded(lambda: handle.wait(handle.layer))
         return add_arrived(handle.arrived, handle.targets, handle.num_choices)
+
+    @property
+    def is_ready(self) -> bool:
+        return self._failure is None
+
+    def tend(self) -> None:
+        """The ticking thread does."""
+
+    def interrupt(self) -> None:
+        if self._failure is None:
+            self._failure = LinkError("expert actors", None, "this exchange is closed")
+        self._group.close()
 
     def close(self) -> None:
         if self._failure is None:
@@ -106,12 +126,14 @@ class AllToAllExchange:
             self._last.wait(self._last.layer)
         self._last_round_at = time.monotonic()
         self._sequence += 1
-        of_rank = {self._num_dense + share.actor: share for share in shares}
+        of_rank = {self._num_dense + share.holder: share for share in shares}
         sent_tokens = [
             len(of_rank[rank].tokens) if rank in of_rank else 0 for rank in range(self._group.size)
         ]
+        kind = ROWS if shares else TICK
         headers = [
             make_header(
+                kind,
                 self._epoch,
                 self._sequence,
                 layer,
@@ -120,7 +142,11 @@ class AllToAllExchange:
             )
             for rank in range(self._group.size)
         ]
-        exchange_headers(self._group, headers, self._epoch, layer, self._format.device)
+        received = exchange_headers(self._group, headers, self._epoch, layer, self._format.device)
+        is_idle = is_empty(received[: self._num_dense])
+        self._is_others_turn = not (is_idle or shares)
+        if is_idle:
+            return _empty_answers(layer, rows, self._format.num_choices)
         self._exchange_bodies(layer, rows, of_rank, weights, sent_tokens)
         self._last = self._begin_answers(layer, rows, shares, [header.num_results for header in headers])
         return self._last
@@ -169,8 +195,9 @@ class AllToAllExchange:
             (0, self._format.hidden_size), dtype=self._format.dtype, device=self._format.device
         )
         weights = np.empty((0, self._format.num_choices), np.float32)
-        while not self._closing.wait(self._tick_seconds / 2):
-            if time.monotonic() - self._last_round_at < self._tick_seconds / 2:
+        while self._is_others_turn or not self._closing.wait(self._tick_seconds / 2):
+            is_early = time.monotonic() - self._last_round_at < self._tick_seconds / 2
+            if is_early and not self._is_others_turn:
                 continue
             try:
                 self._guarded(lambda: self._round(_NO_LAYER, rows, [], weights))
@@ -179,7 +206,7 @@ class AllToAllExchange:
 
     def _guarded(self, act: Callable[[], _T]) -> _T:
         """Run with the group to itself; after an error there is no further use of it."""
-        with self._lock:
+        with self._turn:
             if self._failure is not None:
                 raise self._failure
             try:
@@ -189,3 +216,15 @@ class AllToAllExchange:
                 self._closing.set()
                 self._group.close()
                 raise self._failure from error
+
+
+def _empty_answers(layer: int, rows: torch.Tensor, num_choices: int) -> _Answers:
+    """Of a round in which nobody has sent anything."""
+    return _Answers(
+        layer=layer,
+        num_choices=num_choices,
+        arrived=rows.new_empty((0, rows.shape[1])),
+        targets=(),
+        wait=lambda layer: None,
+        keep=(),
+    )

@@ -18,7 +18,9 @@ def add_choices(results: torch.Tensor, num_choices: int) -> torch.Tensor:
     return _add([results[choice::num_choices] for choice in range(num_choices)])
 
 
-def add_arrived(arrived: torch.Tensor, targets: Sequence[Ids], num_choices: int) -> torch.Tensor:
+def add_arrived(
+    arrived: torch.Tensor, targets: Sequence[Ids | Sequence[int]], num_choices: int
+) -> torch.Tensor:
     """`add_choices` of results [T * K, H] that lie in the order of their arrival.
 
     targets: stretch by stretch, where each would belong; together a permutation of 0 .. T * K - 1.
@@ -29,6 +31,17 @@ def add_arrived(arrived: torch.Tensor, targets: Sequence[Ids], num_choices: int)
     by_choice = torch.from_numpy(sources).to(arrived.device).view(-1, num_choices)
     # Gathered, not scattered: index_select copies whole rows, index_copy_ on a CPU goes element by element.
     return _add([arrived.index_select(0, by_choice[:, choice]) for choice in range(num_choices)])
+
+
+def add_one(arrived: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
+    """`add_arrived` for one token, in a fraction of the time: results [K, H] in the order of targets [K] -> [1, H]."""
+    total: torch.Tensor | None = None
+    for choice in range(len(targets)):
+        source = targets.index(choice)
+        part = arrived[source : source + 1]
+        total = part if total is None else total + part
+    assert total is not None
+    return total
 
 
 def _add(choices: Sequence[torch.Tensor]) -> torch.Tensor:

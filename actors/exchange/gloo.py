@@ -7,7 +7,9 @@ not wake a waiting receive), so `close_group` lets one miss on purpose.
 from __future__ import annotations
 
 import os
+import queue
 import threading
+from collections import deque
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -17,13 +19,15 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Work
 
-from actors.errors import DeadlineError, LinkError
-from actors.exchange.deadline import Deadline
+from actors.errors import LinkError
 from actors.exchange.message import Message, MessageFormat
 from actors.exchange.rendezvous import Rendezvous
 
 _MESSAGE_TAG = 0
 _CLOSING_TAG = 1
+_MAX_OUTGOING = 16
+"""Messages that may wait in gloo for a peer that does not take them."""
+_CLOSE_SECONDS = 5.0
 _FOR_EVER = timedelta(days=3650)
 _LOOP_THREAD = "gloo_tcp_loop"
 _LOOP_NICENESS = 19
@@ -61,72 +65,123 @@ def reason(error: RuntimeError) -> str:
 
 
 class GlooLink:
-    """A group of two, whose next receive is always posted, so that a message is never held up by a handshake."""
+    """A group of two, whose next receive is always posted, so that a message is never held up by a handshake.
+
+    Gloo has nothing to poll: one thread waits for what arrives and rings an eventfd, another waits until what was sent
+    has left its memory.
+    """
 
     def __init__(
-        self, peer: str, group: dist.ProcessGroup, message_format: MessageFormat, deadline_seconds: float
+        self, peer: str, epoch: int, group: dist.ProcessGroup, message_format: MessageFormat
     ) -> None:
-        self._peer = peer
+        self.peer = peer
+        self.epoch = epoch
+        self.num_received = 0
         self._group = group
         self._other = 1 - group.rank()
-        self._deadline_seconds = deadline_seconds
-        # Two each way: one in use, one with gloo.
-        self._outgoing = [Message(message_format) for _ in range(2)]
-        self._sends: list[Work | None] = [None, None]
-        self._incoming = [Message(message_format) for _ in range(2)]
-        self._receive = self._post(self._incoming[1])
+        self._format = message_format
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK)
+        self._is_ended = False
+        self._failure: LinkError | None = None
+        self._free: deque[Message] = deque()
+        self._num_outgoing = 0
+        self._sent: queue.SimpleQueue[tuple[Work, Message] | None] = queue.SimpleQueue()
+        self._spare: deque[Message] = deque()
+        """For receiving."""
+        self._arrived: deque[Message] = deque()
+        self._current: Message | None = None
+        """What the last `receive` gave out."""
+        self._threads = [
+            threading.Thread(target=target, name=f"gloo-{peer}", daemon=True)
+            for target in (self._receive_all, self._confirm_all)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    @property
-    def peer(self) -> str:
-        return self._peer
+    def fileno(self) -> int:
+        return self._bell
 
-    def outgoing(self, layer: int | None) -> Message:
-        self._sends.reverse()
-        self._outgoing.reverse()
-        work = self._sends[0]
-        if work is not None:
-            self._wait(work, layer, Deadline(seconds=self._deadline_seconds), "room for a message")
-            self._sends[0] = None
-        return self._outgoing[0]
+    def outgoing(self) -> Message:
+        if self._free:
+            return self._free.popleft()
+        if self._num_outgoing == _MAX_OUTGOING:
+            raise LinkError(self.peer, None, f"{_MAX_OUTGOING} messages are on their way, and it takes none")
+        self._num_outgoing += 1
+        return Message(self._format)
 
-    def send(self, message: Message, layer: int | None) -> None:
-        assert message is self._outgoing[0]
+    def send(self, message: Message) -> None:
         try:
             part = message.host[: message.num_host_bytes]
-            self._sends[0] = self._group.send([part], self._other, _MESSAGE_TAG)
+            self._sent.put((self._group.send([part], self._other, _MESSAGE_TAG), message))
         except RuntimeError as error:
-            raise self._broken(layer, error) from error
+            raise LinkError(self.peer, None, reason(error)) from error
 
-    def receive(self, layer: int | None, deadline: Deadline | None) -> Message:
-        self._wait(self._receive, layer, deadline, "message")
-        self._incoming.reverse()
-        message = self._incoming[0]
-        fault = message.fault()
-        if fault is not None:
-            raise LinkError(self._peer, layer, f"sent {fault}")
-        try:
-            self._receive = self._post(self._incoming[1])
-        except RuntimeError as error:
-            raise self._broken(layer, error) from error
-        return message
+    @property
+    def has_unsent(self) -> bool:
+        return False  # Gloo's own thread sends.
 
-    def close(self) -> None:
+    def flush(self) -> None:
+        pass
+
+    def receive(self) -> Message | None:
+        if self._current is not None:
+            self._spare.append(self._current)
+            self._current = None
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+        if self._arrived:
+            self._current = self._arrived.popleft()
+            if self._arrived or self._failure is not None:
+                os.eventfd_write(self._bell, 1)  # Whoever stops asking here finds it readable again.
+        elif self._failure is not None:
+            raise self._failure
+        return self._current
+
+    def is_ended(self) -> bool:
+        return self._is_ended or self._failure is not None
+
+    def end(self) -> None:
+        self._is_ended = True
         close_group(self._group)
 
-    def _post(self, message: Message) -> Work:
-        # Of the maximum size: a shorter message is fine, a longer one would kill this process.
-        return self._group.recv([message.host], self._other, _MESSAGE_TAG)
+    def close(self) -> None:
+        self.end()
+        self._sent.put(None)
+        for thread in self._threads:
+            thread.join(_CLOSE_SECONDS)
+        if self._bell >= 0:
+            os.close(self._bell)
+            self._bell = -1
 
-    def _wait(self, work: Work, layer: int | None, deadline: Deadline | None, awaited: str) -> None:
+    def _receive_all(self) -> None:
         try:
-            work.wait(_FOR_EVER if deadline is None else deadline.remaining)
+            while True:
+                message = self._spare.popleft() if self._spare else Message(self._format)
+                # Of the maximum size: a shorter message is fine, a longer one would kill this process.
+                self._group.recv([message.host], self._other, _MESSAGE_TAG).wait(_FOR_EVER)
+                message.read_header()
+                fault = message.fault()
+                if fault is not None:
+                    raise LinkError(self.peer, None, f"sent {fault}")
+                self._arrived.append(message)
+                self.num_received += 1
+                os.eventfd_write(self._bell, 1)
         except RuntimeError as error:
-            if deadline is not None and deadline.has_passed:
-                raise DeadlineError(self._peer, layer, awaited, deadline.seconds) from error
-            raise self._broken(layer, error) from error
+            self._fail(LinkError(self.peer, None, "closed" if self._is_ended else reason(error)))
+        except LinkError as error:
+            self._fail(error)
 
-    def _broken(self, layer: int | None, error: RuntimeError) -> LinkError:
-        return LinkError(self._peer, layer, reason(error))
+    def _confirm_all(self) -> None:
+        """What cannot be sent ends the link; the receiving thread hears of it from gloo."""
+        while (item := self._sent.get()) is not None:
+            work, message = item
+            with suppress(RuntimeError):
+                work.wait(_FOR_EVER)
+            self._free.append(message)
+
+    def _fail(self, error: LinkError) -> None:
+        self._failure = error
+        os.eventfd_write(self._bell, 1)
 
 
 def _shared_device(node_ip: str) -> object:

@@ -26,20 +26,32 @@ class Handle(Protocol):
 class Exchange(Protocol):
     """Dispatch and combine for one dense actor. Not thread-safe: one engine loop owns it."""
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether every expert can be reached, as far as is known. From any thread."""
+
     def dispatch(
         self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
     ) -> Handle:
         """Send rows [T, H] to the experts of a layer. expert_ids [T, K] int64, weights [T, K] float32, T >= 0.
 
-        Raises ExchangeError when a peer is dead, answers with another epoch or misses its deadline.
+        Nobody may write to these until the combine. Raises ExchangeError as combine does.
         """
 
     def combine(self, handle: Handle) -> torch.Tensor:
         """Wait for the results of one dispatch and add them up: [T, H] in the rows' dtype and on their device.
 
-        Raises ExchangeError as dispatch does. After an error the whole layer is unknown and is sent again over
-        a new exchange; sending rows twice is harmless, experts keep no state.
+        The death of a peer shows as a longer wait where the transport can send rows again. Raises ExpertFailedError when
+        whoever holds the experts got the rows and could not compute; NoHolderError when nobody came to hold them; any
+        other ExchangeError ends the exchange. Then the whole layer is unknown; sending its rows again is harmless, experts
+        keep no state.
         """
+
+    def tend(self) -> None:
+        """Look after the links while no step is under way, about once a second. Never waits."""
+
+    def interrupt(self) -> None:
+        """Make a call under way, and every later one, raise an ExchangeError. From any thread; idempotent."""
 
     def close(self) -> None:
         """End all links; peers see their end at once. Idempotent."""

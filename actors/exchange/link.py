@@ -3,15 +3,14 @@
     links.py (dense), serve_links.py (expert)     what is said
     link.py                                       how it is carried: tcp.py, gloo.py, nccl.py
 
-Either end may send while the other sends; the receiver need not have asked first. A link has one user thread,
-and `close` may be called from any other.
+Nothing here waits: whoever owns a link polls `fileno` together with those of all other links. One thread owns a link;
+only `is_ended` and `end` may be called from others.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from actors.exchange.deadline import Deadline
 from actors.exchange.message import Message
 
 
@@ -22,20 +21,41 @@ class Link(Protocol):
     def peer(self) -> str:
         """Who is at the other end, for people: "expert-3"."""
 
-    def outgoing(self, layer: int | None) -> Message:
-        """A message to fill and hand to `send`. Waits, with the link's deadline, until one is free."""
+    @property
+    def epoch(self) -> int:
+        """Of the membership under which it came up. Each message carries it; one of another epoch is not meant."""
 
-    def send(self, message: Message, layer: int | None) -> None:
-        """Send what `outgoing` gave. It may still be under way at return.
+    def fileno(self) -> int:
+        """Poll it for POLLIN: then `receive` may have something; and for POLLOUT while `has_unsent`: then `flush`."""
 
-        Raises LinkError when the link is broken or closed, DeadlineError when the peer does not take the bytes.
+    def outgoing(self) -> Message:
+        """A message to fill and hand to `send`. Raises LinkError when too many are still on their way."""
+
+    def send(self, message: Message) -> None:
+        """Send what `outgoing` gave, now as much of it as the peer takes. Raises LinkError when the link is broken."""
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether the peer has not taken everything yet."""
+
+    def flush(self) -> None:
+        """Send more of what is unsent. Raises as `send` does."""
+
+    def receive(self) -> Message | None:
+        """The next message if all of it is there, valid until the next `receive`.
+
+        Raises LinkError when the link is broken or closed, and for bytes that are no message.
         """
 
-    def receive(self, layer: int | None, deadline: Deadline | None) -> Message:
-        """The next message, valid until the next `receive`. None waits until the link ends.
+    @property
+    def num_received(self) -> int:
+        """Bytes or messages so far: a peer that is sending something long makes it grow."""
 
-        Raises as `send` does; also LinkError for bytes that are no message. After an error the link is of no use.
-        """
+    def is_ended(self) -> bool:
+        """Whether either end has closed the link; unread messages do not count."""
+
+    def end(self) -> None:
+        """End the link: the peer and whoever polls it notice at once. Idempotent."""
 
     def close(self) -> None:
-        """End the link: the peer, and a thread of this process that waits on it, notice at once. Idempotent."""
+        """`end` it and give back what it holds. Nobody may be polling it. Idempotent."""

@@ -1,169 +1,262 @@
-"""The star of links, seen from a dense actor: one message to each expert actor that gets rows, one back from each.
+"""The star of links, seen from a dense actor: rows go to holders of their experts, results come back, whatever dies.
 
-Legend: T tokens, H hidden, K experts per token, t tokens of one actor, n results of one actor.
+Legend: T tokens, H hidden, K experts per token, n results of one message.
 
-    rows [T, H]  --by owner-->  message to actor a: rows [t, H] with routing [t, K]
-    arrived [T * K, H], a stretch for each actor  <--  message from actor a: results [n, H]
+    rows [T, H]  --by holder-->  message to a holder: rows [t, H] with routing [t, K]
+    arrived [T * K, H], a stretch for each message  <--  message from a holder: results [n, H]
     combined [T, H]  <--gathered by (t, k) and added--  arrived
 
-A few dispatches may be under way; actors answer each link in order, and an answer finds its dispatch by number.
+    a link ends, or keeps silent past its deadline    it is dropped; what it owes goes to other holders
+    an answer is late                                 its rows go to another holder as well; the first answer counts
+    an expert has no holder                           its rows are parked until one has been linked
+
+A request has a number of its own and an answer carries it, so a late answer is known as such. What the results of a
+dispatch are does not depend on any of this, to the bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import logging
+import math
+import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from actors.errors import ExchangeError, ExpertFailedError, LinkError
-from actors.exchange.combine import add_arrived
-from actors.exchange.deadline import Deadline
+from actors.errors import DeadlineError, ExpertFailedError, LinkError, NoHolderError
+from actors.exchange.flight import Dispatch, Request
 from actors.exchange.interface import Handle
-from actors.exchange.link import Link
-from actors.exchange.message import FAILURE, MAGIC, RESULTS, ROWS, Header, Message
-from actors.exchange.split import Ids, Share, owner_table, split_rows
+from actors.exchange.load import ExpertLoad
+from actors.exchange.message import FAILURE, NOT_HELD, RESULTS, Message
+from actors.exchange.roster import Peer, Roster
+from actors.exchange.sender import Sender, WaitLimits
+
+logger = logging.getLogger(__name__)
 
 MAX_UNDER_WAY = 4
-"""Dispatches that may wait for their combine. Beyond some number both ends of a link would have all buffers full of what
-the other has not yet asked for."""
+"""Dispatches that may wait for their combine: each keeps its rows and results in memory."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Dispatch:
-    """One dispatch under way."""
-
-    sequence: int
-    layer: int
-    arrived: torch.Tensor
-    """[T * K, H], a stretch for each share"""
-    num_choices: int
-    targets: tuple[Ids, ...]
-    """[n] for each share: where its results belong"""
-    awaited: dict[int, torch.Tensor] = field(default_factory=dict)
-    """actor -> its stretch [n, H] of `arrived`; an actor leaves when it has answered"""
+_MAX_WAIT_SECONDS = 1.0
+"""How often deadlines are looked at during a long wait: what is late is still being learnt from other answers."""
 
 
 class LinksExchange:
-    """Exchange over links that are up. After an ExchangeError all links are closed and every call raises it again."""
+    """Exchange over whatever links `roster` has; they come and go while it lives.
+
+    One thread calls dispatch, combine, tend and close; any may call the rest.
+    """
 
     def __init__(
-        self,
-        links: Sequence[Link],
-        experts_of_actor: Sequence[Sequence[int]],
-        num_experts: int,
-        epoch: int,
-        deadline_seconds: float,
+        self, num_experts: int, limits: WaitLimits, load: ExpertLoad, on_change: Callable[[], None]
     ) -> None:
-        """Links and experts in the same order. Raises ValueError for an expert that nobody holds."""
-        self._links = tuple(links)
-        self._owners = owner_table(experts_of_actor, num_experts)
-        self._epoch = epoch
-        self._deadline_seconds = deadline_seconds
-        self._next_sequence = 0
-        self._under_way: dict[int, _Dispatch] = {}
-        self._failure: ExchangeError | None = None
+        """on_change: called, from any thread, when the links or what is held behind them have changed."""
+        self._limits = limits
+        self._on_change = on_change
+        self.roster = Roster(num_experts, self._note_change)
+        self._load = load
+        self._sender = Sender(self.roster, num_experts, limits)
+        self._placed_by = self._sender.table
+        """The table by which what is parked was last tried."""
+        self._under_way: list[Dispatch] = []
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every expert has a holder, as far as is known."""
+        return not self._sender.is_closed and self.roster.table.is_complete
 
     def dispatch(
         self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
     ) -> Handle:
-        self._check()
+        self._refresh()
         if len(self._under_way) == MAX_UNDER_WAY:
             raise ValueError(f"a dispatch while {MAX_UNDER_WAY} others are under way")
-        num_tokens, num_choices = expert_ids.shape
         # On CUDA this is the layer's one sync: the host must know how many rows go where.
-        ids, scales = expert_ids.cpu().numpy(), weights.cpu().numpy()
-        shares = split_rows(ids, self._owners, len(self._links))
-        dispatch = _Dispatch(
-            sequence=self._next_sequence,
+        expert_ids, weights = expert_ids.cpu(), weights.cpu()
+        num_routes = expert_ids.numel()
+        dispatch = Dispatch(
             layer=layer,
-            arrived=rows.new_empty((num_tokens * num_choices, rows.shape[1])),
-            num_choices=num_choices,
-            targets=tuple(share.targets for share in shares),
+            rows=rows,
+            expert_ids=expert_ids,
+            weights=weights,
+            arrived=rows.new_empty((num_routes, rows.shape[1])),
+            num_owed=num_routes,
         )
-        end = 0
-        self._next_sequence += 1
-        self._under_way[dispatch.sequence] = dispatch
+        ids = expert_ids.numpy()
+        self._load.count(layer, ids)
+        self._under_way.append(dispatch)
         try:
-            for share in shares:
-                self._send(dispatch, share, rows, scales)
-                start, end = end, end + len(share.targets)
-                dispatch.awaited[share.actor] = dispatch.arrived[start:end]
-        except ExchangeError as error:
-            raise self._fail(error) from error
+            if len(ids) == 1:
+                self._sender.send_one(dispatch, expert_ids[0].tolist())
+            elif len(ids):
+                self._sender.send_all(dispatch, ids)
+        except BaseException:
+            self._abandon(dispatch)
+            raise
         return dispatch
 
     def combine(self, handle: Handle) -> torch.Tensor:
-        assert isinstance(handle, _Dispatch)
-        self._check()
-        deadline = Deadline(seconds=self._deadline_seconds)
+        assert isinstance(handle, Dispatch)
         try:
-            for actor in tuple(handle.awaited):
-                while actor in handle.awaited:
-                    self._receive(actor, handle.layer, deadline)
-        except ExchangeError as error:
-            raise self._fail(error) from error
-        del self._under_way[handle.sequence]
-        return add_arrived(handle.arrived, handle.targets, handle.num_choices)
+            while handle.num_owed:
+                self._turn(handle)
+        except BaseException:
+            self._abandon(handle)
+            raise
+        if handle.owed is None:
+            self._under_way.remove(handle)
+        else:
+            self._abandon(handle)  # Somebody may still be computing what another one has answered.
+        return handle.result()
+
+    def tend(self) -> None:
+        """Look after the links while no step is under way: notice what has ended, drop what keeps silent. Never waits."""
+        self._refresh()
+        self._take_news(0.0)
+
+    def interrupt(self) -> None:
+        """End all links; a call under way, and every later one, raises LinkError. From any thread; idempotent."""
+        self._sender.is_closed = True
+        self.roster.retire_all()
 
     def close(self) -> None:
-        if self._failure is None:
-            self._failure = LinkError("expert actors", None, "this exchange is closed")
-        for link in self._links:
-            link.close()
+        self.interrupt()
+        self._sender.adopt()
+        self._sender.board.close()
 
-    def _send(
-        self,
-        dispatch: _Dispatch,
-        share: Share,
-        rows: torch.Tensor,
-        weights: np.ndarray[tuple[int, int], np.dtype[np.float32]],
-    ) -> None:
-        link = self._links[share.actor]
-        header = Header(
-            magic=MAGIC,
-            kind=ROWS,
-            epoch=self._epoch,
-            sequence=dispatch.sequence,
-            layer=dispatch.layer,
-            num_tokens=len(share.tokens),
-            num_results=len(share.targets),
-            num_bytes=0,
-        )
-        message = link.outgoing(dispatch.layer)
-        payload = message.write_rows(header, share.expert_ids, weights[share.tokens])
-        tokens = torch.from_numpy(share.tokens).to(rows.device)
-        torch.index_select(rows, 0, tokens, out=payload)
-        link.send(message, dispatch.layer)
+    def _note_change(self) -> None:
+        self._sender.board.ring()
+        self._on_change()
 
-    def _receive(self, actor: int, layer: int, deadline: Deadline) -> None:
-        """Take one message from an actor, for whichever dispatch it is."""
-        link = self._links[actor]
-        message = link.receive(layer, deadline)
+    def _refresh(self) -> None:
+        """Take in what other threads have changed since the last look."""
+        if self._sender.is_closed:
+            raise LinkError("expert actors", None, "this exchange is closed")
+        if self.roster.table is not self._sender.table:
+            self._sender.adopt()
+        if self._placed_by is not self._sender.table:
+            self._placed_by = self._sender.table
+            self._sender.check_at = 0.0  # A late answer's rows may have somewhere to go now.
+            for dispatch in list(self._under_way):
+                if len(dispatch.parked):
+                    parked, dispatch.parked = dispatch.parked, dispatch.parked[:0]
+                    self._sender.place(dispatch, parked, frozenset())
+
+    def _turn(self, dispatch: Dispatch) -> None:
+        """Wait for whatever happens next on any link, and take it in."""
+        self._refresh()
+        if dispatch.failure is not None:
+            raise dispatch.failure
+        now = time.monotonic()
+        wake_at = self._sender.check_at
+        if len(dispatch.parked) and dispatch.parked_until is not None:
+            if now >= dispatch.parked_until:
+                raise self._no_holder(dispatch)
+            wake_at = min(wake_at, dispatch.parked_until)
+        if dispatch.num_owed:
+            self._take_news(min(max(0.0, wake_at - now), _MAX_WAIT_SECONDS))
+
+    def _take_news(self, seconds: float) -> None:
+        is_quiet = True
+        for peer, takes_more in self._sender.board.wait(seconds):
+            is_quiet = False
+            try:
+                if takes_more:
+                    peer.link.flush()
+                    self._sender.board.watch_sending(peer)
+                while (message := peer.link.receive()) is not None:
+                    self._take(peer, message)
+                    if not peer.owed:
+                        break  # Nothing more can come.
+            except LinkError as error:
+                self._sender.lose(peer, error)
+        # Only now: what has arrived while this process stood still is not late.
+        if is_quiet or time.monotonic() >= self._sender.check_at:
+            self._check_deadlines()
+
+    def _take(self, peer: Peer, message: Message) -> None:
+        """An answer, to the oldest question. One to nobody's question is dropped."""
         header = message.header
-        dispatch = self._under_way.get(header.sequence)
-        if header.epoch != self._epoch or dispatch is None or actor not in dispatch.awaited:
-            return  # Stale: an answer to nobody's question. What is awaited still comes.
-        if header.kind == FAILURE:
-            raise ExpertFailedError(link.peer, dispatch.layer, message.failure())
-        self._take(link, message, dispatch, dispatch.awaited.pop(actor))
+        if header.epoch != peer.link.epoch or not peer.owed or header.sequence != peer.owed[0].sequence:
+            return
+        request = peer.owed.popleft()
+        now = time.monotonic()
+        self._sender.patience.learn(request.num_results, now - max(request.sent_at, peer.heard_at))
+        peer.heard_at, peer.num_heard = now, peer.link.num_received
+        if peer.is_suspected:
+            self.roster.suspect(peer, False)
+        dispatch = request.dispatch
+        if dispatch is None:
+            return
+        if header.kind == RESULTS:
+            if (header.layer, header.num_results) != (dispatch.layer, request.num_results):
+                peer.owed.appendleft(request)
+                raise LinkError(
+                    peer.name,
+                    dispatch.layer,
+                    f"answered {request.num_results} rows with {header.num_results} of layer {header.layer}",
+                )
+            dispatch.fulfil(request, message.payload())
+        elif header.kind == NOT_HELD:
+            logger.warning("%s does not hold experts %s", peer.name, message.failure())
+            self.roster.refuse(peer, [int(expert) for expert in message.failure().split(",")])
+            self._sender.adopt()
+            self._sender.send_again(request)
+        elif header.kind == FAILURE:
+            dispatch.last_failure = ExpertFailedError(peer.name, dispatch.layer, message.failure())
+            request.tried |= {peer.name}
+            self._sender.send_again(request)
 
-    def _take(self, link: Link, message: Message, dispatch: _Dispatch, stretch: torch.Tensor) -> None:
-        header = message.header
-        if (header.kind, header.layer, header.num_results) != (RESULTS, dispatch.layer, len(stretch)):
-            raise LinkError(
-                link.peer,
-                dispatch.layer,
-                f"answered {len(stretch)} rows with {header.num_results} of layer {header.layer}",
-            )
-        stretch.copy_(message.payload())
+    def _check_deadlines(self) -> None:
+        """Drop who has kept silent for too long, send the rows of late answers elsewhere as well."""
+        now, self._sender.check_at = time.monotonic(), math.inf
+        for peer in self._sender.table.peers:
+            if peer.is_gone or not peer.owed:
+                continue
+            if peer.link.num_received != peer.num_heard:
+                peer.num_heard, peer.heard_at = peer.link.num_received, now  # A long answer is coming in.
+            oldest = peer.owed[0]
+            since = max(oldest.sent_at, peer.heard_at)
+            if now >= since + self._limits.dead:
+                layer = None if oldest.dispatch is None else oldest.dispatch.layer
+                self._sender.lose(peer, DeadlineError(peer.name, layer, "message", self._limits.dead))
+                continue
+            patience = self._sender.patience.seconds(oldest.num_results)
+            if not peer.is_suspected and now >= since + patience:
+                self.roster.suspect(peer, True)
+                self._sender.adopt()
+            if peer.is_suspected:
+                for request in list(peer.owed):
+                    self._hedge(peer, request)
+            due = self._limits.dead if peer.is_suspected else patience
+            self._sender.check_at = min(self._sender.check_at, since + due)
 
-    def _check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+    def _hedge(self, peer: Peer, request: Request) -> None:
+        """Send the rows of a late answer to sound holders as well, where there are some."""
+        dispatch = request.dispatch
+        if request.is_hedged or dispatch is None or not dispatch.num_owed:
+            return
+        left = self._sender.uncovered(dispatch, request)
+        ids = dispatch.expert_ids.reshape(-1).numpy()[left]
+        peers = self._sender.table.peers
+        has_other = [
+            any(not peers[holder].is_suspected for holder in self._sender.table.holders[expert])
+            for expert in ids
+        ]
+        if any(has_other):
+            logger.warning("%s is late in layer %d: its rows go elsewhere too", peer.name, dispatch.layer)
+            request.is_hedged = all(has_other)
+            self._sender.place(dispatch, left[has_other], request.tried)
 
-    def _fail(self, error: ExchangeError) -> ExchangeError:
-        self._failure = error
-        self.close()
-        return error
+    def _no_holder(self, dispatch: Dispatch) -> NoHolderError:
+        experts = np.unique(dispatch.expert_ids.reshape(-1).numpy()[dispatch.parked]).tolist()
+        return NoHolderError(dispatch.layer, tuple(experts), self._limits.park)
+
+    def _abandon(self, dispatch: Dispatch) -> None:
+        """Nobody waits for it any longer; answers that still come are dropped."""
+        if dispatch in self._under_way:
+            self._under_way.remove(dispatch)
+        for peer in self._sender.table.peers:
+            for request in peer.owed:
+                if request.dispatch is dispatch:
+                    request.dispatch = None

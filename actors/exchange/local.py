@@ -13,6 +13,7 @@ import torch
 
 from actors.exchange.combine import add_choices
 from actors.exchange.interface import Handle
+from actors.exchange.load import ExpertLoad
 
 Compute: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 """`GroupedExperts.forward`: (layer, rows, expert_ids, weights, num_results) -> results [num_results, H]."""
@@ -28,12 +29,18 @@ class _LocalHandle:
 class LocalExchange:
     """Computes in `dispatch`; nothing can be lost, so nothing is raised."""
 
-    def __init__(self, compute: Compute) -> None:
+    is_ready = True
+
+    def __init__(self, compute: Compute, load: ExpertLoad | None = None) -> None:
+        """Counts into `load` where the ids are on the host anyway: not on CUDA."""
         self._compute = compute
+        self._load = load
 
     def dispatch(
         self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
     ) -> Handle:
+        if self._load is not None and expert_ids.device.type == "cpu":
+            self._load.count(layer, expert_ids.numpy())
         num_tokens, num_choices = expert_ids.shape
         results = self._compute(layer, rows, expert_ids, weights, num_tokens * num_choices)
         return _LocalHandle(results=results, num_choices=num_choices)
@@ -41,6 +48,12 @@ class LocalExchange:
     def combine(self, handle: Handle) -> torch.Tensor:
         assert isinstance(handle, _LocalHandle)
         return add_choices(handle.results, handle.num_choices)
+
+    def tend(self) -> None:
+        pass
+
+    def interrupt(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

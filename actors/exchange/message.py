@@ -4,7 +4,7 @@ Legend: T tokens of the message, H hidden, K experts per token, N results.
 
     header   8 int64    magic, kind, epoch, sequence, layer, tokens, results, bytes
     routing  ROWS only  expert_ids [T, K] int32, weights [T, K] float32
-    payload  from a multiple of 64 bytes on: rows [T, H], results [N, H] or the text of a failure
+    payload  from a multiple of 64 bytes on: rows [T, H], results [N, H] or the text of a failure or a refusal
 
 On a CPU all of it is one stretch, carried as one. On CUDA the payload lies on the device, and header and routing, which
 the host writes and reads, stay on the host: no sync is needed to know what a message is.
@@ -12,6 +12,8 @@ the host writes and reads, stay on the host: no sync is needed to know what a me
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +25,11 @@ MAGIC = int.from_bytes(b"phimoe\x00\x01", "little")
 ROWS = 1
 RESULTS = 2
 FAILURE = 3
+NOT_HELD = 4
+"""A failure of its own kind: the actor does not hold these experts (their ids, as text); somebody else may."""
 
 HEADER_BYTES = 64
+_HEADER = struct.Struct("<8q")
 _ALIGNMENT = 64
 _MAX_FAILURE_BYTES = 2048
 
@@ -36,12 +41,15 @@ class Header(NamedTuple):
     kind: int
     epoch: int
     sequence: int
-    """Of the dispatch, counted by the dense actor; results carry that of their rows."""
+    """Of the message with rows, counted by the dense actor; the answer carries that of its rows."""
     layer: int
     num_tokens: int
     num_results: int
     num_bytes: int
     """Of the whole message, header included."""
+
+
+_NO_HEADER = Header(0, 0, 0, 0, 0, 0, 0, 0)
 
 
 class MessageFormat(NamedTuple):
@@ -94,22 +102,32 @@ class Message:
             else None
         )
         self._array: npt.NDArray[np.uint8] = self.host.numpy()
-        self._header: npt.NDArray[np.int64] = self._array[:HEADER_BYTES].view(np.int64)
         self.host_view = self._array.data
         """The bytes of `host`, writable."""
-
-    @property
-    def header(self) -> Header:
-        """As written or received."""
-        return Header(*self._header.tolist())
+        self.header = _NO_HEADER
+        """As written, or as `read_header` found it."""
+        self._row_bytes = message_format.row_bytes
+        # A step of one row is all views, were they not kept.
+        self._one_row_offset = message_format.payload_offset(1)
+        self._few_rows = {
+            (offset, num_rows): self._make_payload(offset, num_rows)
+            for offset, num_rows in {(self._one_row_offset, 1), (HEADER_BYTES, 1), (HEADER_BYTES, 2)}
+            if num_rows <= message_format.max_rows * message_format.num_choices
+        }
+        self._one_row = struct.Struct(f"<8q{message_format.num_choices}i{message_format.num_choices}f")
 
     @property
     def num_host_bytes(self) -> int:
         """How many bytes of `host` belong to the message."""
         header = self.header
-        if not self._is_split or header.kind == FAILURE:
+        if not self._is_split or header.kind in (FAILURE, NOT_HELD):
             return header.num_bytes
         return self.format.payload_offset(header.num_tokens) if header.kind == ROWS else HEADER_BYTES
+
+    def read_header(self) -> Header:
+        """Take the header from the bytes that were received."""
+        self.header = Header(*_HEADER.unpack_from(self.host_view))
+        return self.header
 
     def write_rows(
         self,
@@ -128,14 +146,20 @@ class Message:
         self._array[end : end + 4 * count].view(np.float32)[:] = weights.reshape(-1)
         offset = self.format.payload_offset(header.num_tokens)
         payload = self._payload(offset, header.num_tokens)
-        self._write_header(header, offset + payload.nbytes)
+        self._write_header(header, offset + header.num_tokens * self._row_bytes)
         return payload
+
+    def write_row(self, header: Header, expert_ids: Sequence[int], weights: Sequence[float]) -> torch.Tensor:
+        """`write_rows` for one token, in a fraction of the time: routing [K] each, and where the row [1, H] belongs."""
+        offset = self._one_row_offset
+        self.header = Header(*header[:-1], offset + self._row_bytes)
+        self._one_row.pack_into(self.host_view, 0, *self.header, *expert_ids, *weights)
+        return self._few_rows[offset, 1]
 
     def write_results(self, header: Header, results: torch.Tensor) -> None:
         """Write header and results [N, H]."""
-        payload = self._payload(HEADER_BYTES, header.num_results)
-        payload.copy_(results)
-        self._write_header(header, HEADER_BYTES + payload.nbytes)
+        self._payload(HEADER_BYTES, header.num_results).copy_(results)
+        self._write_header(header, HEADER_BYTES + header.num_results * self._row_bytes)
 
     def write_failure(self, header: Header, reason: str) -> None:
         """Write header and the reason, cut where it is too long."""
@@ -173,22 +197,31 @@ class Message:
             return f"a message of {header.num_tokens} rows, at most {limits.max_rows} are allowed"
         if not 0 <= header.num_results <= header.num_tokens * limits.num_choices:
             return f"a message with {header.num_results} results for {header.num_tokens} rows"
-        sizes = {
-            ROWS: limits.payload_offset(header.num_tokens) + header.num_tokens * limits.row_bytes,
-            RESULTS: HEADER_BYTES + header.num_results * limits.row_bytes,
-            FAILURE: min(max(header.num_bytes, HEADER_BYTES), HEADER_BYTES + _MAX_FAILURE_BYTES),
-        }
-        if sizes.get(header.kind) != header.num_bytes:
+        if not self._is_size_right(header):
             return f"a message of kind {header.kind} and {header.num_bytes} bytes"
         return None
 
+    def _is_size_right(self, header: Header) -> bool:
+        if header.kind == RESULTS:
+            return header.num_bytes == HEADER_BYTES + header.num_results * self._row_bytes
+        if header.kind == ROWS:
+            offset = self.format.payload_offset(header.num_tokens)
+            return header.num_bytes == offset + header.num_tokens * self._row_bytes
+        is_text = header.kind in (FAILURE, NOT_HELD)
+        return is_text and HEADER_BYTES <= header.num_bytes <= HEADER_BYTES + _MAX_FAILURE_BYTES
+
     def _payload(self, offset: int, num_rows: int) -> torch.Tensor:
-        limits = self.format
+        kept = self._few_rows.get((offset, num_rows))
+        return self._make_payload(offset, num_rows) if kept is None else kept
+
+    def _make_payload(self, offset: int, num_rows: int) -> torch.Tensor:
+        num_bytes = num_rows * self._row_bytes
         if self._device_payload is None:
-            part = self.host[offset : offset + num_rows * limits.row_bytes]
+            part = self.host[offset : offset + num_bytes]
         else:
-            part = self._device_payload[: num_rows * limits.row_bytes]
-        return part.view(limits.dtype).view(num_rows, limits.hidden_size)
+            part = self._device_payload[:num_bytes]
+        return part.view(self.format.dtype).view(num_rows, self.format.hidden_size)
 
     def _write_header(self, header: Header, num_bytes: int) -> None:
-        self._header[:] = (*header[:-1], num_bytes)
+        self.header = Header(*header[:-1], num_bytes)
+        _HEADER.pack_into(self.host_view, 0, *self.header)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import cast
 
@@ -19,14 +20,16 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Work
 
-from actors.errors import DeadlineError, LinkError
+from actors.errors import LinkError
 from actors.exchange.deadline import Deadline
-from actors.exchange.message import FAILURE, Message
+from actors.exchange.message import RESULTS, ROWS, Message, MessageFormat
 from actors.exchange.rendezvous import Rendezvous
 from actors.exchange.tcp import TcpLink
 
 _POLL_SECONDS = 20e-6
 _POLLS_PER_CHECK = 50
+_MAX_OUTGOING = 8
+"""Messages that may wait in NCCL for a peer that does not take them."""
 
 
 def open_group(
@@ -53,69 +56,99 @@ class NcclLink:
         carrier: TcpLink,
         outward: dist.ProcessGroup,
         inward: dist.ProcessGroup,
-        messages: tuple[Message, Message],
+        message_format: MessageFormat,
         deadline_seconds: float,
     ) -> None:
-        """`messages` are the two for sending: one in use, one with NCCL."""
         self._carrier = carrier
         self._outward = outward
         self._inward = inward
-        self._outgoing = list(messages)
-        self._sends: list[Work | None] = [None, None]
+        self._format = message_format
+        self._free: list[Message] = []
+        self._sends: deque[tuple[Work, Message]] = deque()
         self._deadline_seconds = deadline_seconds
+        self._is_closed = False
 
     @property
     def peer(self) -> str:
         return self._carrier.peer
 
-    def outgoing(self, layer: int | None) -> Message:
-        self._sends.reverse()
-        self._outgoing.reverse()
-        work = self._sends[0]
-        if work is not None:
-            self._wait(work, layer, Deadline(seconds=self._deadline_seconds))
-            self._sends[0] = None
-        return self._outgoing[0]
+    @property
+    def epoch(self) -> int:
+        return self._carrier.epoch
 
-    def send(self, message: Message, layer: int | None) -> None:
-        assert message is self._outgoing[0]
-        self._carrier.send(message, layer)
+    @property
+    def num_received(self) -> int:
+        return self._carrier.num_received
+
+    def fileno(self) -> int:
+        return self._carrier.fileno()
+
+    def outgoing(self) -> Message:
+        while self._sends and self._sends[0][0].is_completed():
+            self._free.append(self._sends.popleft()[1])
+        if self._free:
+            return self._free.pop()
+        if len(self._sends) == _MAX_OUTGOING:
+            raise LinkError(self.peer, None, f"{_MAX_OUTGOING} messages are on their way, and it takes none")
+        return Message(self._format)
+
+    def send(self, message: Message) -> None:
+        # The device first: once the peer has the header, the rows come even if this process is stopped.
         if _has_payload(message):
             other = 1 - self._outward.rank()
-            self._sends[0] = self._launch(lambda: self._outward.send([message.payload()], other, 0), layer)
+            work = self._launch(lambda: self._outward.send([message.payload()], other, 0))
+            self._sends.append((work, message))
+        else:
+            self._free.append(message)
+        self._carrier.send_copy(message)
 
-    def receive(self, layer: int | None, deadline: Deadline | None) -> Message:
-        message = self._carrier.receive(layer, deadline)
-        if _has_payload(message):
+    @property
+    def has_unsent(self) -> bool:
+        return self._carrier.has_unsent
+
+    def flush(self) -> None:
+        self._carrier.flush()
+
+    def receive(self) -> Message | None:
+        message = self._carrier.receive()
+        if message is not None and _has_payload(message):
             other = 1 - self._inward.rank()
-            work = self._launch(lambda: self._inward.recv([message.payload()], other, 0), layer)
-            self._wait(work, layer, Deadline(seconds=self._deadline_seconds))
+            self._wait(self._launch(lambda: self._inward.recv([message.payload()], other, 0)))
         return message
+
+    def is_ended(self) -> bool:
+        return self._carrier.is_ended()
+
+    def end(self) -> None:
+        self._carrier.end()
 
     def close(self) -> None:
         self._carrier.close()
-        for group in (self._outward, self._inward):
-            group.abort()
+        if not self._is_closed:
+            self._is_closed = True
+            for group in (self._outward, self._inward):
+                group.abort()
 
-    def _launch(self, launch: Callable[[], Work], layer: int | None) -> Work:
+    def _launch(self, launch: Callable[[], Work]) -> Work:
         try:
             return launch()
         except RuntimeError as error:
-            raise LinkError(self.peer, layer, f"broken ({error})") from error
+            raise LinkError(self.peer, None, f"broken ({error})") from error
 
-    def _wait(self, work: Work, layer: int | None, deadline: Deadline) -> None:
+    def _wait(self, work: Work) -> None:
         """Until the device is done. The host confirms it, so that no compute is ever queued behind a dead peer."""
+        deadline = Deadline(seconds=self._deadline_seconds)
 
         def check() -> None:
             if self._carrier.is_ended():
-                raise LinkError(self.peer, layer, "closed")
+                raise LinkError(self.peer, None, "closed")
             if deadline.has_passed:
-                raise DeadlineError(self.peer, layer, "rows on the device", deadline.seconds)
+                raise LinkError(self.peer, None, f"no rows on the device within {deadline.seconds:g} s")
 
         try:
             poll(work, check)
         except RuntimeError as error:
-            raise LinkError(self.peer, layer, f"broken ({error})") from error
+            raise LinkError(self.peer, None, f"broken ({error})") from error
 
 
 def poll(work: Work, check: Callable[[], None]) -> None:
@@ -130,4 +163,4 @@ def poll(work: Work, check: Callable[[], None]) -> None:
 
 
 def _has_payload(message: Message) -> bool:
-    return message.header.kind != FAILURE and message.payload().numel() > 0
+    return message.header.kind in (ROWS, RESULTS) and message.payload().numel() > 0

@@ -1,23 +1,36 @@
-"""Brings one link up, on either side, over whichever backend carries it."""
+"""Makes a link of a granted connection, on either side, over whichever backend carries rows.
+
+tcp     that very connection
+nccl    that connection for what hosts read, two communicators for what devices read
+gloo    a group of two; the connection has done its service
+"""
 
 from __future__ import annotations
 
+import socket
+import threading
 from dataclasses import dataclass
+
+from torch._C._distributed_c10d import Store
 
 from actors.errors import LinkError
 from actors.exchange import gloo, nccl
+from actors.exchange.deadline import Deadline
 from actors.exchange.link import Link
-from actors.exchange.message import Message, MessageFormat
+from actors.exchange.message import MessageFormat
 from actors.exchange.rendezvous import Rendezvous
-from actors.exchange.tcp import TcpLink, TcpListener, connect
+from actors.exchange.tcp import TcpLink
 
 DENSE_RANK = 0
 EXPERT_RANK = 1
 
+_GROUP_SECONDS = 10.0
+"""For so long a peer that dies while a group comes up can hold up whoever makes the other end."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinkSite:
-    """What all links of one actor in one membership have in common."""
+    """What all links of one actor have in common."""
 
     backend: str
     """"gloo", "tcp" or "nccl"."""
@@ -25,49 +38,59 @@ class LinkSite:
     """The address that this actor is reached at."""
     message_format: MessageFormat
     deadline_seconds: float
-    rendezvous: Rendezvous
 
 
-def link_key(dense_index: int, expert_index: int) -> str:
-    return f"dense-{dense_index}/expert-{expert_index}"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinkNames:
+    """One link's."""
+
+    peer: str
+    key: str
+    """Under which its groups meet; unique to two processes and an epoch."""
+    rank: int
+    """DENSE_RANK or EXPERT_RANK."""
 
 
-def accept_link(site: LinkSite, key: str, peer: str, listener: TcpListener) -> Link:
-    """The dense actor's end. Raises DeadlineError, or LinkError when it cannot come up."""
+def link_key(dense_index: int, expert_index: int, incarnation: str) -> str:
+    """`incarnation` is the expert actor's."""
+    return f"dense-{dense_index}/expert-{expert_index}/{incarnation}"
+
+
+def link_rendezvous(store: Store, epoch: int, deadline_seconds: float) -> Rendezvous:
+    """Where a link's groups meet, once both ends have agreed to make it: nobody gives up on the other after that."""
+    deadline = Deadline(seconds=min(deadline_seconds, _GROUP_SECONDS))
+    return Rendezvous(store=store, epoch=epoch, deadline=deadline, stop=threading.Event())
+
+
+def make_link(site: LinkSite, names: LinkNames, connection: socket.socket, rendezvous: Rendezvous) -> Link:
+    """This end of the link; the other one is made at the same time. Takes the connection, also when it raises.
+
+    Raises LinkError.
+    """
     if site.backend == "gloo":
-        return _gloo_link(site, key, peer, DENSE_RANK)
-    carrier = TcpLink(peer, listener.accept(key, peer), site.message_format, site.deadline_seconds)
-    return carrier if site.backend == "tcp" else _nccl_link(site, key, carrier, DENSE_RANK)
+        connection.close()
+        return _gloo_link(site, names, rendezvous)
+    carrier = TcpLink(names.peer, rendezvous.epoch, connection, site.message_format, site.deadline_seconds)
+    return carrier if site.backend == "tcp" else _nccl_link(site, names, carrier, rendezvous)
 
 
-def connect_link(site: LinkSite, key: str, peer: str) -> Link:
-    """The expert actor's end. Raises as `accept_link` does."""
-    if site.backend == "gloo":
-        return _gloo_link(site, key, peer, EXPERT_RANK)
-    connection = connect(key, peer, site.rendezvous)
-    carrier = TcpLink(peer, connection, site.message_format, site.deadline_seconds)
-    return carrier if site.backend == "tcp" else _nccl_link(site, key, carrier, EXPERT_RANK)
-
-
-def _gloo_link(site: LinkSite, key: str, peer: str, rank: int) -> Link:
-    site.rendezvous.meet(key, rank, peers={1 - rank: peer})
+def _gloo_link(site: LinkSite, names: LinkNames, rendezvous: Rendezvous) -> Link:
     try:
-        group = gloo.open_group(key, rank, 2, site.node_ip, site.rendezvous)
+        group = gloo.open_group(names.key, names.rank, 2, site.node_ip, rendezvous)
     except RuntimeError as error:
-        raise LinkError(peer, None, f"cannot come up ({error})") from error
-    return gloo.GlooLink(peer, group, site.message_format, site.deadline_seconds)
+        raise LinkError(names.peer, None, f"cannot come up ({error})") from error
+    return gloo.GlooLink(names.peer, rendezvous.epoch, group, site.message_format)
 
 
-def _nccl_link(site: LinkSite, key: str, carrier: TcpLink, rank: int) -> Link:
+def _nccl_link(site: LinkSite, names: LinkNames, carrier: TcpLink, rendezvous: Rendezvous) -> Link:
     device = site.message_format.device
     try:
         requests, answers = (
-            nccl.open_group(f"{key}/{name}", rank, 2, device, site.rendezvous)
+            nccl.open_group(f"{names.key}/{name}", names.rank, 2, device, rendezvous)
             for name in ("requests", "answers")
         )
     except RuntimeError as error:
         carrier.close()
         raise LinkError(carrier.peer, None, f"cannot come up ({error})") from error
-    outward, inward = (requests, answers) if rank == DENSE_RANK else (answers, requests)
-    messages = (Message(site.message_format), Message(site.message_format))
-    return nccl.NcclLink(carrier, outward, inward, messages, site.deadline_seconds)
+    outward, inward = (requests, answers) if names.rank == DENSE_RANK else (answers, requests)
+    return nccl.NcclLink(carrier, outward, inward, site.message_format, site.deadline_seconds)

@@ -1,4 +1,4 @@
-"""Where a dense and an expert actor find each other: keys of a TCPStore that the dense actor hosts.
+"""Where dense and expert actors find each other: keys of a TCPStore that a dense actor hosts.
 
 Every wait is cut into slices, so that a membership that is superseded while its links come up can be given up.
 """

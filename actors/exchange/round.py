@@ -2,7 +2,8 @@
 
 Legend: T tokens of one part, H hidden, K experts per token, W ranks.
 
-    headers   [W, 8] int64, one for each rank, which says how long the other parts are
+    headers   [W, 8] int64, one for each rank, which says how long the other parts are; each dense actor says in all of
+              its own whether it sends anything to anybody, so that all ranks know whether the other parts follow
     bodies    dense -> expert   expert_ids [T, K] int32, weights [T, K] float32, padding to 64 bytes, rows [T, H]
     answers   expert -> dense   results [N, H]
 
@@ -20,7 +21,7 @@ import torch
 
 from actors.errors import LinkError, StaleEpochError
 from actors.exchange.group import Group
-from actors.exchange.message import HEADER_BYTES, MAGIC, ROWS, Header
+from actors.exchange.message import HEADER_BYTES, MAGIC, Header
 
 _ALIGNMENT = 64
 
@@ -72,9 +73,20 @@ def body_views(part: torch.Tensor, num_tokens: int, round_format: RoundFormat) -
     )
 
 
-def make_header(epoch: int, sequence: int, layer: int, num_tokens: int, num_results: int) -> Header:
-    """A header of this transport; an empty one is a tick."""
-    return Header(MAGIC, ROWS, epoch, sequence, layer, num_tokens, num_results, 0)
+TICK = 0
+"""Kind of a header whose sender sends nothing to anybody in this round."""
+
+
+def make_header(
+    kind: int, epoch: int, sequence: int, layer: int, num_tokens: int, num_results: int
+) -> Header:
+    """A header of this transport: ROWS or TICK."""
+    return Header(MAGIC, kind, epoch, sequence, layer, num_tokens, num_results, 0)
+
+
+def is_empty(headers: Sequence[Header]) -> bool:
+    """Whether a round ends with these headers, since nobody sends anything."""
+    return all(header.kind == TICK for header in headers)
 
 
 def exchange_headers(

@@ -13,7 +13,7 @@ import torch
 from actors.errors import ExchangeError, LinkError
 from actors.exchange.group import Group
 from actors.exchange.message import Header
-from actors.exchange.round import RoundFormat, body_views, exchange_headers, make_header
+from actors.exchange.round import TICK, RoundFormat, body_views, exchange_headers, is_empty, make_header
 from actors.exchange.serve_links import Serve
 
 
@@ -62,8 +62,10 @@ class AllToAllServer:
 
     def _round(self) -> None:
         device, size = self._format.device, self._group.size
-        idle = [make_header(self._epoch, 0, 0, 0, 0)] * size
+        idle = [make_header(TICK, self._epoch, 0, 0, 0, 0)] * size
         headers = exchange_headers(self._group, idle, self._epoch, None, device)[: self._num_dense]
+        if is_empty(headers):
+            return
         splits = [self._format.body_bytes(header.num_tokens) for header in headers]
         bodies = torch.empty(sum(splits), dtype=torch.uint8, device=device)
         nothing = bodies.new_empty(0)

@@ -1,85 +1,240 @@
-"""The star of links, seen from an expert actor: a thread for each dense actor receives, computes and answers.
+"""The star of links, seen from an expert actor: one thread that serves all dense actors.
 
-Threads compute one at a time, first come first served, so that a busy dense actor cannot starve another and kernels
-do not fight over cores; receiving and sending overlap with another link's compute.
+    every round: read what has arrived on any link; take the link whose turn it is; with it go the messages of other links
+    that are for the same layer, so that the layer's weights are read once; compute; answer each.
+
+A link gets its next turn after all others that have something waiting. Results do not depend on what was computed with
+what. A link that does not take its answers is not read from until it does; the others are served meanwhile.
 """
 
 from __future__ import annotations
 
+import os
+import select
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeAlias
 
 import torch
 
-from actors.errors import ExchangeError, LinkError
+from actors.errors import LinkError
 from actors.exchange.link import Link
-from actors.exchange.message import FAILURE, RESULTS, ROWS, Message
-from actors.exchange.turn import Turn
+from actors.exchange.message import FAILURE, NOT_HELD, RESULTS, ROWS, Message
 
 Serve: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
-"""(layer, rows [T, H] on the device, expert_ids [T, K] and weights [T, K] on the host, num_results) -> [N, H]."""
+"""(layer, rows [T, H] on the device, expert_ids [T, K] and weights [T, K] on the host, num_results) -> [N, H].
+
+Raises NotHeldError when not all of these experts are there."""
+
+
+class NotHeldError(Exception):
+    """Rows came for experts that this actor does not hold. Never leaves its process: the peer gets a message."""
+
+    def __init__(self, experts: Sequence[int]) -> None:
+        super().__init__(tuple(experts))
+        self.experts = tuple(experts)
+
+    def __str__(self) -> str:
+        return ",".join(str(expert) for expert in self.experts)
 
 
 class LinkServer:
-    """Serves links that are up until each of them ends."""
+    """Serves until it is closed. Links come and go: `add` and `remove` from any thread."""
 
-    def __init__(self, links: Sequence[Link], serve: Serve, epoch: int) -> None:
-        self._links = tuple(links)
+    def __init__(self, serve: Serve, deadline_seconds: float) -> None:
+        """`deadline_seconds`: for so long a peer may leave its answers unread."""
         self._serve = serve
-        self._epoch = epoch
-        self._turn = Turn()
+        self._deadline_seconds = deadline_seconds
+        self._guard = threading.Lock()
+        """Of the two lists below."""
+        self._new: list[Link] = []
+        self._unwanted: list[Link] = []
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK)
+        self._poll = select.poll()
+        self._poll.register(self._bell, select.POLLIN)
+        self._links: dict[int, Link] = {}
+        """By descriptor."""
+        self._stuck: dict[int, float] = {}
+        """Descriptors of links with unsent answers, and since when nothing was taken."""
+        self._waiting: deque[tuple[Link, Message]] = deque()
+        """At most one message of each link, in order of arrival."""
         self._is_closed = False
-        self._failures: list[ExchangeError] = []
-        self._threads = [
-            threading.Thread(target=self._run, args=(link,), name=f"link-{link.peer}", daemon=True)
-            for link in self._links
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=self._run, name="serve-links", daemon=True)
+        self._thread.start()
 
-    @property
-    def is_up(self) -> bool:
-        """Whether all links are being served."""
-        return not self._is_closed and not self._failures
+    def add(self, link: Link) -> None:
+        with self._guard:
+            self._new.append(link)
+        self._ring()
 
-    @property
-    def failure(self) -> ExchangeError | None:
-        """What ended the first link that ended before `close`."""
-        return self._failures[0] if self._failures else None
+    def remove(self, link: Link) -> None:
+        """End a link; what is being computed for it is dropped."""
+        link.end()
+        with self._guard:
+            self._unwanted.append(link)
+        self._ring()
 
     def close(self) -> None:
         """End all links and wait for what is being computed. Idempotent."""
         self._is_closed = True
-        for link in self._links:
-            link.close()
-        for thread in self._threads:
-            thread.join()
+        self._ring()
+        self._thread.join()
+        with self._guard:
+            bell, self._bell = self._bell, -1
+        if bell >= 0:
+            os.close(bell)
 
-    def _run(self, link: Link) -> None:
+    def _ring(self) -> None:
+        with self._guard:
+            if self._bell >= 0:
+                os.eventfd_write(self._bell, 1)
+
+    def _run(self) -> None:
         try:
             with torch.inference_mode():
-                while True:
-                    self._answer(link, link.receive(None, None))
-        except ExchangeError as error:
-            if not self._is_closed:
-                self._failures.append(error)
-        except Exception as error:
-            # A defect, not a fault of the line: say so instead of leaving the peer to its deadline.
-            self._failures.append(LinkError(link.peer, None, f"given up ({error!r})"))
+                while not self._is_closed:
+                    self._read_all()
+                    if self._waiting:
+                        self._answer_next()
         finally:
-            link.close()
+            with self._guard:
+                links = {*self._new, *self._unwanted, *self._links.values()}
+            for link in links:
+                link.close()
 
-    def _answer(self, link: Link, rows: Message) -> None:
-        header = rows.header
-        if header.epoch != self._epoch or header.kind != ROWS:
-            return  # Stale.
-        answer = link.outgoing(header.layer)
+    def _read_all(self) -> None:
+        """Take at most one message from each link; wait for one only if none is waiting already."""
+        timeout = 0 if self._waiting else self._milliseconds_to_deadline()
+        for descriptor, events in self._poll.poll(timeout):
+            if descriptor == self._bell:
+                with suppress(BlockingIOError):
+                    os.eventfd_read(self._bell)
+                self._take_changes()
+                continue
+            link = self._links.get(descriptor)
+            if link is None:
+                continue
+            try:
+                if any(waiting is link for waiting, _ in self._waiting):
+                    raise LinkError(
+                        link.peer, None, "closed"
+                    )  # All that is told of a link that is not read from.
+                if link.has_unsent:
+                    self._flush(descriptor, link, bool(events & ~select.POLLOUT))
+                elif (message := link.receive()) is not None:
+                    self._take(descriptor, link, message)
+            except LinkError:
+                self._drop(descriptor, link)
+        if self._stuck:
+            self._drop_stuck()
+
+    def _take_changes(self) -> None:
+        with self._guard:
+            new, self._new = self._new, []
+            unwanted, self._unwanted = self._unwanted, []
+        for link in new:
+            self._links[link.fileno()] = link
+            self._poll.register(link.fileno(), select.POLLIN)
+        for link in unwanted:
+            for descriptor, present in list(self._links.items()):
+                if present is link:
+                    self._drop(descriptor, link)
+
+    def _take(self, descriptor: int, link: Link, message: Message) -> None:
+        header = message.header
+        if header.epoch == link.epoch and header.kind == ROWS:  # else stale
+            self._waiting.append((link, message))
+            self._poll.modify(descriptor, 0)  # The next one waits until this one is answered.
+
+    def _answer_next(self) -> None:
+        """Compute for the link whose turn it is, and for all that wait for the same layer."""
+        layer = self._waiting[0][1].header.layer
+        together = [(link, message) for link, message in self._waiting if message.header.layer == layer]
+        self._waiting = deque(item for item in self._waiting if item[1].header.layer != layer)
+        if len(together) == 1:
+            self._answer_alone(*together[0])
+            return
+        messages = [message for _, message in together]
         try:
-            with self._turn:
-                expert_ids, weights = rows.routing()
-                results = self._serve(header.layer, rows.payload(), expert_ids, weights, header.num_results)
-            answer.write_results(header._replace(kind=RESULTS), results)
+            routes = [message.routing() for message in messages]
+            counts = [message.header.num_results for message in messages]
+            results = self._serve(
+                layer,
+                torch.cat([message.payload() for message in messages]),
+                torch.cat([ids for ids, _ in routes]),
+                torch.cat([weights for _, weights in routes]),
+                sum(counts),
+            )
+        except Exception:
+            # Whose rows they were that could not be computed shows when each message is computed alone.
+            for link, message in together:
+                self._answer_alone(link, message)
+            return
+        for (link, message), part in zip(together, torch.split(results, counts), strict=True):
+            self._send(link, message, part)
+
+    def _answer_alone(self, link: Link, message: Message) -> None:
+        header = message.header
+        try:
+            expert_ids, weights = message.routing()
+            results: torch.Tensor | Exception = self._serve(
+                header.layer, message.payload(), expert_ids, weights, header.num_results
+            )
         except Exception as error:
-            answer.write_failure(header._replace(kind=FAILURE), f"{type(error).__name__}: {error}")
-        link.send(answer, header.layer)
+            results = error
+        self._send(link, message, results)
+
+    def _send(self, link: Link, message: Message, results: torch.Tensor | Exception) -> None:
+        descriptor = link.fileno()
+        if self._links.get(descriptor) is not link:
+            return  # Dropped while its rows were computed.
+        header = message.header
+        try:
+            answer = link.outgoing()
+            if isinstance(results, NotHeldError):
+                answer.write_failure(header._replace(kind=NOT_HELD), str(results))
+            elif isinstance(results, Exception):
+                answer.write_failure(header._replace(kind=FAILURE), f"{type(results).__name__}: {results}")
+            else:
+                answer.write_results(header._replace(kind=RESULTS), results)
+            link.send(answer)
+            if link.has_unsent:
+                self._stuck[descriptor] = time.monotonic()
+            self._watch(descriptor, link)
+        except LinkError:
+            self._drop(descriptor, link)
+
+    def _flush(self, descriptor: int, link: Link, is_ended: bool) -> None:
+        if is_ended and link.is_ended():
+            raise LinkError(link.peer, None, "closed")
+        link.flush()
+        if link.has_unsent:
+            self._stuck[descriptor] = time.monotonic()
+        else:
+            self._stuck.pop(descriptor, None)
+        self._watch(descriptor, link)
+
+    def _watch(self, descriptor: int, link: Link) -> None:
+        self._poll.modify(descriptor, select.POLLOUT if link.has_unsent else select.POLLIN)
+
+    def _drop(self, descriptor: int, link: Link) -> None:
+        self._poll.unregister(descriptor)
+        del self._links[descriptor]
+        self._stuck.pop(descriptor, None)
+        self._waiting = deque(item for item in self._waiting if item[0] is not link)
+        link.close()
+
+    def _drop_stuck(self) -> None:
+        now = time.monotonic()
+        for descriptor, since in list(self._stuck.items()):
+            if now >= since + self._deadline_seconds:
+                self._drop(descriptor, self._links[descriptor])
+
+    def _milliseconds_to_deadline(self) -> float | None:
+        if not self._stuck:
+            return None
+        due = min(self._stuck.values()) + self._deadline_seconds
+        return max(0.0, due - time.monotonic()) * 1000

@@ -1,20 +1,19 @@
-"""An expert actor: loads its experts once, then serves whoever the membership names, epoch after epoch."""
+"""An expert actor: loads its experts, then serves whoever the membership names, and may be told to hold others."""
 
 from __future__ import annotations
 
 import os
 import threading
+import uuid
 
-import numpy as np
 import torch
 
-from actors.checkpoint.layout import expert_tensors
-from actors.checkpoint.open import open_model
-from actors.checkpoint.weights import ProgressCallback, serving_dtype
 from actors.errors import LinkError, StaleEpochError
-from actors.exchange.open import Server, Site, open_expert
-from actors.expert.cores import CoreClaim
-from actors.expert.experts import GroupedExperts
+from actors.exchange.expert_links import ExpertLinks
+from actors.exchange.open import open_expert
+from actors.exchange.serve_all_to_all import AllToAllServer
+from actors.exchange.site import Site
+from actors.expert.held import HeldExperts
 from actors.loading import Loading
 from actors.memory import memory_bytes
 from actors.messages import ActorReport, Membership, Progress
@@ -26,62 +25,93 @@ class ExpertActor:
 
     def __init__(self, settings: ExpertSettings) -> None:
         torch.set_num_threads(settings.num_threads)
+        self.incarnation = uuid.uuid4().hex
+        """Unique to this object: a membership names actors by it."""
         self._settings = settings
         self._device = torch.device(settings.device)
-        self._loading = Loading("load-experts", lambda progress: _Loaded(settings, self._device, progress))
+        self._first_experts = settings.experts
+        self._loading = Loading(
+            "load-experts",
+            lambda progress: HeldExperts(settings, self._first_experts, self._device, progress),
+        )
         self._guard = threading.Lock()
         """Of all fields below; held for moments only."""
-        self._epoch = -1
+        self._membership: Membership | None = None
+        """The newest."""
         self._give_up = threading.Event()
-        self._server: Server | None = None
         self._is_stopped = False
         self._joining = threading.Lock()
-        """Held while links come up; only its holder changes the server."""
+        """Held while links come up; only its holder changes the two below."""
+        self._links: ExpertLinks | None = None
+        self._collective: AllToAllServer | None = None
 
-    def start_loading(self) -> None:
-        """Load in a thread; `progress` says how far it is. A second call does nothing."""
+    def start_loading(self, experts: tuple[int, ...] | None = None) -> None:
+        """Load these experts, or those of the settings, in a thread; `progress` says how far it is.
+
+        A second call does nothing.
+        """
+        if experts is not None and self._loading.progress().state == "starting":
+            self._first_experts = experts
         self._loading.start()
 
     def progress(self) -> Progress:
-        """In stored bytes. "failed" comes with the reason and stays."""
-        return self._loading.progress()
+        """In stored bytes, of the first loading and then of the last `hold`. "failed" comes with the reason."""
+        held = self._loading.result
+        return (held.progress if held is not None else None) or self._loading.progress()
+
+    def hold(self, experts: tuple[int, ...]) -> None:
+        """Load these in addition, in the background: `progress` tells of it, `report` names them when they are there.
+
+        What is held already is served meanwhile. Raises LinkError before the first loading has ended; ValueError for an
+        expert that the model does not have.
+        """
+        self._require_loaded().hold(experts)
+
+    def drop(self, experts: tuple[int, ...]) -> None:
+        """Forget these; their memory is given back in the background. Call it when nobody asks for them any longer.
+
+        Raises LinkError before the first loading has ended; ValueError for an expert that the model does not have, and
+        when none would be left.
+        """
+        self._require_loaded().drop(experts)
 
     def join(self, membership: Membership) -> None:
-        """Serve a membership in place of the one before; returns when all its dense actors are linked.
+        """Serve a membership; returns when all its dense actors are linked. Links that work already stay.
 
         Raises StaleEpochError for an epoch that is not higher than any before, also when a higher one comes while this
-        one's links are coming up; ExchangeError when a dense actor does not come; ValueError for a membership that this
-        actor is not in. After an error it serves nobody until the next join.
+        one's links are coming up; ExchangeError naming the dense actors that were not reached, the others are served then;
+        ValueError for a membership that this actor is not in as what it is.
         """
-        loaded, give_up = self._begin_join(membership)
+        held, give_up = self._begin_join(membership)
         with self._joining:
             if give_up.is_set():
                 raise StaleEpochError(membership.epoch, self._epoch)
-            if self._server is not None:
-                self._server.close()
-                self._server = None
-            site = Site(
-                settings=self._settings.exchange,
-                node_ip=self._settings.node_ip,
-                hidden_size=loaded.hidden_size,
-                num_experts=loaded.num_experts,
-                num_choices=loaded.num_choices,
-                dtype=loaded.dtype,
-                device=self._device,
-                stop=give_up,
+            if self._settings.exchange.transport == "links":
+                if self._links is None:
+                    index = self._settings.index
+                    self._links = ExpertLinks(self._site(held), index, self.incarnation, held.serve)
+                self._links.join(membership, give_up)
+                return
+            if self._collective is not None:
+                self._collective.close()
+                self._collective = None
+            self._collective = open_expert(
+                self._site(held), self._settings.index, membership, held.serve, give_up
             )
-            self._server = open_expert(site, self._settings.index, membership, loaded.serve)
 
     def report(self) -> ActorReport:
-        """State "ready" while all dense actors are being served, "lost" when one's link has ended."""
-        server, loaded = self._server, self._loading.result
-        state = "starting" if server is None else "ready" if server.is_up else "lost"
+        """State "ready" while all dense actors of the newest membership are served, else "lost"."""
+        held, membership = self._loading.result, self._membership
         detail: dict[str, float | int | str] = {}
-        if loaded is not None:
-            for expert in self._settings.experts:
-                detail[f"rows_of_expert_{expert}"] = int(loaded.rows_of_expert[expert])
-        if server is not None and server.failure is not None:
-            detail["failure"] = str(server.failure)
+        experts = held.experts if held is not None else self._first_experts
+        if held is not None:
+            for expert in experts:
+                detail[f"rows_of_expert_{expert}"] = int(held.rows_of_expert[expert])
+        collective = self._collective
+        if collective is not None and collective.failure is not None:
+            detail["failure"] = str(collective.failure)
+        lost = self._lost_links(membership) if membership is not None else ()
+        state = "starting" if membership is None else "lost" if lost else "ready"
         return ActorReport(
             kind="expert",
             index=self._settings.index,
@@ -90,8 +120,9 @@ class ExpertActor:
             device=self._settings.device,
             state=state,
             epoch=self._epoch,
-            experts=self._settings.experts,
+            experts=experts,
             memory_bytes=memory_bytes(self._device),
+            lost_links=lost,
             detail=detail,
         )
 
@@ -101,64 +132,60 @@ class ExpertActor:
             self._is_stopped = True
             self._give_up.set()
         with self._joining:
-            if self._server is not None:
-                self._server.close()
+            for serving in (self._links, self._collective):
+                if serving is not None:
+                    serving.close()
             if self._loading.result is not None:
                 self._loading.result.release()
 
-    def _begin_join(self, membership: Membership) -> tuple[_Loaded, threading.Event]:
+    @property
+    def _epoch(self) -> int:
+        return self._membership.epoch if self._membership is not None else -1
+
+    def _lost_links(self, membership: Membership) -> tuple[str, ...]:
+        if self._links is not None:
+            return self._links.lost(membership)
+        is_up = self._collective is not None and self._collective.is_up
+        return () if is_up else tuple(f"dense-{dense.index}" for dense in membership.dense)
+
+    def _site(self, held: HeldExperts) -> Site:
+        return Site(
+            settings=self._settings.exchange,
+            node_ip=self._settings.node_ip,
+            hidden_size=held.hidden_size,
+            num_experts=held.num_experts,
+            num_choices=held.num_choices,
+            dtype=held.dtype,
+            device=self._device,
+        )
+
+    def _require_loaded(self) -> HeldExperts:
+        if self._loading.result is None:
+            raise LinkError(f"expert-{self._settings.index}", None, "its weights are not loaded")
+        return self._loading.result
+
+    def _begin_join(self, membership: Membership) -> tuple[HeldExperts, threading.Event]:
         """Make this the newest epoch and end the wait of an older join."""
-        index, experts = self._settings.index, self._settings.experts
-        if not any(member.index == index and member.experts == experts for member in membership.experts):
-            raise ValueError(
-                f"membership of epoch {membership.epoch} has no expert actor {index} of {experts}"
-            )
         with self._guard:
             if membership.epoch <= self._epoch:
                 raise StaleEpochError(membership.epoch, self._epoch)
             if self._is_stopped:
-                raise LinkError(f"expert-{index}", None, "this actor is stopped")
-            if self._loading.result is None:
-                raise LinkError(f"expert-{index}", None, "its weights are not loaded")
-            self._epoch = membership.epoch
+                raise LinkError(f"expert-{self._settings.index}", None, "this actor is stopped")
+            held = self._require_loaded()
+            self._check_place(membership, held)
+            self._membership = membership
             self._give_up.set()
             self._give_up = threading.Event()
-            return self._loading.result, self._give_up
+            return held, self._give_up
 
-
-class _Loaded:
-    """The experts of an actor, and how many rows each has seen."""
-
-    def __init__(self, settings: ExpertSettings, device: torch.device, progress: ProgressCallback) -> None:
-        config, reader = open_model(settings.source, lambda config: expert_tensors(config, settings.experts))
-        self.hidden_size = config.hidden_size
-        self.num_experts = config.num_experts
-        self.num_choices = config.num_experts_per_token
-        self.dtype = serving_dtype(settings.dtype, config)
-        self.rows_of_expert = np.zeros(config.num_experts, dtype=np.int64)
-        self._device = device
-        self._claim = CoreClaim(settings.num_threads) if device.type == "cpu" else None
-        self._experts = GroupedExperts.load(reader, config, settings.experts, self.dtype, device, progress)
-
-    def release(self) -> None:
-        """Leave the cores to others; the weights go with this object."""
-        if self._claim is not None:
-            self._claim.release()
-
-    def serve(
-        self,
-        layer: int,
-        rows: torch.Tensor,
-        expert_ids: torch.Tensor,
-        weights: torch.Tensor,
-        num_results: int,
-    ) -> torch.Tensor:
-        """See `exchange.serve_links.Serve`; calls come one at a time."""
-        if self._claim is not None:
-            self._claim.settle()
-        ids, scales = expert_ids.to(self._device), weights.to(self._device)
-        results = self._experts.forward(layer, rows, ids, scales, num_results)
-        # Shifted by one, since an id of -1 is nobody's.
-        counts = np.bincount(expert_ids.numpy().reshape(-1) + 1, minlength=self.num_experts + 1)
-        self.rows_of_expert += counts[1:]
-        return results
+    def _check_place(self, membership: Membership, held: HeldExperts) -> None:
+        index = self._settings.index
+        for member in membership.experts:
+            if member.index == index and member.incarnation in ("", self.incarnation):
+                if not set(member.experts) <= set(held.experts):
+                    break
+                return
+        raise ValueError(
+            f"membership of epoch {membership.epoch} has no expert actor {index} of {held.experts} "
+            f"and incarnation {self.incarnation!r}"
+        )

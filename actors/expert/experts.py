@@ -13,6 +13,7 @@ experts share its rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -35,11 +36,10 @@ class LayerExperts(Protocol):
 
 
 class GroupedExperts:
-    """Some experts of a model in all its layers. Stateless after loading; any number of threads may call it."""
+    """Some experts of a model in all its layers. Any number of threads may compute while one changes the set."""
 
     def __init__(self, experts: Sequence[int], layers: Sequence[LayerExperts]) -> None:
-        self.experts = tuple(experts)
-        self._layers = tuple(layers)
+        self._layers = [HeldLayer(frozenset(experts), layer) for layer in layers]
 
     @staticmethod
     def load(
@@ -54,18 +54,46 @@ class GroupedExperts:
 
         Raises CheckpointError; ValueError when no experts are named.
         """
+        held = GroupedExperts([], [_nothing] * config.num_layers)
+        held.change(reader, config, experts, dtype, device, progress)
+        return held
+
+    def change(
+        self,
+        reader: WeightReader,
+        config: ModelConfig,
+        experts: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        """Hold these experts in place of the present ones, layer after layer: at most one layer is held twice.
+
+        All are read anew, also those that are held: a layer's experts lie together the way its kernels want them. Raises
+        as `load` does; layers that were done by then hold the new set, the others the old one.
+        """
         if not experts:
             raise ValueError("experts is empty, expected at least one")
         slots = slot_table(experts, config.num_experts).to(device)
         make_layer = _layer_kind(torch.device(device), dtype, config)
         stream = read_experts(reader, config, experts, dtype, device, progress)
-        layers = []
-        for _ in range(config.num_layers):
-            layers.append(make_layer(slots, _take(stream, len(experts))))
+        for index in range(config.num_layers):
+            layer = make_layer(slots, _take(stream, len(experts)))
+            # One assignment: a forward pass has either the old layer or the new one.
+            self._layers[index] = HeldLayer(frozenset(experts), layer)
+            del layer
             release_free_memory()
         # Progress counts an expert when the next one is asked for, the last one included.
         assert next(stream, None) is None
-        return GroupedExperts(experts, layers)
+
+    @property
+    def experts(self) -> tuple[int, ...]:
+        """Those that are held in every layer, ascending."""
+        return tuple(sorted(frozenset.intersection(*(layer.experts for layer in self._layers))))
+
+    def layer(self, layer: int) -> HeldLayer:
+        """What is held of a layer at this moment, whatever changes later."""
+        return self._layers[layer]
 
     def forward(
         self,
@@ -82,9 +110,30 @@ class GroupedExperts:
         asked. A result is the product in the model's dtype, times its weight in float32, rounded once.
         Raises ValueError for an expert that is not on this rank (on CUDA it is not noticed).
         """
+        return self._layers[layer].forward(rows, expert_ids, weights, num_results)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLayer:
+    """The experts of one layer: which ones, and their weights."""
+
+    experts: frozenset[int]
+    compute: LayerExperts
+
+    def forward(
+        self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int
+    ) -> torch.Tensor:
+        """As GroupedExperts.forward."""
         if num_results == 0:
             return rows.new_empty((0, rows.shape[1]))
-        return self._layers[layer](rows, expert_ids, weights, num_results)
+        return self.compute(rows, expert_ids, weights, num_results)
+
+
+def _nothing(
+    rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int
+) -> torch.Tensor:
+    """A layer before anything was loaded."""
+    raise ValueError("expert_ids names an expert that is not on this rank")
 
 
 NOT_HERE = -1

@@ -7,25 +7,30 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
-from torch._C._distributed_c10d import Store
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.dummy import DummyReader
 from actors.checkpoint.presets import preset_config
+from actors.exchange.dense_links import DenseLinks
 from actors.exchange.interface import Exchange
-from actors.exchange.open import Site, open_dense
+from actors.exchange.load import ExpertLoad
+from actors.exchange.open import open_dense
 from actors.exchange.rendezvous import host_store
+from actors.exchange.site import Site
 from actors.expert.actor import ExpertActor
 from actors.expert.experts import GroupedExperts
-from actors.messages import ActorReport, DenseMember, ExpertMember, Membership
+from actors.messages import ActorReport, DenseMember, ExpertMember, Membership, Progress
 from actors.settings import ExchangeSettings, ExpertSettings, ModelSource
 
 NODE_IP = "127.0.0.1"
@@ -55,10 +60,32 @@ class Load:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """The answer to Load."""
+
+    state: str
+    incarnation: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Join:
     """Join a membership; the answer is the error or None."""
 
     membership: Membership
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hold:
+    """Hold these experts in addition; the answer is the final progress."""
+
+    experts: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drop:
+    """Drop these experts."""
+
+    experts: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +98,9 @@ class Stop:
     """Stop the actor."""
 
 
+Command: TypeAlias = Load | Join | Hold | Drop | Report | Stop
+
+
 class ExpertProcess:
     """A process with one expert actor at a time."""
 
@@ -80,15 +110,21 @@ class ExpertProcess:
         self.process = context.Process(target=_serve_commands, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
+        self.incarnation = ""
+        """Of the actor that was loaded last."""
 
-    def send(self, command: Load | Join | Report | Stop) -> None:
+    def send(self, command: Command) -> None:
         self._pipe.send(command)
 
     def answer(self) -> object:
         assert self._pipe.poll(_ANSWER_SECONDS), "the expert process does not answer"
-        return self._pipe.recv()
+        answer = self._pipe.recv()
+        if isinstance(answer, Loaded):
+            self.incarnation = answer.incarnation
+            return answer.state
+        return answer
 
-    def ask(self, command: Load | Join | Report | Stop) -> object:
+    def ask(self, command: Command) -> object:
         self.send(command)
         return self.answer()
 
@@ -96,6 +132,13 @@ class ExpertProcess:
         report = self.ask(Report())
         assert isinstance(report, ActorReport)
         return report
+
+    def hold(self, experts: tuple[int, ...]) -> object:
+        """Load experts in addition; the final progress."""
+        return self.ask(Hold(experts=experts))
+
+    def drop(self, experts: tuple[int, ...]) -> None:
+        assert self.ask(Drop(experts=experts)) is None
 
     def pause(self) -> None:
         """Stop the process; returns when each of its threads stands still."""
@@ -141,17 +184,93 @@ class ExpertProcesses:
             process.kill()
 
 
-@dataclass(frozen=True, kw_only=True)
+class DenseSide:
+    """What a dense actor has of an exchange, without the actor."""
+
+    def __init__(self, settings: ExchangeSettings, dtype: str, index: int = 0) -> None:
+        self.index = index
+        self.incarnation = uuid.uuid4().hex
+        self.settings = settings
+        self.site = site_of(settings, dtype)
+        self.load = ExpertLoad(self.site.num_experts)
+        self.store, host, port = host_store(NODE_IP)
+        self.member = DenseMember(index=index, store_host=host, store_port=port, incarnation=self.incarnation)
+        self.links: DenseLinks | None = None
+        self._collective: Exchange | None = None
+        if settings.transport == "links":
+            self.links = DenseLinks(
+                self.site, index, self.incarnation, self.store, self.load, on_change=lambda: None
+            )
+
+    @property
+    def exchange(self) -> Exchange:
+        exchange = self.links.exchange if self.links is not None else self._collective
+        assert exchange is not None
+        return exchange
+
+    def join(self, membership: Membership, stop: threading.Event | None = None) -> None:
+        stop = stop or threading.Event()
+        if self.links is not None:
+            self.links.join(membership, stop)
+            return
+        made = open_dense(self.site, self.index, membership, self.store, self.load, stop)
+        if self._collective is not None:
+            self._collective.close()
+        self._collective = made
+
+    def close(self) -> None:
+        if self.links is not None:
+            self.links.close()
+        if self.links is not None or self._collective is not None:
+            self.exchange.close()
+
+
+@dataclass(kw_only=True)
 class Star:
     """Dense sides in this process, each linked to all expert actors."""
 
-    exchanges: list[Exchange]
+    dense: list[DenseSide]
     experts: list[ExpertProcess]
     membership: Membership
+    settings: ExchangeSettings
+    dtype: str
+    next_epoch: Callable[[], int]
+
+    @property
+    def exchanges(self) -> list[Exchange]:
+        return [side.exchange for side in self.dense]
 
     @property
     def exchange(self) -> Exchange:
         return self.exchanges[0]
+
+    def load(self, place: int, experts: tuple[int, ...]) -> None:
+        """A new actor in a process, as after a restart; it is not linked until the next `join`."""
+        settings = ExpertSettings(
+            index=place, experts=experts, source=SOURCE, exchange=self.settings, dtype=self.dtype
+        )
+        assert self.experts[place].ask(Load(settings=settings)) == "loaded"
+
+    def join(self, experts_of_actor: Sequence[tuple[int, ...]]) -> None:
+        """Everybody joins a new membership at the same time; place by place, who holds what. () leaves one out."""
+        self.membership = Membership(
+            epoch=self.next_epoch(),
+            dense=tuple(side.member for side in self.dense),
+            experts=tuple(
+                ExpertMember(index=index, experts=owned, incarnation=self.experts[index].incarnation)
+                for index, owned in enumerate(experts_of_actor)
+                if owned
+            ),
+        )
+        members = [self.experts[member.index] for member in self.membership.experts]
+        for process in members:
+            process.send(Join(membership=self.membership))
+        with ThreadPoolExecutor(len(self.dense)) as pool:
+            list(pool.map(lambda side: side.join(self.membership), self.dense))
+        for process in members:
+            answer = process.answer()
+            if isinstance(answer, Exception):
+                raise answer
 
 
 @contextmanager
@@ -165,37 +284,25 @@ def linked(
     """Load actors, bring their links up, and end all of it afterwards."""
     experts = processes.take(len(experts_of_actor))
     for index, (process, owned) in enumerate(zip(experts, experts_of_actor, strict=True)):
-        process.send(
-            Load(
-                settings=ExpertSettings(
-                    index=index, experts=owned, source=SOURCE, exchange=settings, dtype=dtype
-                )
-            )
-        )
+        actor = ExpertSettings(index=index, experts=owned, source=SOURCE, exchange=settings, dtype=dtype)
+        process.send(Load(settings=actor))
     for process in experts:
         assert process.answer() == "loaded"
-    stores = [host_store(NODE_IP) for _ in range(num_dense)]
-    membership = Membership(
-        epoch=processes.next_epoch(),
-        dense=tuple(
-            DenseMember(index=index, store_host=host, store_port=port)
-            for index, (_, host, port) in enumerate(stores)
-        ),
-        experts=tuple(
-            ExpertMember(index=index, experts=owned) for index, owned in enumerate(experts_of_actor)
-        ),
+    star = Star(
+        dense=[DenseSide(settings, dtype, index) for index in range(num_dense)],
+        experts=list(experts),
+        membership=Membership(epoch=0, dense=(), experts=()),
+        settings=settings,
+        dtype=dtype,
+        next_epoch=processes.next_epoch,
     )
-    for process in experts:
-        process.send(Join(membership=membership))
-    exchanges = _open_all(site_of(settings, dtype), membership, [store for store, _, _ in stores])
-    for process in experts:
-        assert process.answer() is None
     try:
-        yield Star(exchanges=exchanges, experts=experts, membership=membership)
+        star.join(experts_of_actor)
+        yield star
     finally:
-        for exchange in exchanges:
-            exchange.close()
-        for process in experts:
+        for side in star.dense:
+            side.close()
+        for process in star.experts:
             if process.process.is_alive():
                 process.resume()
                 process.ask(Stop())
@@ -211,24 +318,7 @@ def site_of(settings: ExchangeSettings, dtype: str) -> Site:
         num_choices=config.num_experts_per_token,
         dtype=DTYPES[dtype],
         device=torch.device("cpu"),
-        stop=threading.Event(),
     )
-
-
-def _open_all(site: Site, membership: Membership, stores: Sequence[Store]) -> list[Exchange]:
-    """Dense sides come up at the same time, as they would in processes of their own."""
-    opened: dict[int, Exchange] = {}
-
-    def open_one(index: int) -> None:
-        own = replace(site, stop=threading.Event())
-        opened[index] = open_dense(own, membership.dense[index], membership, stores[index])
-
-    threads = [threading.Thread(target=open_one, args=(index,)) for index in range(len(stores))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [opened[index] for index in range(len(stores))]
 
 
 def _state(task: Path) -> str:
@@ -246,19 +336,34 @@ def _serve_commands(pipe: Connection) -> None:
         if isinstance(command, Load):
             actor = ExpertActor(command.settings)
             actor.start_loading()
-            while (progress := actor.progress()).state not in ("loaded", "failed"):
-                time.sleep(0.005)
-            pipe.send(progress.error or progress.state)
+            progress = _settled(actor)
+            pipe.send(Loaded(state=progress.error or progress.state, incarnation=actor.incarnation))
             continue
         assert actor is not None
-        if isinstance(command, Join):
-            try:
-                actor.join(command.membership)
-                pipe.send(None)
-            except Exception as error:
-                pipe.send(error)
-        elif isinstance(command, Report):
-            pipe.send(actor.report())
-        else:
+        try:
+            pipe.send(_carry_out(actor, command))
+        except Exception as error:
+            pipe.send(error)
+
+
+def _carry_out(actor: ExpertActor, command: Command) -> object:
+    match command:
+        case Join():
+            actor.join(command.membership)
+        case Hold():
+            actor.hold(command.experts)
+            progress = _settled(actor)
+            return progress.error or progress.state
+        case Drop():
+            actor.drop(command.experts)
+        case Report():
+            return actor.report()
+        case Stop():
             actor.stop()
-            pipe.send(None)
+    return None
+
+
+def _settled(actor: ExpertActor) -> Progress:
+    while (progress := actor.progress()).state not in ("loaded", "failed"):
+        time.sleep(0.005)
+    return progress

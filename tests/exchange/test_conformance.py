@@ -107,6 +107,30 @@ def test_two_dense_actors_are_served_side_by_side(
 @pytest.mark.parametrize(
     ("transport", "backend"), [("links", "tcp"), ("links", "gloo"), ("all_to_all", "gloo")]
 )
+def test_an_idle_dense_actor_holds_up_no_other_and_wakes_in_its_turn(
+    processes: ExpertProcesses, transport: str, backend: str
+) -> None:
+    settings = ExchangeSettings(transport=transport, backend=backend, max_rows=MAX_ROWS)
+    one = batches("bfloat16")[3]
+    with linked(processes, settings, "bfloat16", spread(2), num_dense=2) as star:
+        for exchange in (*star.exchanges, *star.exchanges):
+            for _ in range(20):
+                check(exchange, one)
+            threading.Event().wait(0.05)
+
+
+def test_rows_spread_over_replicas_give_the_same_bits(processes: ExpertProcesses) -> None:
+    """With three holders of some experts, experts are split, too: the largest batch has thousands of rows."""
+    owned = [tuple(range(16)), (0, 1, 15), tuple(range(8, 16))]
+    settings = ExchangeSettings(max_rows=MAX_ROWS)
+    for dtype in DTYPES:
+        with linked(processes, settings, dtype, owned) as star:
+            check_conformance(star.exchange, dtype)
+
+
+@pytest.mark.parametrize(
+    ("transport", "backend"), [("links", "tcp"), ("links", "gloo"), ("all_to_all", "gloo")]
+)
 def test_a_long_pause_does_not_break_the_exchange(
     processes: ExpertProcesses, transport: str, backend: str
 ) -> None:

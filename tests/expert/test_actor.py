@@ -75,9 +75,41 @@ def test_joining_before_the_weights_are_there_is_refused() -> None:
 
 def test_a_membership_without_the_actor_is_refused() -> None:
     actor = loaded(make_actor())
-    other = Membership(epoch=1, dense=(), experts=(ExpertMember(index=2, experts=(4,)),))
-    with pytest.raises(ValueError, match="no expert actor 2"):
-        actor.join(other)
+    for member in (
+        ExpertMember(index=2, experts=(4, 6)),
+        ExpertMember(index=3, experts=(4, 5)),
+        ExpertMember(index=2, experts=(4, 5), incarnation="somebody else's"),
+    ):
+        with pytest.raises(ValueError, match="no expert actor 2"):
+            actor.join(Membership(epoch=1, dense=(), experts=(member,)))
+
+
+def test_an_actor_can_be_told_at_its_start_what_to_hold() -> None:
+    actor = make_actor()
+    actor.start_loading((7, 9))
+    assert wait_until_settled(actor).state == "loaded"
+    assert actor.report().experts == (7, 9)
+
+
+def test_experts_can_be_held_and_dropped_later() -> None:
+    actor = loaded(make_actor())
+    with pytest.raises(ValueError, match=r"experts names \[16\]"):
+        actor.hold((16,))
+    with pytest.raises(ValueError, match="expected to leave one"):
+        actor.drop((4, 5))
+    actor.hold((9, 4))
+    progress = wait_until_settled(actor)
+    assert progress.state == "loaded" and progress.bytes_done == progress.bytes_total > 0
+    assert actor.report().experts == (4, 5, 9)
+    actor.drop((4,))
+    assert actor.report().experts == (5, 9)
+    actor.hold((4,))
+    assert wait_until_settled(actor).state == "loaded"
+    assert actor.report().experts == (4, 5, 9)
+
+
+def test_two_actors_have_two_incarnations() -> None:
+    assert make_actor().incarnation != make_actor().incarnation
 
 
 def test_a_newer_membership_ends_the_wait_of_an_older_one() -> None:

@@ -1,0 +1,176 @@
+"""The dense actor's door for links: open for its whole life, so that any expert actor can link up at any time.
+
+An expert actor learns the address and a secret from the dense actor's store, connects and says who it is. One that is
+early, with the epoch of a membership that this actor has not been told of yet, waits; one that comes with an older epoch
+or is not named by the newest membership is sent away.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from torch._C._distributed_c10d import PrefixStore, Store
+
+from actors.errors import ExchangeError
+from actors.exchange.deadline import Deadline
+from actors.exchange.handshake import (
+    NO_LINK,
+    SECRET_BYTES,
+    LinkHello,
+    LinkVerdict,
+    read_exactly,
+    read_frame,
+    send_frame,
+)
+from actors.exchange.link import Link
+from actors.messages import Membership
+
+logger = logging.getLogger(__name__)
+
+_CARD = "address"
+_MAX_KNOCKING = 64
+"""Connections that may be between their first byte and their verdict; more are closed at once."""
+_HELLO_SECONDS = 2.0
+
+MakeLink = Callable[[LinkHello, socket.socket], Link]
+"""Brings up this end of a link that was granted; the connection is its own from then on. Raises ExchangeError."""
+HasLink = Callable[[int, str, int], bool]
+"""(expert index, incarnation, epoch of the link): whether that very link is working."""
+TakeLink = Callable[[int, str, Link], None]
+"""(expert index, incarnation, link): a link is up."""
+
+
+def card_of(store: Store) -> PrefixStore:
+    """The corner of a dense actor's store where its door's address is."""
+    return PrefixStore("door", store)
+
+
+class LinkDoor:
+    """Listens until it is closed. Each knock is answered in a thread of its own: a slow one holds nobody up."""
+
+    def __init__(
+        self,
+        node_ip: str,
+        store: Store,
+        incarnation: str,
+        deadline_seconds: float,
+        make_link: MakeLink,
+        has_link: HasLink,
+        take_link: TakeLink,
+    ) -> None:
+        """`deadline_seconds`: how long an early expert actor is kept waiting."""
+        self._incarnation, self._deadline_seconds = incarnation, deadline_seconds
+        self._make_link, self._has_link, self._take_link = make_link, has_link, take_link
+        self._changed = threading.Condition()
+        self._newest: Membership | None = None
+        self._is_closed = False
+        self._secret = secrets.token_bytes(SECRET_BYTES)
+        self._room = threading.BoundedSemaphore(_MAX_KNOCKING)
+        family = socket.AF_INET6 if ":" in node_ip else socket.AF_INET
+        self._socket = socket.create_server((node_ip, 0), family=family, backlog=_MAX_KNOCKING)
+        port = self._socket.getsockname()[1]
+        card_of(store).set(_CARD, f"{node_ip} {port} {self._secret.hex()}")
+        self._thread = threading.Thread(target=self._listen, name="link-door", daemon=True)
+        self._thread.start()
+
+    def admit(self, membership: Membership) -> None:
+        """Judge by this membership from now on."""
+        with self._changed:
+            self._newest = membership
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nobody is let in any longer. Idempotent."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the listening thread
+        self._thread.join()
+        self._socket.close()
+
+    def _listen(self) -> None:
+        while not self._is_closed:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError as error:
+                if not self._is_closed:
+                    logger.warning("a connection to the link door failed: %s", error)
+                    with self._changed:
+                        self._changed.wait(0.1)  # Out of descriptors, say: do not spin.
+                continue
+            if not self._room.acquire(blocking=False):
+                connection.close()
+                continue
+            threading.Thread(target=self._answer, args=(connection,), name="link-knock", daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        """The connection is closed unless it has become a link's."""
+        is_taken = False
+        try:
+            deadline = Deadline(seconds=_HELLO_SECONDS)
+            if not hmac.compare_digest(read_exactly(connection, SECRET_BYTES, deadline), self._secret):
+                return
+            hello = read_frame(connection, LinkHello, deadline)
+            verdict = self._wait_for_verdict(hello)
+            connection.settimeout(_HELLO_SECONDS)
+            send_frame(connection, verdict)
+            if verdict.outcome == "link":
+                is_taken = True
+                link = self._make_link(hello, connection)
+                self._take_link(hello.expert_index, hello.incarnation, link)
+        except (OSError, ValueError, ExchangeError) as error:
+            logger.warning("a knock at the link door came to nothing: %s", error)
+        finally:
+            if not is_taken:
+                connection.close()
+            self._room.release()
+
+    def _wait_for_verdict(self, hello: LinkHello) -> LinkVerdict:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (self._is_closed or (self._newest is not None and self._newest.epoch >= hello.epoch)),
+                self._deadline_seconds,
+            )
+            newest = self._newest
+        if self._is_closed or newest is None:
+            return LinkVerdict(outcome="refused", epoch=-1, reason="this actor has joined no membership")
+        reason = _objection(hello, newest, self._incarnation)
+        if newest.epoch != hello.epoch:
+            return LinkVerdict(outcome="stale", epoch=newest.epoch)
+        if reason is not None:
+            return LinkVerdict(outcome="refused", epoch=newest.epoch, reason=reason)
+        is_there = hello.linked_epoch != NO_LINK and self._has_link(
+            hello.expert_index, hello.incarnation, hello.linked_epoch
+        )
+        return LinkVerdict(outcome="keep" if is_there else "link", epoch=newest.epoch)
+
+
+def read_card(store: Store) -> tuple[str, int, bytes] | None:
+    """Host, port and secret of the door; None while it is not open. Raises RuntimeError as the store does."""
+    cards = card_of(store)
+    if not cards.check([_CARD]):
+        return None
+    host, port, secret = cards.get(_CARD).decode().split()
+    return host, int(port), bytes.fromhex(secret)
+
+
+def is_same(named: str, shown: str) -> bool:
+    """Whether a process is the one that a membership names; one that names nobody in particular means any."""
+    return named in ("", shown)
+
+
+def _objection(hello: LinkHello, newest: Membership, incarnation: str) -> str | None:
+    """Why this knock is not answered with a link; None where nothing stands against it."""
+    if not is_same(hello.dense_incarnation, incarnation):
+        return f"it looks for dense actor {hello.dense_incarnation!r}, this is {incarnation!r}"
+    for member in newest.experts:
+        if member.index == hello.expert_index and is_same(member.incarnation, hello.incarnation):
+            return None
+    return f"epoch {newest.epoch} names no expert actor {hello.expert_index} of incarnation {hello.incarnation!r}"

@@ -1,0 +1,100 @@
+"""All links of an expert actor: what serves them, and how it joins a membership."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from actors.errors import ExchangeError, LinkError
+from actors.exchange.deadline import Deadline
+from actors.exchange.door import is_same
+from actors.exchange.handshake import NO_LINK, LinkHello
+from actors.exchange.knock import Knocker, knock
+from actors.exchange.link import Link
+from actors.exchange.open_link import EXPERT_RANK, LinkNames, link_key, link_rendezvous, make_link
+from actors.exchange.rendezvous import connect_store
+from actors.exchange.serve_links import LinkServer, Serve
+from actors.exchange.site import Site
+from actors.messages import DenseMember, Membership
+
+
+class ExpertLinks:
+    """Serves from its making to `close`; dense actors come and go, and none disturbs another."""
+
+    def __init__(self, site: Site, index: int, incarnation: str, serve: Serve) -> None:
+        self._site = site
+        self._link_site = site.link_site()
+        self._index, self._incarnation = index, incarnation
+        self._guard = threading.Lock()
+        self._links: dict[int, tuple[str, Link]] = {}
+        """By index of the dense actor: the incarnation that the membership named, and the link."""
+        self._server = LinkServer(serve, site.settings.deadline_seconds)
+
+    def join(self, membership: Membership, stop: threading.Event) -> None:
+        """Returns when all dense actors of the membership are linked, by the links that work already or by new ones.
+
+        Links to others are ended. Raises ExchangeError naming who was not reached, or when `stop` is set meanwhile;
+        whoever was reached is served all the same.
+        """
+        knocker = Knocker(deadline=Deadline(seconds=self._site.settings.connect_deadline_seconds), stop=stop)
+        failures: list[ExchangeError] = []
+
+        def link(dense: DenseMember) -> None:
+            try:
+                self._link_to(dense, membership.epoch, knocker)
+            except ExchangeError as error:
+                failures.append(error)
+
+        if membership.dense:
+            # Side by side: one that hangs must not keep the others waiting.
+            with ThreadPoolExecutor(len(membership.dense), thread_name_prefix="link-up") as pool:
+                list(pool.map(link, membership.dense))
+        named = {dense.index for dense in membership.dense}
+        with self._guard:
+            unwanted = [self._links.pop(index)[1] for index in [*self._links] if index not in named]
+        for one in unwanted:
+            self._server.remove(one)
+        if len(failures) == 1:
+            raise failures[0]
+        if failures:
+            raise LinkError("dense actors", None, "; ".join(str(error) for error in failures))
+
+    def lost(self, membership: Membership) -> tuple[str, ...]:
+        """Dense actors of a membership without a working link."""
+        return tuple(f"dense-{dense.index}" for dense in membership.dense if self._working(dense) is None)
+
+    def close(self) -> None:
+        """End all links and wait for what is being computed. Idempotent."""
+        self._server.close()
+
+    def _working(self, dense: DenseMember) -> Link | None:
+        with self._guard:
+            incarnation, link = self._links.get(dense.index, ("", None))
+        is_working = link is not None and is_same(dense.incarnation, incarnation) and not link.is_ended()
+        return link if is_working else None
+
+    def _link_to(self, dense: DenseMember, epoch: int, knocker: Knocker) -> None:
+        peer = f"dense-{dense.index}"
+        present = self._working(dense)
+        hello = LinkHello(
+            expert_index=self._index,
+            incarnation=self._incarnation,
+            dense_index=dense.index,
+            dense_incarnation=dense.incarnation,
+            epoch=epoch,
+            linked_epoch=NO_LINK if present is None else present.epoch,
+        )
+        store = connect_store(dense.store_host, dense.store_port, peer, knocker.deadline, knocker.stop)
+        connection = knock(knocker, store, peer, hello)
+        if connection is None:
+            return
+        key = link_key(dense.index, self._index, self._incarnation)
+        names = LinkNames(peer=peer, key=key, rank=EXPERT_RANK)
+        rendezvous = link_rendezvous(store, epoch, self._site.settings.connect_deadline_seconds)
+        link = make_link(self._link_site, names, connection, rendezvous)
+        with self._guard:
+            before = self._links.get(dense.index)
+            self._links[dense.index] = (dense.incarnation, link)
+        if before is not None:
+            self._server.remove(before[1])
+        self._server.add(link)

@@ -1,0 +1,79 @@
+"""The first words on a connection between an expert and a dense actor.
+
+    expert actor -> dense actor    secret (from the dense actor's store), then LinkHello
+    dense actor -> expert actor    LinkVerdict, at the latest when it has heard of the membership itself
+
+Frames are 4 bytes of length, little-endian, and msgpack: whoever knocks can make nobody run code or take memory.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import TypeVar
+
+import msgspec
+
+from actors.exchange.deadline import Deadline
+
+SECRET_BYTES = 16
+MAX_FRAME_BYTES = 4096
+_LENGTH = struct.Struct("<I")
+
+NO_LINK = -1
+
+T = TypeVar("T")
+
+
+class LinkHello(msgspec.Struct, frozen=True, kw_only=True):
+    """Who knocks, and what for."""
+
+    expert_index: int
+    incarnation: str
+    dense_index: int
+    dense_incarnation: str
+    """Whom it takes the dense actor for."""
+    epoch: int
+    """Of the membership that it joins."""
+    linked_epoch: int = NO_LINK
+    """Epoch of the link that it has to this dense actor already, and believes to be working."""
+
+
+class LinkVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What becomes of it."""
+
+    outcome: str
+    """"link": this connection is now the link, or a group comes up for it; "keep": go on with the link that is there;
+    "stale": the epoch is not the newest; "refused"."""
+    epoch: int
+    """The dense actor's newest."""
+    reason: str = ""
+
+
+def send_frame(connection: socket.socket, frame: LinkHello | LinkVerdict, prefix: bytes = b"") -> None:
+    """Raises OSError."""
+    payload = msgspec.msgpack.encode(frame)
+    connection.sendall(prefix + _LENGTH.pack(len(payload)) + payload)
+
+
+def read_frame(connection: socket.socket, kind: type[T], deadline: Deadline) -> T:
+    """Raises OSError (also TimeoutError at the deadline) and ValueError for what is no such frame."""
+    (length,) = _LENGTH.unpack(read_exactly(connection, _LENGTH.size, deadline))
+    if length > MAX_FRAME_BYTES:
+        raise ValueError(f"a frame of {length} bytes, at most {MAX_FRAME_BYTES} are allowed")
+    try:
+        return msgspec.msgpack.decode(read_exactly(connection, length, deadline), type=kind)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"not a {kind.__name__}: {error}") from error
+
+
+def read_exactly(connection: socket.socket, num_bytes: int, deadline: Deadline) -> bytes:
+    """Raises OSError, TimeoutError at the deadline and ConnectionError when the peer leaves before."""
+    received = b""
+    while len(received) < num_bytes:
+        connection.settimeout(max(0.001, deadline.remaining_seconds))
+        part = connection.recv(num_bytes - len(received))
+        if not part:
+            raise ConnectionError("closed by peer")
+        received += part
+    return received

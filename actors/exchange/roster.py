@@ -1,0 +1,217 @@
+"""Which expert actors a dense actor is linked to, and who holds which expert: many threads change it, one reads it.
+
+    attach      a link has come up (door)
+    announce    a membership is coming: what it says of its actors holds in addition to the present one
+    settle      it is the only one; links to actors that it does not name are retired
+    lose        a link has ended (whoever sends rows)
+
+Every change makes a new `Table`; whoever reads `table` has something that does not change under its hands.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from actors.exchange.deadline import Deadline
+from actors.exchange.door import is_same
+from actors.exchange.flight import Request
+from actors.exchange.link import Link
+from actors.exchange.split import NOBODY, Ids
+from actors.messages import ExpertMember, Membership
+
+_SLICE_SECONDS = 0.05
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Peer:
+    """One linked expert actor. All fields but the first three belong to the thread that sends rows."""
+
+    index: int
+    incarnation: str
+    link: Link
+    owed: deque[Request] = field(default_factory=deque)
+    """Unanswered, in the order of sending, in which answers come."""
+    heard_at: float = 0.0
+    num_heard: int = 0
+    """`link.num_received` at that time."""
+    is_suspected: bool = False
+    """Whether an answer is late; others are preferred until one comes."""
+    is_gone: bool = False
+    lacks: frozenset[int] = frozenset()
+    """Experts that it has said it does not hold, whatever the membership says."""
+
+    @property
+    def name(self) -> str:
+        return self.link.peer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Table:
+    """Who can be asked. A peer is known by its place in `peers`."""
+
+    peers: tuple[Peer, ...]
+    holders: tuple[tuple[int, ...], ...]
+    """By expert: those that are not suspected, or, where there are none, those that are."""
+    owners: tuple[int, ...] | None
+    """By expert, where each has exactly one holder: there is nothing to choose then."""
+    owner_of: Ids | None
+    """The same, [E + 1], with NOBODY for expert id -1 at the end."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every expert has a holder."""
+        return all(self.holders)
+
+
+class Roster:
+    """Thread-safe. `on_change` is called after each change, from the thread that made it."""
+
+    def __init__(self, num_experts: int, on_change: Callable[[], None]) -> None:
+        self._num_experts = num_experts
+        self._on_change = on_change
+        self._changed = threading.Condition()
+        self._in_use: Membership | None = None
+        self._coming: Membership | None = None
+        self._peers: dict[int, Peer] = {}
+        self._retired: list[Peer] = []
+        self.table = self._make_table()
+
+    def attach(self, index: int, incarnation: str, link: Link) -> None:
+        """Use a link from now on, in place of an older one to the same actor."""
+        peer = Peer(index=index, incarnation=incarnation, link=link)
+        with self._changed:
+            if not self._members_of(peer):
+                self._retire(peer)  # A newer membership was announced meanwhile.
+            else:
+                if index in self._peers:
+                    self._retire(self._peers[index])
+                self._peers[index] = peer
+            self._update()
+
+    def has_link(self, index: int, incarnation: str, epoch: int) -> bool:
+        """Whether the link of that epoch to that process is working."""
+        with self._changed:
+            peer = self._peers.get(index)
+            return (
+                peer is not None
+                and (peer.incarnation, peer.link.epoch) == (incarnation, epoch)
+                and not peer.link.is_ended()
+            )
+
+    def announce(self, membership: Membership) -> None:
+        with self._changed:
+            self._coming = membership
+            self._update()
+
+    def wait_until_linked(
+        self, membership: Membership, deadline: Deadline, stop: threading.Event
+    ) -> tuple[str, ...]:
+        """Who of the membership is not linked at the deadline, or when `stop` is set; empty as soon as all are."""
+        with self._changed:
+            while True:
+                missing = self._lost(membership.experts)
+                if not missing or deadline.has_passed or stop.is_set():
+                    return missing
+                self._changed.wait(min(_SLICE_SECONDS, deadline.remaining_seconds))
+
+    def settle(self, membership: Membership) -> None:
+        with self._changed:
+            self._in_use = membership
+            if self._coming is not None and self._coming.epoch <= membership.epoch:
+                self._coming = None
+            for peer in list(self._peers.values()):
+                peer.lacks = frozenset()
+                if not self._members_of(peer):
+                    self._retire(peer)
+            self._update()
+
+    def lose(self, peer: Peer) -> None:
+        with self._changed:
+            self._retire(peer)
+            self._update()
+
+    def suspect(self, peer: Peer, is_suspected: bool) -> None:
+        with self._changed:
+            peer.is_suspected = is_suspected
+            self._update()
+
+    def refuse(self, peer: Peer, experts: Iterable[int]) -> None:
+        """A peer does not hold these experts, whatever the membership says; holds until the next `settle`."""
+        with self._changed:
+            peer.lacks |= frozenset(experts)
+            self._update()
+
+    def take_changes(self) -> tuple[Table, list[Peer]]:
+        """The newest table, and peers that are in none any longer: whoever polls their links is to close them."""
+        with self._changed:
+            retired, self._retired = self._retired, []
+            return self.table, retired
+
+    def retire_all(self) -> None:
+        with self._changed:
+            for peer in list(self._peers.values()):
+                self._retire(peer)
+            self._update()
+
+    def lost(self) -> tuple[str, ...]:
+        """Expert actors of the newest membership without a working link."""
+        with self._changed:
+            newest = self._coming or self._in_use
+            return self._lost(newest.experts) if newest is not None else ()
+
+    def suspected(self) -> tuple[str, ...]:
+        """Expert actors that owe an answer for longer than is usual."""
+        return tuple(peer.name for peer in self.table.peers if peer.is_suspected)
+
+    def _lost(self, members: Iterable[ExpertMember]) -> tuple[str, ...]:
+        return tuple(f"expert-{member.index}" for member in members if not self._is_linked(member))
+
+    def _is_linked(self, member: ExpertMember) -> bool:
+        peer = self._peers.get(member.index)
+        return peer is not None and is_same(member.incarnation, peer.incarnation) and not peer.link.is_ended()
+
+    def _members_of(self, peer: Peer) -> list[ExpertMember]:
+        """As what the present and the coming membership name a peer."""
+        return [
+            member
+            for membership in (self._in_use, self._coming)
+            if membership is not None
+            for member in membership.experts
+            if member.index == peer.index and is_same(member.incarnation, peer.incarnation)
+        ]
+
+    def _retire(self, peer: Peer) -> None:
+        if self._peers.get(peer.index) is peer:
+            del self._peers[peer.index]
+        peer.link.end()
+        self._retired.append(peer)
+
+    def _update(self) -> None:
+        self.table = self._make_table()
+        self._changed.notify_all()
+        self._on_change()
+
+    def _make_table(self) -> Table:
+        peers = tuple(self._peers[index] for index in sorted(self._peers))
+        held = [
+            frozenset(expert for member in self._members_of(peer) for expert in member.experts) - peer.lacks
+            for peer in peers
+        ]
+        holders = []
+        for expert in range(self._num_experts):
+            able = [place for place in range(len(peers)) if expert in held[place]]
+            sound = [place for place in able if not peers[place].is_suspected]
+            holders.append(tuple(sound or able))
+        is_simple = all(len(able) == 1 for able in holders)
+        owners = tuple(able[0] for able in holders) if is_simple else None
+        return Table(
+            peers=peers,
+            holders=tuple(holders),
+            owners=owners,
+            owner_of=np.array([*owners, NOBODY]) if owners is not None else None,
+        )
