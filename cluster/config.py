@@ -101,6 +101,13 @@ class ClusterConfig:
     )
     max_num_sequences: int = _option(64, "most sequences in one step", low=1, high=65536, actors=True)
     max_batch_tokens: int = _option(2048, "most tokens in one step", low=1, actors=True)
+    max_step_stretch: float = _option(
+        2.0,
+        "how many times as long a step may take for the prompts in it, where other sequences decode",
+        low=1.1,
+        high=100,
+        actors=True,
+    )
     block_size: int = _option(16, "tokens per KV block", low=1, high=1024, actors=True)
     kv_cache_bytes: int | None = _option(
         None, "size of the KV cache; none is chosen from free memory", low=1, actors=True
@@ -128,6 +135,19 @@ class ClusterConfig:
     )
     max_waiting_requests: int = _option(
         1024, "most requests under way per ingress replica; more are answered with 429", low=1
+    )
+    max_waiting_tokens: int = _option(
+        4 * 1024 * 1024,
+        "most prompt tokens under way per ingress replica; more are answered with 429",
+        low=1,
+    )
+    dense_silence_seconds: float = _option(
+        0.75,
+        "a dense actor that is silent for longer counts as hung; more where beats are irregular",
+        low=0.3,
+    )
+    drain_grace_seconds: float = _option(
+        30.0, "how long running requests may go on when the service is told to end", low=0, high=3600
     )
     max_body_bytes: int = _option(8 * 1024 * 1024, "largest HTTP body", low=1)
     ingress_replicas: int = _option(1, "number of ingress replicas", low=1, high=256)

@@ -74,6 +74,7 @@ def plan_actors(config: ClusterConfig, token: str, fleet: Fleet) -> list[DenseSe
         max_model_len=config.max_model_len,
         max_num_sequences=config.max_num_sequences,
         max_batch_tokens=config.max_batch_tokens,
+        max_step_stretch=config.max_step_stretch,
         block_size=config.block_size,
         kv_cache_bytes=config.kv_cache_bytes,
         cluster_token=token,

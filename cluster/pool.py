@@ -262,6 +262,10 @@ class HostedSupervisor:
         """See Supervisor.doors."""
         return await self._supervisor.doors(known_version, wait_seconds)
 
+    async def drain(self, grace_seconds: float) -> None:
+        """See Supervisor.drain."""
+        await self._supervisor.drain(grace_seconds)
+
     async def shut_down(self) -> None:
         """See Supervisor.shut_down."""
         await self._supervisor.shut_down()
@@ -284,6 +288,9 @@ class SupervisorClient:
 
     async def doors(self, known_version: int, wait_seconds: float, deadline_seconds: float) -> Doors:
         return await self._answer(self._handle.doors.remote(known_version, wait_seconds), deadline_seconds)
+
+    async def drain(self, grace_seconds: float, deadline_seconds: float) -> None:
+        await self._answer(self._handle.drain.remote(grace_seconds), deadline_seconds)
 
     async def actor_hash(self, deadline_seconds: float) -> str:
         return await self._answer(self._handle.actor_hash.remote(), deadline_seconds)

@@ -35,6 +35,9 @@ _REPORT_SECONDS = 1.0
 _PLAN_AGAIN_SECONDS = 2.0
 _RECREATE_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 5.0
+_DRAIN_POLL_SECONDS = 0.2
+_BEYOND_GRACE_SECONDS = 2.0
+"""What ingress replicas and dense actors take to end the requests that are left after the grace period."""
 
 
 class _Place:
@@ -59,6 +62,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._doors = Doors(version=0, token=self._token, dense=())
         self._doors_changed = asyncio.Event()
+        self._drain_seconds: float | None = None
         self._failed_rounds = 0
         self._failure: str | None = None
 
@@ -84,6 +88,24 @@ class Supervisor:
             with contextlib.suppress(asyncio.TimeoutError):
                 await within(wait_seconds, self._doors_changed.wait())
         return self._doors
+
+    async def drain(self, grace_seconds: float) -> None:
+        """No new requests from now on. Returns when nothing runs any longer, which may take the grace period.
+
+        What still runs after it is ended by the ingress replicas with an error. A further call can shorten the grace
+        period; nothing undoes it.
+        """
+        self._drain_seconds = grace_seconds
+        self._update_doors()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + grace_seconds + _BEYOND_GRACE_SECONDS
+        idle_looks = 0
+        # Twice, for a request that moves from one dense actor to another is at none of them in between.
+        while idle_looks < 2 and loop.time() < end:
+            await asyncio.sleep(_DRAIN_POLL_SECONDS)
+            dense = [key for key in self._places if key.kind == "dense"]
+            await asyncio.gather(*(self._refresh(key) for key in dense))
+            idle_looks = idle_looks + 1 if all(_is_idle(self._places[key].report) for key in dense) else 0
 
     async def view(self) -> ClusterView:
         """All actors as they are now; one that does not answer within a second as it was last seen."""
@@ -252,8 +274,13 @@ class Supervisor:
             for key, place in sorted(self._places.items())
             if place.listening is not None and place.listening[0] == self._state.places[key].incarnation
         )
-        if dense != self._doors.dense:
-            self._doors = Doors(version=self._doors.version + 1, token=self._token, dense=dense)
+        if (dense, self._drain_seconds) != (self._doors.dense, self._doors.drain_seconds):
+            self._doors = Doors(
+                version=self._doors.version + 1,
+                token=self._token,
+                dense=dense,
+                drain_seconds=self._drain_seconds,
+            )
             self._doors_changed.set()
             self._doors_changed = asyncio.Event()
 
@@ -305,6 +332,10 @@ def key_of(settings: DenseSettings | ExpertSettings) -> ActorKey:
 def actor_name(key: ActorKey) -> str:
     """The actor's name in Ray and in every view."""
     return f"phimoe-{key}"
+
+
+def _is_idle(report: ActorReport | None) -> bool:
+    return report is not None and report.detail.get("running") == report.detail.get("waiting") == 0
 
 
 async def _ignoring_errors(work: Coroutine[Any, Any, None]) -> None:

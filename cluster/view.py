@@ -55,6 +55,8 @@ class DenseDoor(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     host: str
     port: int
+    is_leaving: bool = False
+    """Whether it is about to be restarted: sequences are computed elsewhere where that is possible."""
 
 
 class Doors(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +67,8 @@ class Doors(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     """What the Hello frame must carry."""
     dense: tuple[DenseDoor, ...]
+    drain_seconds: float | None = None
+    """While the service drains: how long running requests may go on, from now. None while it does not."""
 
 
 class Pulse(msgspec.Struct, frozen=True, kw_only=True):

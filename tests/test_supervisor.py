@@ -42,6 +42,7 @@ class LocalActor:
         self.failing_joins = 0
         self.load_error: str | None = None
         self.is_removed = False
+        self.num_running = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -80,6 +81,7 @@ class LocalActor:
             epoch=self.epoch,
             experts=(),
             memory_bytes=5,
+            detail={"running": self.num_running, "waiting": 0},
         )
 
     async def wait_for_end(self) -> None:
@@ -232,6 +234,31 @@ async def test_an_actor_that_cannot_load_is_a_failure_with_its_reason(
     supervisor.start()
     await until(lambda: supervisor.startup().failure is not None)
     assert "hidden_size is -1" in str(supervisor.startup().failure)
+
+
+@supervised
+async def test_a_drain_is_told_to_every_ingress_and_ends_when_nothing_runs(
+    supervisor: Supervisor, pool: LocalPool
+) -> None:
+    supervisor.start()
+    await until_ready(supervisor)
+    doors = await supervisor.doors(0, 5)
+    assert doors.drain_seconds is None
+    pool.actors[DENSE].num_running = 1
+    draining = asyncio.create_task(supervisor.drain(30))
+    assert (await supervisor.doors(doors.version, 5)).drain_seconds == 30
+    await asyncio.sleep(0.6)
+    assert not draining.done()
+    pool.actors[DENSE].num_running = 0
+    await asyncio.wait_for(draining, 5)
+
+
+@supervised
+async def test_a_drain_ends_with_its_grace_period(supervisor: Supervisor, pool: LocalPool) -> None:
+    supervisor.start()
+    await until_ready(supervisor)
+    pool.actors[DENSE].num_running = 1
+    await asyncio.wait_for(supervisor.drain(0.1), 5)
 
 
 @supervised

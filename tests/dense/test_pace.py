@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,7 +46,7 @@ def test_once_measured_a_step_is_not_stretched_further_than_allowed(
 def test_the_decoding_alone_is_measured_now_and_then() -> None:
     steps = run_steps(PrefillPace(2.0, 2048), 8, 0.01, 1e-4)
     without = [index for index, (tokens, _) in enumerate(steps) if tokens == 0]
-    assert without[0] == 0 and all(b - a == 33 for a, b in zip(without, without[1:], strict=False))
+    assert without[0] == 0 and all(b - a == 33 for a, b in itertools.pairwise(without))
 
 
 def test_a_machine_that_becomes_slower_gets_smaller_prompts() -> None:
