@@ -95,7 +95,7 @@ class Service:
         self.limits = Limits()
         self.started_at = int(time.time())
         self._find_supervisor = find_supervisor
-        self._channels = Channels(uuid.uuid4().hex, config.dense_silence_seconds)
+        self.channels = Channels(uuid.uuid4().hex, config.dense_silence_seconds)
         self._supervisor: SupervisorLink | None = None
         self._context: ModelContext | None = None
         self._context_error: str | None = None
@@ -114,10 +114,17 @@ class Service:
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._follow_supervisor()), loop.create_task(self._load_context())]
 
+    async def close(self) -> None:
+        """Leave the dense actors; requests that still run hear that none is ready."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.channels.close()
+
     @property
     def is_ready(self) -> bool:
         """Whether a request would be answered now."""
-        return self._context is not None and self._channels.is_ready and not self.is_draining
+        return self._context is not None and self.channels.is_ready and not self.is_draining
 
     @property
     def is_draining(self) -> bool:
@@ -137,7 +144,7 @@ class Service:
     @property
     def model(self) -> ModelContext:
         """Tokenizer and limits. Raises ServerUnavailable before a dense actor has said how long its context is."""
-        lengths = [channel.max_model_len for channel in self._channels if channel.max_model_len]
+        lengths = [channel.max_model_len for channel in self.channels if channel.max_model_len]
         if self._context is None:
             raise ServerUnavailable(self._context_error or "the service is starting", 5)
         if lengths and self._context.limits.max_model_len != min(lengths):
@@ -150,7 +157,7 @@ class Service:
     @property
     def loads(self) -> list[Load]:
         """How busy each dense actor is, as it said last."""
-        return [channel.load for channel in self._channels]
+        return [channel.load for channel in self.channels]
 
     async def view(self) -> ClusterView:
         """All actors. Raises ServerUnavailable while the supervisor cannot be reached."""
@@ -178,7 +185,7 @@ class Service:
         total_seconds = min(seconds for seconds in wishes if seconds is not None)
         deadlines = replace(self._deadlines, total_seconds=total_seconds, spent_seconds=loop.time() - arrived)
         # A client's own id may be in use already; what the dense actor sees must not be.
-        run = Request(uuid.uuid4().hex, sequences, self._channels, deadlines)
+        run = Request(uuid.uuid4().hex, sequences, self.channels, deadlines)
         head = ResponseHead(
             response_id=response_id(parsed.kind, request_id), created=int(time.time()), model=name
         )
@@ -249,8 +256,8 @@ class Service:
                 continue
             if doors.drain_seconds is not None and doors.version != version:
                 self.drain(doors.drain_seconds)
-            if doors.version != version and (doors.dense or not self._channels.is_ready):
-                await self._channels.update(doors)
+            if doors.version != version and (doors.dense or not self.channels.is_ready):
+                await self.channels.update(doors)
             version = doors.version
 
     async def _load_context(self) -> None:
