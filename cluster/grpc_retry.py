@@ -17,7 +17,7 @@ class TrailingContext(Protocol):
 
     def set_code(self, code: grpc.StatusCode) -> None: ...
     def set_details(self, details: str) -> None: ...
-    def set_trailing_metadata(self, trailing_metadata: tuple[tuple[str, str], ...]) -> None: ...
+    def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str]]) -> None: ...
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def told_when_to_retry(context: TrailingContext) -> Iterator[None]:
     try:
         yield
     except (TooManyRequests, ServerUnavailable) as error:
-        context.set_trailing_metadata((("retry-after", str(error.retry_after_seconds)),))
+        context.set_trailing_metadata([("retry-after", str(error.retry_after_seconds))])
         if not is_haproxy_on():
             raise
         context.set_code(getattr(grpc.StatusCode, outcome(error).grpc))

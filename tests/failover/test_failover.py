@@ -188,7 +188,7 @@ async def test_past_the_bound_requests_are_refused_with_a_time_to_come_again(
 async def test_a_request_ends_at_its_own_deadline_and_frees_its_place(group: Group, service: Service) -> None:
     tokens: list[float] = []
     began = time.monotonic()
-    with pytest.raises(DeadlineExceeded, match="longer than 0[.]4 seconds"):
+    with pytest.raises(DeadlineExceeded, match=r"longer than 0\.4 seconds"):
         await stream(service, tokens, max_tokens=1500, timeout=0.4)
     assert 0.4 <= time.monotonic() - began < 0.6 and tokens
     await until_idle(service, 1)
