@@ -181,7 +181,7 @@ class RayPool:
     async def plan(self, config: ClusterConfig, token: str) -> list[DenseSettings | ExpertSettings]:
         """Choose device and threads for the nodes that are alive, and reserve a place for every actor."""
         fleet = _fleet()
-        settings = plan_actors(config, token, fleet)
+        settings = plan_actors(config, token, fleet, config.num_expert_actors)
         self._num_gpus = config.gpus_per_actor if settings[0].device == "cuda" else 0.0
         self._bundles = {actor_name(key_of(item)): index for index, item in enumerate(settings)}
         self._group = await self._find_or_create_group(

@@ -106,7 +106,8 @@ class LocalPool:
         if self.failing_plans:
             self.failing_plans -= 1
             raise ValueError("no room yet")
-        return plan_actors(config, token, Fleet(num_nodes=1, cores_per_node=2, num_gpus=0))
+        fleet = Fleet(num_nodes=1, cores_per_node=2, num_gpus=0)
+        return plan_actors(config, token, fleet, config.num_expert_actors)
 
     async def find_or_create(self, settings: DenseSettings | ExpertSettings) -> LocalActor:
         actor = self.actors.setdefault(key_of(settings), LocalActor(settings))
