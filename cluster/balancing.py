@@ -106,9 +106,9 @@ class Board:
 
     def _add(self, rows: Matrix, expert: int) -> None:
         """One more replica, where need be in the slot of an expert that moves on or that has replicas to spare."""
-        row = self._free_actor(rows, expert)
-        if row is not None:
-            rows[row, expert] = 1
+        place = self._free_actor(rows, expert)
+        if place is not None:
+            rows[place, expert] = 1
             return
         copies, free = rows.sum(axis=0), np.array(self.capacities) - rows.sum(axis=1)
         for row in np.flatnonzero(rows[:, expert] == 0):

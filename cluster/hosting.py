@@ -62,9 +62,9 @@ def model_source(config: ClusterConfig) -> ModelSource:
     )
 
 
-def choose_device(config: ClusterConfig, fleet: Fleet) -> str:
+def choose_device(config: ClusterConfig, fleet: Fleet, num_experts: int) -> str:
     """ "cpu" or "cuda". Raises ValueError where cuda is asked for and there are not enough GPUs."""
-    wanted = (config.dense_actors + config.num_expert_actors) * config.gpus_per_actor
+    wanted = (config.dense_actors + num_experts) * config.gpus_per_actor
     if config.device == "cuda" and fleet.num_gpus < wanted:
         raise ValueError(
             f"device is 'cuda', but the cluster has {fleet.num_gpus:g} GPUs and the actors need {wanted:g}"
@@ -75,13 +75,14 @@ def choose_device(config: ClusterConfig, fleet: Fleet) -> str:
 
 
 def plan_actors(
-    config: ClusterConfig, token: str, fleet: Fleet, num_experts: int
+    config: ClusterConfig, token: str, fleet: Fleet, num_experts: int, device: str | None = None
 ) -> list[DenseSettings | ExpertSettings]:
     """Settings of every actor, dense ones first. `token` is what ingress replicas show to dense actors.
 
-    `num_experts` is the number of expert actors, which may have been changed since the service began.
+    `num_experts` is the number of expert actors, which may have been changed since the service began; `device` is the one
+    that was chosen then.
     """
-    device = choose_device(config, fleet)
+    device = device or choose_device(config, fleet, num_experts)
     threads = share_threads(fleet.cores_per_node, config.dense_actors, num_experts, fleet.num_nodes)
     source = model_source(config)
     exchange = ExchangeSettings(
