@@ -95,7 +95,7 @@ class Slots:
         state = self._roster.state.places.get(key)
         if self.placement is None or state is None or not state.is_up or seat.actor is None:
             return False
-        missing, spare = self._missing(key), self._spare(key)
+        target, missing, spare = self.target, self._missing(key), self._spare(key)
         if not missing and not spare:
             seat.asked = None
             return False
@@ -106,7 +106,9 @@ class Slots:
                 await seat.actor.drop(spare, CALL_SECONDS)
             seat.report = await seat.actor.report(CALL_SECONDS)
             seat.pulse = await seat.actor.pulse(CALL_SECONDS)
-            seat.asked = (state.incarnation, missing)
+            if self.target is target:
+                # What the pulse says is about what was asked for.
+                seat.asked = (state.incarnation, missing)
         except UNANSWERED as error:
             logger.warning("%s: %s", key, error)
         self._roster.notify()
