@@ -184,6 +184,8 @@ class ActorReport(Message, frozen=True, kw_only=True):
     """Resident private bytes on CPU, allocated device bytes on CUDA."""
     lost_links: tuple[str, ...] = ()
     """Peers of the newest membership, by name (expert-3, dense-0), that it has no working link with."""
+    suspected_links: tuple[str, ...] = ()
+    """Of a dense actor: expert actors, by name, that owe an answer for longer than is usual, and may hang."""
     expert_load: tuple[tuple[int, ...], ...] = ()
     """Of a dense actor: rows routed since its start, per layer and logical expert."""
     detail: dict[str, float | int | str] = {}

@@ -69,6 +69,28 @@ class ClusterConfig:
         high=NUM_EXPERTS,
         actors=True,
     )
+    dense_actors: int = _option(1, "number of dense actors", low=1, high=64, actors=True)
+    expert_replicas: int = _option(
+        1, "expert actors that hold each expert", low=1, high=NUM_EXPERTS, actors=True
+    )
+    redundant_slots: int = _option(
+        0,
+        "further experts that each expert actor holds: replicas of those with the most load",
+        low=0,
+        high=NUM_EXPERTS,
+        actors=True,
+    )
+    rebalance_interval_seconds: float = _option(
+        0.0,
+        "rebalance by itself once it has been worth it for so long; 0 only on command",
+        low=0,
+    )
+    rebalance_threshold: float = _option(
+        0.1, "it is worth it when this part of the expert actors' time is saved", low=0.01, high=1
+    )
+    hung_after_seconds: float = _option(
+        2.0, "an actor that gives no sign of life for so long is killed and started anew", low=0.2
+    )
     exchange: str = _option(
         "links",
         "how rows travel between dense and expert actors",
@@ -172,6 +194,11 @@ class ClusterConfig:
             )
         if self.exchange != "local" and self.expert_actors == 0:
             raise ValueError(f"expert_actors is 0, but exchange {self.exchange} needs 1 to {NUM_EXPERTS}")
+        if self.expert_replicas > max(1, self.num_expert_actors):
+            raise ValueError(
+                f"expert_replicas is {self.expert_replicas}, expected at most {max(1, self.num_expert_actors)}, "
+                f"the number of expert actors"
+            )
         if self.port == self.grpc_port:
             raise ValueError(f"grpc_port is {self.grpc_port}, the same as port")
         if self.load_format == "dummy" and self.model is None:
