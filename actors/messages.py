@@ -62,6 +62,8 @@ class Submit(Message, frozen=True, kw_only=True):
     prompt_ids: list[int]
     params: SamplingParams
     output_ids: list[int] = []
+    priority: int = 0
+    """Lower goes first."""
 
 
 class Cancel(Message, frozen=True, kw_only=True):
@@ -123,6 +125,8 @@ class StepOutput(Message, frozen=True, kw_only=True):
     deltas: list[SequenceDelta]
     load: Load
     is_ready: bool = True
+    num_submitted: int = 0
+    """Submit frames of this connection that `load` knows of; the front fills it in."""
 
 
 class DenseMember(Message, frozen=True, kw_only=True):

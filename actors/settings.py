@@ -56,6 +56,8 @@ class DenseSettings:
     """Most sequences in one step."""
     max_batch_tokens: int = 2048
     """Most tokens (prefill and decode) in one step."""
+    max_step_stretch: float = 2.0
+    """How many times as long a step may take for the prompts in it, where other sequences decode."""
     block_size: int = 16
     """Tokens per KV block."""
     kv_cache_bytes: int | None = None

@@ -18,7 +18,8 @@ GRPC_SERVICERS = (
 )
 """What Serve's gRPC door must be told: `grpc_options.grpc_servicer_functions` of a Serve config file."""
 
-_GRACE_SECONDS = 30.0
+_BEYOND_GRACE_SECONDS = 5.0
+"""A replica that Serve replaces gets the grace period, and this to end what is left."""
 
 
 def build(args: Mapping[str, object]) -> serve.Application:
@@ -36,7 +37,7 @@ def build_from(config: ClusterConfig) -> serve.Application:
         num_replicas=config.ingress_replicas,
         # Admission is the service's own, with answers in OpenAI's shape; Serve's limit only has to be out of its way.
         max_ongoing_requests=2 * config.max_waiting_requests + 64,
-        graceful_shutdown_timeout_s=_GRACE_SECONDS,
+        graceful_shutdown_timeout_s=config.drain_grace_seconds + _BEYOND_GRACE_SECONDS,
         graceful_shutdown_wait_loop_s=0.2,
         health_check_period_s=5,
         ray_actor_options={"num_cpus": 0},

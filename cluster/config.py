@@ -69,6 +69,28 @@ class ClusterConfig:
         high=NUM_EXPERTS,
         actors=True,
     )
+    dense_actors: int = _option(1, "number of dense actors", low=1, high=64, actors=True)
+    expert_replicas: int = _option(
+        1, "expert actors that hold each expert", low=1, high=NUM_EXPERTS, actors=True
+    )
+    redundant_slots: int = _option(
+        0,
+        "further experts that each expert actor holds: replicas of those with the most load",
+        low=0,
+        high=NUM_EXPERTS,
+        actors=True,
+    )
+    rebalance_interval_seconds: float = _option(
+        0.0,
+        "rebalance by itself once it has been worth it for so long; 0 only on command",
+        low=0,
+    )
+    rebalance_threshold: float = _option(
+        0.1, "it is worth it when this part of the expert actors' time is saved", low=0.01, high=1
+    )
+    hung_after_seconds: float = _option(
+        2.0, "an actor that gives no sign of life for so long is killed and started anew", low=0.2
+    )
     exchange: str = _option(
         "links",
         "how rows travel between dense and expert actors",
@@ -101,6 +123,13 @@ class ClusterConfig:
     )
     max_num_sequences: int = _option(64, "most sequences in one step", low=1, high=65536, actors=True)
     max_batch_tokens: int = _option(2048, "most tokens in one step", low=1, actors=True)
+    max_step_stretch: float = _option(
+        2.0,
+        "how many times as long a step may take for the prompts in it, where other sequences decode",
+        low=1.1,
+        high=100,
+        actors=True,
+    )
     block_size: int = _option(16, "tokens per KV block", low=1, high=1024, actors=True)
     kv_cache_bytes: int | None = _option(
         None, "size of the KV cache; none is chosen from free memory", low=1, actors=True
@@ -129,6 +158,19 @@ class ClusterConfig:
     max_waiting_requests: int = _option(
         1024, "most requests under way per ingress replica; more are answered with 429", low=1
     )
+    max_waiting_tokens: int = _option(
+        4 * 1024 * 1024,
+        "most prompt tokens under way per ingress replica; more are answered with 429",
+        low=1,
+    )
+    dense_silence_seconds: float = _option(
+        0.75,
+        "a dense actor that is silent for longer counts as hung; more where beats are irregular",
+        low=0.3,
+    )
+    drain_grace_seconds: float = _option(
+        30.0, "how long running requests may go on when the service is told to end", low=0, high=3600
+    )
     max_body_bytes: int = _option(8 * 1024 * 1024, "largest HTTP body", low=1)
     ingress_replicas: int = _option(1, "number of ingress replicas", low=1, high=256)
     host: str = _option("127.0.0.1", "address that the HTTP and gRPC doors listen on")
@@ -152,6 +194,11 @@ class ClusterConfig:
             )
         if self.exchange != "local" and self.expert_actors == 0:
             raise ValueError(f"expert_actors is 0, but exchange {self.exchange} needs 1 to {NUM_EXPERTS}")
+        if self.expert_replicas > max(1, self.num_expert_actors):
+            raise ValueError(
+                f"expert_replicas is {self.expert_replicas}, expected at most {max(1, self.num_expert_actors)}, "
+                f"the number of expert actors"
+            )
         if self.port == self.grpc_port:
             raise ValueError(f"grpc_port is {self.grpc_port}, the same as port")
         if self.load_format == "dummy" and self.model is None:

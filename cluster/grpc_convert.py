@@ -118,6 +118,9 @@ def _common_body(request: serving_pb2.GenerateRequest | serving_pb2.ChatRequest)
         body["truncate_prompt_tokens"] = request.truncate_prompt_tokens
     if request.request_id:
         body["request_id"] = request.request_id
+    body["priority"] = request.priority
+    if request.HasField("timeout_seconds"):
+        body["timeout"] = request.timeout_seconds
     return body
 
 

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2
 
 from cluster.errors import ClientError, ModelNotFound, client_error, outcome
 from cluster.grpc_convert import chat_body, generate_body, piece_response, tokenize_body
+from cluster.grpc_retry import told_when_to_retry
 from cluster.openai.models import check_model
 from cluster.openai.parse import parse_chat, parse_completion
 from cluster.openai.request import ParsedRequest
@@ -33,6 +34,7 @@ class StatusContext(Protocol):
 
     def set_code(self, code: grpc.StatusCode) -> None: ...
     def set_details(self, details: str) -> None: ...
+    def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str]]) -> None: ...
 
 
 class GrpcMethods:
@@ -47,9 +49,10 @@ class GrpcMethods:
         """Serving.Generate."""
         with _status(context):
             parsed = parse_completion(generate_body(request), self._service.limits)
-            async with contextlib.aclosing(self._stream(parsed)) as responses:
-                async for response in responses:
-                    yield response
+            with told_when_to_retry(context):
+                async with contextlib.aclosing(self._stream(parsed)) as responses:
+                    async for response in responses:
+                        yield response
 
     async def chat(
         self, request: serving_pb2.ChatRequest, context: StatusContext
@@ -57,9 +60,10 @@ class GrpcMethods:
         """Serving.Chat."""
         with _status(context):
             parsed = parse_chat(chat_body(request), self._service.limits)
-            async with contextlib.aclosing(self._stream(parsed)) as responses:
-                async for response in responses:
-                    yield response
+            with told_when_to_retry(context):
+                async with contextlib.aclosing(self._stream(parsed)) as responses:
+                    async for response in responses:
+                        yield response
 
     async def tokenize(
         self, request: serving_pb2.TokenizeRequest, context: StatusContext

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from actors.settings import DenseSettings, ExchangeSettings, ExpertSettings, ModelSource
 from cluster.config import ClusterConfig
 from cluster.environment import hub_token
-from cluster.placement import share_threads, spread_experts
+from cluster.placement import spread_experts
 
 DENSE_LABEL, EXPERT_LABEL = "phimoe_dense", "phimoe_expert"
 """Custom resources of Ray nodes that are meant for one kind of actor (k8s/overlays/gpu gives them to its groups)."""
 CPUS_PER_ACTOR = 0.05
-"""Claimed so that Ray spreads the actors; their threads are counted by `placement.share_threads`."""
+"""Claimed so that Ray spreads the actors; their threads are counted by `share_threads`."""
 _LABEL_SHARE = 0.001
 
 
@@ -29,6 +29,28 @@ class Fleet:
     """Names of all resources, custom ones included, that some node has."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Threads:
+    """Compute threads of each kind of actor."""
+
+    dense: int
+    expert: int
+
+
+def share_threads(num_cores: int, num_dense: int, num_experts: int, num_nodes: int = 1) -> Threads:
+    """Threads for nodes of `num_cores` cores each.
+
+    Dense and expert actors of one step take turns, actors of a kind run side by side: so each kind shares all cores of its
+    node.
+    """
+
+    def share(count: int) -> int:
+        per_node = -(-count // max(1, num_nodes))
+        return max(1, num_cores // max(1, per_node))
+
+    return Threads(dense=share(num_dense), expert=share(num_experts))
+
+
 def model_source(config: ClusterConfig) -> ModelSource:
     """Where the weights and the tokenizer come from."""
     return ModelSource(
@@ -40,9 +62,9 @@ def model_source(config: ClusterConfig) -> ModelSource:
     )
 
 
-def choose_device(config: ClusterConfig, fleet: Fleet) -> str:
+def choose_device(config: ClusterConfig, fleet: Fleet, num_experts: int) -> str:
     """ "cpu" or "cuda". Raises ValueError where cuda is asked for and there are not enough GPUs."""
-    wanted = (1 + config.num_expert_actors) * config.gpus_per_actor
+    wanted = (config.dense_actors + num_experts) * config.gpus_per_actor
     if config.device == "cuda" and fleet.num_gpus < wanted:
         raise ValueError(
             f"device is 'cuda', but the cluster has {fleet.num_gpus:g} GPUs and the actors need {wanted:g}"
@@ -52,10 +74,16 @@ def choose_device(config: ClusterConfig, fleet: Fleet) -> str:
     return config.device
 
 
-def plan_actors(config: ClusterConfig, token: str, fleet: Fleet) -> list[DenseSettings | ExpertSettings]:
-    """Settings of every actor, the dense one first. `token` is what ingress replicas show to dense actors."""
-    device = choose_device(config, fleet)
-    threads = share_threads(fleet.cores_per_node, config.num_expert_actors, fleet.num_nodes)
+def plan_actors(
+    config: ClusterConfig, token: str, fleet: Fleet, num_experts: int, device: str | None = None
+) -> list[DenseSettings | ExpertSettings]:
+    """Settings of every actor, dense ones first. `token` is what ingress replicas show to dense actors.
+
+    `num_experts` is the number of expert actors, which may have been changed since the service began; `device` is the one
+    that was chosen then.
+    """
+    device = device or choose_device(config, fleet, num_experts)
+    threads = share_threads(fleet.cores_per_node, config.dense_actors, num_experts, fleet.num_nodes)
     source = model_source(config)
     exchange = ExchangeSettings(
         transport=config.exchange,
@@ -64,20 +92,24 @@ def plan_actors(config: ClusterConfig, token: str, fleet: Fleet) -> list[DenseSe
         connect_deadline_seconds=config.connect_deadline_seconds,
         max_rows=config.max_batch_tokens,
     )
-    dense = DenseSettings(
-        index=0,
-        source=source,
-        exchange=exchange,
-        dtype=config.dtype,
-        device=device,
-        num_threads=config.dense_threads or threads.dense,
-        max_model_len=config.max_model_len,
-        max_num_sequences=config.max_num_sequences,
-        max_batch_tokens=config.max_batch_tokens,
-        block_size=config.block_size,
-        kv_cache_bytes=config.kv_cache_bytes,
-        cluster_token=token,
-    )
+    dense = [
+        DenseSettings(
+            index=index,
+            source=source,
+            exchange=exchange,
+            dtype=config.dtype,
+            device=device,
+            num_threads=config.dense_threads or threads.dense,
+            max_model_len=config.max_model_len,
+            max_num_sequences=config.max_num_sequences,
+            max_batch_tokens=config.max_batch_tokens,
+            max_step_stretch=config.max_step_stretch,
+            block_size=config.block_size,
+            kv_cache_bytes=config.kv_cache_bytes,
+            cluster_token=token,
+        )
+        for index in range(config.dense_actors)
+    ]
     experts = [
         ExpertSettings(
             index=index,
@@ -88,9 +120,9 @@ def plan_actors(config: ClusterConfig, token: str, fleet: Fleet) -> list[DenseSe
             device=device,
             num_threads=config.expert_threads or threads.expert,
         )
-        for index, held in enumerate(spread_experts(config.num_expert_actors))
+        for index, held in enumerate(spread_experts(num_experts))
     ]
-    return [dense, *experts]
+    return [*dense, *experts]
 
 
 def bundle(settings: DenseSettings | ExpertSettings, gpus_per_actor: float, fleet: Fleet) -> dict[str, float]:

@@ -44,6 +44,8 @@ class HttpRequest:
     rest: str
     """What follows a route that ends with a slash; empty for others."""
     body: bytes
+    timeout: str | None = None
+    """The header X-Request-Timeout."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +93,9 @@ class HttpApp:
             return
         except ConnectionError:
             return
-        work = asyncio.ensure_future(self._handle(handler, HttpRequest(rest=rest, body=body), send))
+        work = asyncio.ensure_future(
+            self._handle(handler, HttpRequest(rest=rest, body=body, timeout=_timeout(scope)), send)
+        )
         watch = asyncio.ensure_future(_until_disconnected(receive))
         try:
             await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
@@ -143,6 +147,11 @@ class HttpApp:
                 )
             if not message.get("more_body", False):
                 return b"".join(parts)
+
+
+def _timeout(scope: Scope) -> str | None:
+    value = dict(scope["headers"]).get(b"x-request-timeout")
+    return None if value is None else value.decode("latin-1")
 
 
 def error_response(error: ClientError) -> HttpResponse:

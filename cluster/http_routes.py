@@ -16,7 +16,7 @@ from cluster.openai.assembler import OutputPiece, merged
 from cluster.openai.encoding import SSE_DONE, decode_body, sse_frame
 from cluster.openai.limits import Limits
 from cluster.openai.models import check_model, model_card, models_response
-from cluster.openai.parse import parse_chat, parse_completion
+from cluster.openai.parse import parse_chat, parse_completion, parse_timeout_header
 from cluster.openai.request import ParsedRequest
 from cluster.openai.responses import StreamChunks, full_response
 from cluster.openai.tokenize import (
@@ -27,7 +27,7 @@ from cluster.openai.tokenize import (
     tokenize_response,
     tokenized,
 )
-from cluster.service import Answer, Service
+from cluster.service import DRAIN_RETRY_SECONDS, Answer, Service
 
 
 def http_app(service: Service) -> HttpApp:
@@ -84,6 +84,8 @@ class _Routes:
         return HttpResponse(value=detokenize_response(text))
 
     async def health(self, request: HttpRequest) -> HttpResponse:
+        if self._service.is_draining:
+            raise ServerUnavailable("the service is draining", DRAIN_RETRY_SECONDS)
         if not self._service.is_ready:
             raise ServerUnavailable("no request would be answered now")
         return HttpResponse(value={"status": "ready"})
@@ -105,7 +107,11 @@ class _Routes:
         self, request: HttpRequest, parse: Callable[[object, Limits], ParsedRequest]
     ) -> HttpResponse | EventStream:
         service = self._service
-        answer = await service.open(parse(decode_body(request.body), service.limits))
+        parsed = parse(decode_body(request.body), service.limits)
+        timeout_seconds = (
+            None if request.timeout is None else parse_timeout_header(request.timeout, service.limits)
+        )
+        answer = await service.open(parsed, timeout_seconds)
         if answer.parsed.stream:
             return EventStream(frames=self._frames(answer))
         collected: dict[int, list[OutputPiece]] = {order.index: [] for order in answer.sequences}

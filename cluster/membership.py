@@ -1,23 +1,31 @@
 """Who lives, in which version (epoch): events in, decisions out. Pure: no clock, no Ray.
 
-An actor goes through these phases; its death leads back to the first from everywhere.
+A place goes through these phases; the death of its process leads to `absent` from everywhere.
 
-    absent --Created--> loading --Loaded--> loaded --Joined(epoch)--> joined
-                           |
-                           +--LoadFailed--> failed
+    unseen --Created--> loading --Loaded--> loaded <--Unlinked, RoundEnded--> joined
+       |                   |                   |                                |
+       +--Missing-> absent +--LoadFailed-> failed     silent <--Silent, Heard --+
 
-All actors that are loaded meet under one epoch. A round begins when every actor is loaded and some actor has not joined
-the present epoch; it has an epoch that was never used before. A round that fails is followed by another one, and an
-actor whose links break goes back to loaded.
+Who takes part: every process that is loaded and not silent; an expert actor only if the table gives it experts. A round
+tells all of them who takes part and which experts each holds. It begins
+
+    - when those who take part, or the table, are others than in the last round: at once, even while that one is under way,
+    - when one of them has not joined or has lost a link: after a pause that grows for as long as that goes on,
+
+but only while a dense actor takes part and every expert has a holder; the very first one waits for all places, unless
+one of them has died. Rounds interrupt nobody: whoever works goes on, and epochs only tell old news from new.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 Kind = Literal["dense", "expert"]
-Phase = Literal["absent", "loading", "loaded", "joined", "failed"]
+Phase = Literal["unseen", "absent", "loading", "loaded", "joined", "silent", "failed"]
+Table: TypeAlias = Mapping[int, tuple[int, ...]]
+"""Index of an expert actor -> the experts for which it gets rows."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -32,11 +40,41 @@ class ActorKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Added:
+    """There is one more place."""
+
+    key: ActorKey
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A place is given up, and its process with it."""
+
+    key: ActorKey
+
+
+@dataclass(frozen=True, slots=True)
+class Tabled:
+    """From the next round on, rows go to the experts' holders according to this table."""
+
+    table: Table
+
+
+@dataclass(frozen=True, slots=True)
 class Created:
     """A process fills the place; `incarnation` is unique to that process."""
 
     key: ActorKey
     incarnation: str
+    is_loaded: bool = False
+    """Whether it holds its weights already: it was there before the supervisor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """At the first look nobody fills the place."""
+
+    key: ActorKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +103,24 @@ class Died:
 
 
 @dataclass(frozen=True, slots=True)
+class Silent:
+    """The process does not answer; whether it still runs is unknown."""
+
+    key: ActorKey
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A process that was silent answers again."""
+
+    key: ActorKey
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
 class Unlinked:
-    """The process lives, but what it had joined under this epoch is broken."""
+    """The process lives, but a link that it needs under this epoch is broken."""
 
     key: ActorKey
     incarnation: str
@@ -82,13 +136,21 @@ class RoundEnded:
 
 
 @dataclass(frozen=True, slots=True)
-class EpochSeen:
-    """An actor that was there before the supervisor already belongs to this epoch; later ones must be higher."""
+class Steady:
+    """Some time after the round of this epoch all its members still say that all is well."""
 
     epoch: int
 
 
-Event: TypeAlias = Created | Loaded | LoadFailed | Died | Unlinked | RoundEnded | EpochSeen
+@dataclass(frozen=True, slots=True)
+class EpochSeen:
+    """An actor that was there before the supervisor belongs to this epoch; later ones must be higher."""
+
+    epoch: int
+
+
+AboutProcess: TypeAlias = Created | Loaded | LoadFailed | Died | Silent | Heard | Unlinked
+Event: TypeAlias = AboutProcess | Added | Removed | Missing | Tabled | RoundEnded | Steady | EpochSeen
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +162,10 @@ class StartLoading:
 
 @dataclass(frozen=True, slots=True)
 class StartRound:
-    """Tell all actors at once to join under this epoch, then report RoundEnded."""
+    """Tell all members to join under this epoch after a pause, then report RoundEnded."""
 
     epoch: int
+    pause_seconds: float
 
 
 Decision: TypeAlias = StartLoading | StartRound
@@ -112,34 +175,79 @@ Decision: TypeAlias = StartLoading | StartRound
 class Place:
     """What is known of one place."""
 
-    phase: Phase = "absent"
+    phase: Phase = "unseen"
     incarnation: str | None = None
+    """The process that fills it."""
     restarts: int = 0
     """How many processes of this place have died."""
     error: str | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether its process can take part."""
+        return self.phase in ("loaded", "joined")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Membership:
     """What is known of the service."""
 
-    places: dict[ActorKey, Place]
+    places: Mapping[ActorKey, Place]
+    table: Table = field(default_factory=dict)
     epoch: int = 0
     """The highest epoch that was ever begun; 0 before the first."""
     is_round_open: bool = False
     """Whether the join calls of `epoch` are still under way."""
-    round_members: dict[ActorKey, str | None] = field(default_factory=dict)
+    called: Mapping[ActorKey, str | None] = field(default_factory=dict)
     """The processes that were called to the present epoch."""
+    called_table: Table = field(default_factory=dict)
+    """The table that they were told."""
+    num_repairs: int = 0
+    """Rounds on end that were needed although nobody had come or gone."""
+
+    @property
+    def members(self) -> dict[ActorKey, str | None]:
+        """Who takes part in a round that would begin now."""
+        return {
+            key: place.incarnation
+            for key, place in self.places.items()
+            if place.is_up and (key.kind == "dense" or self.table.get(key.index))
+        }
+
+    @property
+    def is_covered(self) -> bool:
+        """Whether every expert has a holder that takes part."""
+        if not self.table and any(key.kind == "expert" for key in self.places):
+            return False
+        held = {expert for key in self.members for expert in self._experts(key)}
+        return held >= {expert for experts in self.table.values() for expert in experts}
 
     @property
     def is_ready(self) -> bool:
-        """Whether all actors belong to the present epoch."""
-        return bool(self.places) and all(place.phase == "joined" for place in self.places.values())
+        """Whether a dense actor and holders of every expert have met."""
+        has_dense = any(key.kind == "dense" and place.phase == "joined" for key, place in self.places.items())
+        return has_dense and self.is_covered
+
+    @property
+    def is_switched(self) -> bool:
+        """Whether every dense actor that may be computing has joined a round that had the present table."""
+        return (
+            not self.is_round_open
+            and dict(self.called_table) == dict(self.table)
+            and all(
+                place.phase not in ("loaded", "silent")
+                for key, place in self.places.items()
+                if key.kind == "dense"
+            )
+        )
+
+    def _experts(self, key: ActorKey) -> tuple[int, ...]:
+        return self.table.get(key.index, ()) if key.kind == "expert" else ()
 
 
-def first(keys: tuple[ActorKey, ...]) -> Membership:
-    """Nobody is there yet."""
-    return Membership(places={key: Place() for key in keys})
+def first(places: Mapping[ActorKey, Place], table: Table, epoch: int = 0) -> Membership:
+    """What is known before anybody was looked at: nothing, or what was noted in an earlier life."""
+    return Membership(places=dict(places), table=dict(table), epoch=epoch)
 
 
 def advance(state: Membership, event: Event) -> tuple[Membership, tuple[Decision, ...]]:
@@ -150,62 +258,125 @@ def advance(state: Membership, event: Event) -> tuple[Membership, tuple[Decision
 
 
 def _take_in(state: Membership, event: Event) -> tuple[Membership, tuple[Decision, ...]]:
-    if isinstance(event, EpochSeen):
-        return replace(state, epoch=max(state.epoch, event.epoch)), ()
-    if isinstance(event, RoundEnded):
-        return _end_round(state, event), ()
-    place = state.places[event.key]
+    match event:
+        case Tabled(table):
+            return replace(state, table=dict(table)), ()
+        case EpochSeen(epoch):
+            # Actors refuse what is not newer, so a round of a lower epoch has to be held again.
+            is_overtaken = epoch > state.epoch and state.is_round_open
+            state = replace(state, called={} if is_overtaken else state.called)
+            return replace(state, epoch=max(state.epoch, epoch)), ()
+        case RoundEnded():
+            return _end_round(state, event), ()
+        case Steady(epoch):
+            return replace(state, num_repairs=0) if epoch == state.epoch else state, ()
+        case Added(key):
+            return (_with_place(state, key, Place()) if key not in state.places else state), ()
+        case Removed(key):
+            rest = {other: place for other, place in state.places.items() if other != key}
+            return replace(state, places=rest), ()
+        case Missing(key):
+            place = state.places.get(key, Place(phase="absent"))
+            return (_with_place(state, key, _gone(place)) if place.phase == "unseen" else state), ()
+        case _:
+            return _take_in_process(state, event)
+
+
+def _take_in_process(state: Membership, event: AboutProcess) -> tuple[Membership, tuple[Decision, ...]]:
+    place = state.places.get(event.key)
+    if place is None:
+        return state, ()
+    key, phase = event.key, place.phase
     if isinstance(event, Created):
-        if place.incarnation == event.incarnation:
+        if place.incarnation == event.incarnation and phase not in ("unseen", "absent"):
             return state, ()
         # A new process without news of the old one's death: the old one died unseen.
-        restarts = place.restarts + (place.incarnation is not None)
-        if place.incarnation is not None:
-            state = replace(state, is_round_open=False)
-        born = Place(phase="loading", incarnation=event.incarnation, restarts=restarts)
-        return _with_place(state, event.key, born), (StartLoading(event.key),)
-    if place.incarnation != event.incarnation:
+        is_unseen_death = place.incarnation not in (None, event.incarnation)
+        born = Place(
+            phase="loaded" if event.is_loaded else "loading",
+            incarnation=event.incarnation,
+            restarts=place.restarts + is_unseen_death,
+        )
+        return _with_place(state, key, born), () if event.is_loaded else (StartLoading(key),)
+    if place.incarnation != event.incarnation or phase in ("unseen", "absent"):
         return state, ()
-    if isinstance(event, Died):
-        # A round that has lost a member cannot succeed; waiting for the others' deadlines would only take time.
-        state = replace(state, is_round_open=state.is_round_open and event.key not in state.round_members)
-        return _with_place(state, event.key, Place(restarts=place.restarts + 1)), ()
-    if isinstance(event, Unlinked):
-        if place.phase != "joined" or event.epoch != state.epoch:
+    match event:
+        case Died():
+            return _with_place(state, key, _gone(place)), ()
+        case Loaded() if phase == "loading":
+            return _with_phase(state, key, "loaded"), ()
+        case LoadFailed() if phase == "loading":
+            return _with_place(state, key, replace(place, phase="failed", error=event.error)), ()
+        case Silent() if place.is_up:
+            return _with_phase(state, key, "silent"), ()
+        case Heard() if phase == "silent":
+            return _with_phase(state, key, "loaded"), ()
+        case Unlinked() if phase == "joined" and event.epoch == state.epoch and not state.is_round_open:
+            state = replace(state, num_repairs=state.num_repairs + 1)
+            return _with_phase(state, key, "loaded"), ()
+        case _:
             return state, ()
-        return _with_place(state, event.key, replace(place, phase="loaded")), ()
-    if place.phase != "loading":
-        return state, ()
-    if isinstance(event, LoadFailed):
-        return _with_place(state, event.key, replace(place, phase="failed", error=event.error)), ()
-    return _with_place(state, event.key, replace(place, phase="loaded")), ()
 
 
 def _end_round(state: Membership, event: RoundEnded) -> Membership:
     if event.epoch != state.epoch or not state.is_round_open:
         return state
-    members = state.round_members
-    is_complete = event.joined >= members.keys() and all(
-        state.places[key].incarnation == incarnation for key, incarnation in members.items()
+    places = dict(state.places)
+    for key, incarnation in state.called.items():
+        place = places.get(key)
+        if place is not None and place.is_up and place.incarnation == incarnation:
+            places[key] = replace(place, phase="joined" if key in event.joined else "loaded")
+    is_complete = event.joined >= state.called.keys()
+    return replace(
+        state,
+        places=places,
+        is_round_open=False,
+        num_repairs=state.num_repairs + (not is_complete),
     )
-    state = replace(state, is_round_open=False)
-    if not is_complete:
-        return state
-    places = {key: replace(place, phase="joined") for key, place in state.places.items()}
-    return replace(state, places=places)
 
 
 def _begin_round(state: Membership) -> tuple[Membership, tuple[Decision, ...]]:
-    phases = {place.phase for place in state.places.values()}
-    if state.is_round_open or not phases <= {"loaded", "joined"} or phases == {"joined"} or not phases:
+    members = state.members
+    if not _may_begin(state, members):
+        return state, ()
+    is_changed = members != state.called or dict(state.table) != dict(state.called_table)
+    is_broken = not state.is_round_open and any(state.places[key].phase == "loaded" for key in members)
+    if not is_changed and not is_broken:
         return state, ()
     epoch = state.epoch + 1
-    members = {key: place.incarnation for key, place in state.places.items()}
-    return (
-        replace(state, epoch=epoch, is_round_open=True, round_members=members),
-        (StartRound(epoch),),
+    pause_seconds = 0.0 if is_changed else _pause_seconds(state.num_repairs)
+    state = replace(state, epoch=epoch, is_round_open=True, called=members, called_table=dict(state.table))
+    return state, (StartRound(epoch, pause_seconds),)
+
+
+def _may_begin(state: Membership, members: Mapping[ActorKey, str | None]) -> bool:
+    """Before everybody was looked at, a round might leave out somebody who is at work."""
+    phases = [place.phase for place in state.places.values()]
+    if "unseen" in phases or not state.is_covered or not any(key.kind == "dense" for key in members):
+        return False
+    is_first = state.epoch == 0
+    has_died = any(place.restarts for place in state.places.values()) or bool(
+        {"absent", "failed"} & set(phases)
     )
+    return not is_first or has_died or all(place.is_up for place in state.places.values())
+
+
+def _pause_seconds(num_repairs: int) -> float:
+    """Nothing before the first repair, then 0.4 s, 0.8 s ... half a minute."""
+    return 0.0 if num_repairs <= 1 else min(_MAX_PAUSE_SECONDS, 0.1 * 2.0**num_repairs)
+
+
+_MAX_PAUSE_SECONDS = 30.0
+
+
+def _gone(place: Place) -> Place:
+    """A place whose process, if there was one, has died."""
+    return Place(phase="absent", restarts=place.restarts + (place.incarnation is not None))
 
 
 def _with_place(state: Membership, key: ActorKey, place: Place) -> Membership:
     return replace(state, places={**state.places, key: place})
+
+
+def _with_phase(state: Membership, key: ActorKey, phase: Phase) -> Membership:
+    return _with_place(state, key, replace(state.places[key], phase=phase))

@@ -1,10 +1,44 @@
-"""Which expert actor holds which experts, and how many threads each actor gets. Pure."""
+"""Which expert actor holds which experts: loads and actors in, versioned placement out. Pure.
+
+    slots of the actors    0 1 2 3 | 4 5 6 7 | 8 9 10 11 | 12 13 14 15      one replica of each expert
+                           0 1 2 3 4 | 3 4 5 6 7 | ...                      redundant slots hold what is hot
+
+A slot holds one expert in all layers. The rows of an expert are split evenly over its replicas, so what an actor computes in
+a layer is the sum of load / replicas over its slots, and a layer takes as long as its most loaded actor: the cost of a
+placement is the sum of these over the layers.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import msgspec
+
+from cluster.balancing import Board, Matrix, as_matrix, cost, improve, num_violations
 from cluster.config import NUM_EXPERTS
+
+Loads: TypeAlias = Sequence[Sequence[float]]
+"""Rows routed to each expert, [layer][expert]."""
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """The slots of all expert actors, in one version."""
+
+    version: int
+    slots: dict[int, tuple[int, ...]]
+    """Index of an expert actor -> its experts, ascending."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holder:
+    """An expert actor that experts can be placed on."""
+
+    index: int
+    node: str
+    """Where it runs; replicas are kept on different nodes where there are several."""
+    num_slots: int
 
 
 def spread_experts(num_actors: int, num_experts: int = NUM_EXPERTS) -> tuple[tuple[int, ...], ...]:
@@ -18,25 +52,115 @@ def spread_experts(num_actors: int, num_experts: int = NUM_EXPERTS) -> tuple[tup
         raise ValueError(f"num_actors is {num_actors}, expected 0 to {num_experts}")
     if num_actors == 0:
         return ()
-    smaller, rest = divmod(num_experts, num_actors)
-    sizes = [smaller + (index < rest) for index in range(num_actors)]
-    starts = [sum(sizes[:index]) for index in range(num_actors)]
-    return tuple(tuple(range(start, start + size)) for start, size in zip(starts, sizes, strict=True))
+    return _cut(_even(num_experts, num_actors))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Threads:
-    """Compute threads of each kind of actor."""
-
-    dense: int
-    expert: int
+def slot_counts(num_actors: int, num_replicas: int, num_redundant: int) -> tuple[int, ...]:
+    """Slots of each actor: an even share of all replicas, and `num_redundant` more; never more than there are experts."""
+    shares = _even(NUM_EXPERTS * num_replicas, num_actors)
+    return tuple(min(NUM_EXPERTS, share + num_redundant) for share in shares)
 
 
-def share_threads(num_cores: int, num_expert_actors: int, num_nodes: int = 1) -> Threads:
-    """Threads for nodes of `num_cores` cores each.
+def place(
+    holders: Sequence[Holder], loads: Loads | None, present: Placement | None, num_replicas: int = 1
+) -> Placement:
+    """A placement on these actors that balances the load and moves few experts; `present` itself where nothing changes.
 
-    Dense and expert actors of one step take turns, expert actors run side by side: so the dense actor gets all cores of
-    its node and the expert actors of a node share them.
+    Every expert is placed. It has `num_replicas` replicas, on different actors, wherever the slots allow that; slots that
+    are left hold further replicas of the experts with the most load per replica. Replicas are on different nodes where
+    there are several. Without loads all experts count the same. Equal arguments give equal placements.
+
+    Raises ValueError where there are fewer slots than experts.
     """
-    per_node = -(-num_expert_actors // max(1, num_nodes))
-    return Threads(dense=max(1, num_cores), expert=max(1, num_cores // max(1, per_node)))
+    board = _board(holders, num_replicas)
+    matrix = as_matrix(loads, NUM_EXPERTS)
+    held = {} if present is None else present.slots
+    if not any(held.get(holder.index) for holder in holders):
+        return Placement(version=_next(present), slots=_fresh(board, holders, matrix, loads is None))
+    slots = board.slots(_from_present(board, board.keep(held), matrix))
+    if present is not None and slots == present.slots:
+        return present
+    return Placement(version=_next(present), slots=slots)
+
+
+def gain(loads: Loads | None, present: Placement, other: Placement) -> float:
+    """The part of the present cost that the other placement saves; negative where it costs more."""
+    matrix = as_matrix(loads, NUM_EXPERTS)
+    before = cost(matrix, _rows(present))
+    return 1.0 - cost(matrix, _rows(other)) / before if before else 0.0
+
+
+def balance(loads: Loads | None, placement: Placement) -> float:
+    """Mean over most loaded actor, of the sums over all layers: 1 where every actor has the same to do in every layer."""
+    matrix = as_matrix(loads, NUM_EXPERTS)
+    most = cost(matrix, _rows(placement))
+    return float(matrix.sum()) / len(placement.slots) / most if most else 1.0
+
+
+def num_moves(before: Mapping[int, Sequence[int]], after: Mapping[int, Sequence[int]]) -> int:
+    """How many experts have to be loaded, each by one actor, to get from one set of slots to another."""
+    return sum(len(set(experts) - set(before.get(index, ()))) for index, experts in after.items())
+
+
+_LEAST_GAIN_PER_MOVE = 0.005
+"""An expert is moved when that saves at least this part of the cost."""
+_WORTH_BEGINNING_ANEW = 0.03
+"""The part of the cost that a placement made without regard to the present one must save to be taken."""
+
+
+def _board(holders: Sequence[Holder], num_replicas: int) -> Board:
+    num_slots = sum(min(NUM_EXPERTS, holder.num_slots) for holder in holders)
+    if num_slots < NUM_EXPERTS:
+        raise ValueError(
+            f"the {len(holders)} expert actors have {num_slots} slots, expected at least {NUM_EXPERTS}"
+        )
+    ordered = sorted(holders, key=lambda holder: holder.index)
+    return Board(
+        indices=tuple(holder.index for holder in ordered),
+        nodes=tuple(holder.node for holder in ordered),
+        capacities=tuple(min(NUM_EXPERTS, holder.num_slots) for holder in ordered),
+        num_experts=NUM_EXPERTS,
+        num_replicas=min(num_replicas, len(ordered)),
+    )
+
+
+def _from_present(board: Board, present: Matrix, matrix: Matrix) -> Matrix:
+    """Few moves matter less than that a node may be lost, and less than a much better balance."""
+    near = improve(board, board.fill(present, matrix), matrix, least_gain=_LEAST_GAIN_PER_MOVE)
+    fresh = improve(board, board.fill(board.keep({}), matrix), matrix, least_gain=0.0)
+    more = num_violations(board, fresh) - num_violations(board, near)
+    is_better = cost(matrix, fresh) < cost(matrix, near) * (1 - _WORTH_BEGINNING_ANEW)
+    return board.match(fresh, present) if more < 0 or (more == 0 and is_better) else near
+
+
+def _fresh(
+    board: Board, holders: Sequence[Holder], matrix: Matrix, is_even: bool
+) -> dict[int, tuple[int, ...]]:
+    if is_even and sum(board.capacities) == NUM_EXPERTS:
+        return dict(zip(board.indices, _cut(list(board.capacities)), strict=True))
+    return board.slots(improve(board, board.fill(board.keep({}), matrix), matrix, least_gain=0.0))
+
+
+def _rows(placement: Placement) -> Matrix:
+    board = Board(
+        indices=tuple(sorted(placement.slots)),
+        nodes=("",) * len(placement.slots),
+        capacities=(NUM_EXPERTS,) * len(placement.slots),
+        num_experts=NUM_EXPERTS,
+        num_replicas=1,
+    )
+    return board.keep(placement.slots)
+
+
+def _next(present: Placement | None) -> int:
+    return 1 if present is None else present.version + 1
+
+
+def _even(total: int, num_parts: int) -> list[int]:
+    smaller, rest = divmod(total, num_parts)
+    return [smaller + (index < rest) for index in range(num_parts)]
+
+
+def _cut(sizes: list[int]) -> tuple[tuple[int, ...], ...]:
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    return tuple(tuple(range(start, start + size)) for start, size in zip(starts, sizes, strict=True))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 from actors import messages
+from actors.errors import ActorError
 from actors.messages import ActorReport
 from actors.settings import DenseSettings, ExpertSettings
 from cluster.config import ClusterConfig
@@ -15,31 +17,73 @@ class ActorLostError(Exception):
     """The process behind an actor died or cannot be reached: name of the actor, reason."""
 
 
+class ActorDeadError(ActorLostError):
+    """The process is gone and no other one will follow by itself: name of the actor, reason."""
+
+
+class OperationError(Exception):
+    """What an operator asked for was not done: name of the operation, reason. The service is as it was before."""
+
+    def __init__(self, operation: str, reason: str) -> None:
+        super().__init__(operation, reason)
+        self.operation, self.reason = operation, reason
+
+    def __str__(self) -> str:
+        return f"{self.operation}: {self.reason}"
+
+
+UNANSWERED = (ActorLostError, ActorError, asyncio.TimeoutError)
+"""What a call raises: nobody is there, the actor's own error, no answer in time."""
+
+
 class RemoteActor(Protocol):
-    """A dense or expert actor in its process. Every call raises ActorLostError or TimeoutError."""
+    """A dense or expert actor in its process. Every call raises one of UNANSWERED."""
 
     async def pulse(self, deadline_seconds: float) -> Pulse: ...
-    async def start_loading(self, deadline_seconds: float) -> None: ...
+    async def start_loading(self, experts: tuple[int, ...] | None, deadline_seconds: float) -> None:
+        """Begin to load; None is what the actor's settings say."""
+
+    async def hold(self, experts: tuple[int, ...], deadline_seconds: float) -> None:
+        """Begin to load further experts."""
+
+    async def drop(self, experts: tuple[int, ...], deadline_seconds: float) -> None: ...
     async def listen(self, deadline_seconds: float) -> tuple[str, int, str, int]: ...
     async def join(self, members: messages.Membership, deadline_seconds: float) -> None: ...
     async def report(self, deadline_seconds: float) -> ActorReport: ...
     async def wait_for_end(self) -> None:
-        """Return or raise when the process ends, without a deadline."""
+        """Return or raise when the process ends or its connection does, without a deadline."""
 
     async def stop(self, deadline_seconds: float) -> None: ...
-    async def replace(self) -> None:
-        """Kill the process; another one takes its place."""
+    async def replace(self, pulse: Pulse | None, deadline_seconds: float) -> None:
+        """Kill the process that gave this pulse, even one that is stopped; another one takes its place.
+
+        A process that is gone already is none of it. None kills whichever process is there.
+        """
 
     async def remove(self) -> None:
         """Kill the process for good."""
 
 
 class ActorPool(Protocol):
-    """Where actors run."""
+    """Where actors run, and where the supervisor's notes outlive it."""
 
-    async def plan(self, config: ClusterConfig, token: str) -> list[DenseSettings | ExpertSettings]:
-        """What the actors of a service are told, chosen for the machines that are there."""
+    async def plan(
+        self, config: ClusterConfig, token: str, num_experts: int, device: str | None
+    ) -> list[DenseSettings | ExpertSettings]:
+        """What the actors of a service are told, chosen for the machines that are there.
+
+        `num_experts` is the number of expert actors at present; `device` the one of the actors that are there already.
+        """
 
     async def find_or_create(self, settings: DenseSettings | ExpertSettings) -> RemoteActor: ...
+    async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
+        """Free the place of an actor that was removed."""
+
     async def release(self) -> None:
-        """Give the machines' resources back."""
+        """Give the machines' resources back, and forget the notes."""
+
+    async def save(self, notes: bytes) -> None:
+        """Keep these in place of the ones before."""
+
+    async def load(self) -> bytes | None:
+        """What was saved last."""

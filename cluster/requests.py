@@ -1,7 +1,8 @@
 """The truth of a client's request: its prompts, its seeds and the tokens it has so far.
 
-When the connection to the dense actor is lost before a sequence is finished, the sequence is submitted again with the
-tokens that it has; since sampling depends on seed and position alone, it goes on as if nothing had happened.
+When the dense actor that computes a sequence is lost, or is to be left, the sequence is submitted again with the tokens
+that it has, to another one at once or to the first that becomes ready; since sampling depends on seed and position
+alone, it goes on as if nothing had happened. Everything that can happen to a request comes through one queue.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import msgspec
 
 from actors.messages import SequenceDelta, Submit
-from cluster.channel import Channels, DenseChannel, Sink
-from cluster.errors import DeadlineExceeded, RequestFailed, ServerUnavailable
+from cluster.channel import DenseChannel, Sink
+from cluster.channels import Channels
+from cluster.errors import ClientError, DeadlineExceeded, RequestFailed, ServerUnavailable
 from cluster.openai.request import SequenceRequest
 
 
@@ -26,6 +29,8 @@ class Deadlines:
     """From its arrival to its last token."""
     resume_seconds: float
     """How long it waits for a dense actor after a loss."""
+    spent_seconds: float = 0.0
+    """What of the total is over when the sequences are submitted."""
 
 
 class _Run:
@@ -41,7 +46,28 @@ class _Run:
         self.channel: DenseChannel | None = None
 
 
-_News = tuple[_Run | None, int, SequenceDelta | None]
+@dataclass(frozen=True, slots=True)
+class _News:
+    """Of one attempt to compute a sequence; without a delta nothing more will come of it."""
+
+    run: _Run
+    attempt: int
+    delta: SequenceDelta | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A dense actor has become ready, or has ceased to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class _OutOfPatience:
+    """Sequences have been without a dense actor for too long, if they still are."""
+
+    wait: int
+
+
+_Event: TypeAlias = _News | _Change | _OutOfPatience | ClientError
 
 
 class Request:
@@ -52,7 +78,11 @@ class Request:
     ) -> None:
         self._request_id, self._channels, self._deadlines = request_id, channels, deadlines
         self._runs = {order.index: _Run(order) for order in orders}
-        self._news: asyncio.Queue[_News] = asyncio.Queue()
+        self._events: asyncio.Queue[_Event] = asyncio.Queue()
+        self._homeless: list[_Run] = []
+        """Sequences that no dense actor computes."""
+        self._num_waits = 0
+        self._patience: asyncio.TimerHandle | None = None
         self.num_resumed = 0
         """How many times a sequence was submitted again."""
 
@@ -60,26 +90,30 @@ class Request:
         """(index of the sequence, what is new), in the order of arrival, until all sequences have finished.
 
         Raises DeadlineExceeded, ServerUnavailable when no dense actor came back in time, RequestFailed when the dense
-        actor cannot compute a sequence. However it ends, no sequence stays behind at a dense actor.
+        actor cannot compute a sequence, and what `abort` was given. However it ends, no sequence stays behind at a dense
+        actor.
         """
-        loop = asyncio.get_running_loop()
-        alarm = loop.call_later(self._deadlines.total_seconds, self._news.put_nowait, (None, 0, None))
+        late = DeadlineExceeded(f"the request took longer than {self._deadlines.total_seconds:g} seconds")
+        left_seconds = self._deadlines.total_seconds - self._deadlines.spent_seconds
+        alarm = asyncio.get_running_loop().call_later(left_seconds, self.abort, late)
+        self._channels.add_listener(self._note_change)
         try:
-            await self._submit(list(self._runs.values()), is_first=True)
+            if not (self._channels.is_ready or self._channels.was_ready):
+                raise ServerUnavailable("no dense actor is ready")
+            self._place(list(self._runs.values()))
             while not all(run.is_finished for run in self._runs.values()):
-                run, attempt, delta = await self._news.get()
-                if run is None:
-                    raise DeadlineExceeded(
-                        f"the request took longer than {self._deadlines.total_seconds:g} seconds"
-                    )
-                if run.is_finished or attempt != run.attempt:
-                    continue
-                if delta is None:
-                    await self._submit([run, *self._other_losses()])
-                    continue
-                yield run.order.index, self._take(run, delta)
+                event = await self._events.get()
+                if not isinstance(event, _News):
+                    self._react(event)
+                elif not event.run.is_finished and event.attempt == event.run.attempt:
+                    if event.delta is not None:
+                        yield event.run.order.index, self._take(event.run, event.delta)
+                    else:
+                        self._place([event.run])
         finally:
+            self._channels.remove_listener(self._note_change)
             alarm.cancel()
+            self._end_wait()
             for index in self._runs:
                 self.finish(index)
 
@@ -90,6 +124,21 @@ class Request:
             run.is_finished = True
             if run.channel is not None:
                 run.channel.cancel(run.sequence_id)
+
+    def abort(self, error: ClientError) -> None:
+        """End with this error."""
+        self._events.put_nowait(error)
+
+    def _react(self, event: _Change | _OutOfPatience | ClientError) -> None:
+        match event:
+            case ClientError():
+                raise event
+            case _OutOfPatience():
+                if self._homeless and event.wait == self._num_waits:
+                    raise ServerUnavailable("no dense actor is ready")
+            case _Change():
+                homeless, self._homeless = self._homeless, []
+                self._place([run for run in homeless if not run.is_finished])
 
     def _take(self, run: _Run, delta: SequenceDelta) -> SequenceDelta:
         if delta.finish_reason == "error":
@@ -103,39 +152,45 @@ class Request:
             run.has_prompt_logprobs = True
         return delta
 
-    def _other_losses(self) -> list[_Run]:
-        """Sequences whose loss is already known as well, so that all are submitted again together."""
-        lost, kept = [], []
-        while not self._news.empty():
-            run, attempt, delta = self._news.get_nowait()
-            if run is not None and delta is None and attempt == run.attempt and not run.is_finished:
-                lost.append(run)
-            else:
-                kept.append((run, attempt, delta))
-        for item in kept:
-            self._news.put_nowait(item)
-        return lost
-
-    async def _submit(self, runs: list[_Run], is_first: bool = False) -> None:
-        wait_seconds = self._deadlines.resume_seconds if not is_first or self._channels.was_ready else 0.0
-        wait_seconds = min(wait_seconds, self._deadlines.total_seconds)
-        try:
-            channel = await self._channels.acquire(wait_seconds)
-        except asyncio.TimeoutError:
-            raise ServerUnavailable("no dense actor is ready") from None
+    def _place(self, runs: list[_Run]) -> None:
+        """Submit these sequences, each where it is computed soonest, or let them wait until that is possible."""
         for run in runs:
-            run.attempt += 1
-            run.channel = channel
-            run.sequence_id = f"{self._request_id}-{run.order.index}-{run.attempt}"
-            order = Submit(
-                sequence_id=run.sequence_id,
-                prompt_ids=list(run.order.prompt_ids),
-                params=run.order.params,
-                output_ids=list(run.output_ids),
-            )
-            channel.submit(order, self._sink(run))
-        self.num_resumed += 0 if is_first else len(runs)
+            channel = self._channels.choose()
+            if channel is None:
+                self._homeless.append(run)
+            else:
+                self._submit(run, channel)
+        if not self._homeless:
+            self._end_wait()
+        elif self._patience is None:
+            loop, seconds = asyncio.get_running_loop(), self._deadlines.resume_seconds
+            event = _OutOfPatience(self._num_waits)
+            self._patience = loop.call_later(seconds, self._events.put_nowait, event)
+
+    def _end_wait(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+            self._num_waits += 1
+
+    def _submit(self, run: _Run, channel: DenseChannel) -> None:
+        self.num_resumed += run.attempt > 0
+        run.attempt += 1
+        run.channel = channel
+        run.sequence_id = f"{self._request_id}-{run.order.index}-{run.attempt}"
+        order = Submit(
+            sequence_id=run.sequence_id,
+            prompt_ids=list(run.order.prompt_ids),
+            params=run.order.params,
+            output_ids=list(run.output_ids),
+            priority=run.order.priority,
+        )
+        channel.submit(order, self._sink(run))
 
     def _sink(self, run: _Run) -> Sink:
         attempt = run.attempt
-        return lambda delta: self._news.put_nowait((run, attempt, delta))
+        return lambda delta: self._events.put_nowait(_News(run, attempt, delta))
+
+    def _note_change(self) -> None:
+        if self._homeless:
+            self._events.put_nowait(_Change())

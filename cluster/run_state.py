@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.environment import state_folder
+from cluster.process import process_start
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,12 +23,12 @@ class RunState:
     @property
     def is_running(self) -> bool:
         """Whether the process is still there."""
-        return _process_start(self.pid) == self.started
+        return process_start(self.pid) == self.started
 
 
 def write_state(pid: int, url: str, port: int) -> Path:
     """Note a process; the file to remove at its end."""
-    state = RunState(pid=pid, started=_process_start(pid) or "", url=url, port=port)
+    state = RunState(pid=pid, started=process_start(pid) or "", url=url, port=port)
     folder = state_folder()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"serve-{port}.json"
@@ -49,13 +50,3 @@ def running_states() -> list[RunState]:
         else:
             path.unlink(missing_ok=True)
     return states
-
-
-def _process_start(pid: int) -> str | None:
-    """Clock ticks from boot to the start of a process (proc(5), stat field 22); None for one that is gone."""
-    try:
-        content = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    fields = content.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else fields[19]

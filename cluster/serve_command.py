@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.1
 _CALL_SECONDS = 30.0
 _HEALTH_SECONDS = 120.0
+_FIND_SECONDS = 5.0
 _SHUTDOWN_SECONDS = 60.0
 
 
@@ -94,14 +95,15 @@ async def _serve(config: ClusterConfig) -> None:
     with StartupView() as view:
         view.say(f"starting {config.model_id} with {config.num_expert_actors} expert actors")
         async with _ray(config):
-            stop = _stop_event()
+            stop = _Signals()
             # The parent's process id: it is the last to end.
             note = write_state(os.getppid(), base_url(config), config.port)
             try:
                 await _until_up_or(stop, config, view)
-                if not stop.is_set():
+                if not stop.first.is_set():
                     _announce(config, view, time.monotonic() - began)
-                await stop.wait()
+                    await stop.first.wait()
+                    await _drain(config, view, stop)
                 view.say("stopping")
             finally:
                 try:
@@ -110,9 +112,9 @@ async def _serve(config: ClusterConfig) -> None:
                     note.unlink(missing_ok=True)
 
 
-async def _until_up_or(stop: asyncio.Event, config: ClusterConfig, view: StartupView) -> None:
+async def _until_up_or(stop: _Signals, config: ClusterConfig, view: StartupView) -> None:
     bring_up = asyncio.create_task(_bring_up(config, view))
-    stopped = asyncio.create_task(stop.wait())
+    stopped = asyncio.create_task(stop.first.wait())
     await asyncio.wait({bring_up, stopped}, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     if not bring_up.done():
@@ -188,6 +190,33 @@ async def _ray(config: ClusterConfig) -> AsyncIterator[None]:
         await asyncio.to_thread(pool.stop_ray)
 
 
+async def _drain(config: ClusterConfig, view: StartupView, stop: _Signals) -> None:
+    """Let running requests end, for the grace period or until the next signal.
+
+    Where the service is beyond asking, since all of its processes were told to end, there is nothing to wait for.
+    """
+    from cluster.pool import find_supervisor
+    from cluster.remote import ActorLostError
+
+    grace = config.drain_grace_seconds
+    with contextlib.suppress(ActorLostError, asyncio.TimeoutError):
+        supervisor = await within(_FIND_SECONDS, asyncio.to_thread(find_supervisor))
+        if supervisor is None or grace == 0:
+            return
+        view.say(f"draining: running requests have {grace:g} s, or until the next signal")
+        draining = asyncio.create_task(supervisor.drain(grace, grace + _CALL_SECONDS))
+        again = asyncio.create_task(stop.again.wait())
+        try:
+            await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
+            if not draining.done():
+                await supervisor.drain(0.0, _CALL_SECONDS)
+            await draining
+        finally:
+            for task in (draining, again):
+                task.cancel()
+            await asyncio.gather(draining, again, return_exceptions=True)
+
+
 async def _take_down() -> None:
     """Doors first, so that no request is accepted that could not be answered; then the actors.
 
@@ -205,12 +234,16 @@ async def _take_down() -> None:
         print(f"phimoe serve: not everything could be asked to end: {error}", file=sys.stderr)
 
 
-def _stop_event() -> asyncio.Event:
-    """Set by Ctrl-C and SIGTERM; set after Ray is up, which installs handlers of its own."""
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    return stop
+class _Signals:
+    """Ctrl-C and SIGTERM, once and again. Made after Ray is up, which installs handlers of its own."""
+
+    def __init__(self) -> None:
+        self.first, self.again = asyncio.Event(), asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._note)
+
+    def _note(self) -> None:
+        (self.again if self.first.is_set() else self.first).set()
 
 
 def _wants_haproxy(config: ClusterConfig) -> bool:

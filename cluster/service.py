@@ -25,9 +25,10 @@ from actors.checkpoint.presets import PRESETS
 from actors.errors import ActorError
 from actors.messages import Load
 from actors.settings import ModelSource
-from cluster.channel import Channels
+from cluster.admission import SEQUENCE_TOKENS, Admission, Bounds
+from cluster.channels import Channels
 from cluster.config import ClusterConfig
-from cluster.errors import ServerUnavailable, TooManyRequests
+from cluster.errors import ClientError, ServerUnavailable, TooManyRequests
 from cluster.hosting import model_source
 from cluster.openai.assembler import ChoiceAssembler, OutputPiece
 from cluster.openai.limits import Limits
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 _DOORS_WAIT_SECONDS = 20.0
 _CALL_SECONDS = 10.0
 _RETRY_SECONDS = 0.2
+DRAIN_RETRY_SECONDS = 5
+"""When a client that a draining service refused should come again: to the next one behind the same address."""
 _LONG_PROMPT_CHARS = 20_000
 """Prompts longer than this are tokenized on another thread, so that streams go on meanwhile."""
 
@@ -63,6 +66,10 @@ class Answer:
     ) -> None:
         self.parsed, self.head, self.sequences = parsed, head, sequences
         self._run = run
+
+    def abort(self, error: ClientError) -> None:
+        """End with this error; what was told before stays valid."""
+        self._run.abort(error)
 
     async def pieces(self, model: ModelContext) -> AsyncGenerator[tuple[SequenceRequest, OutputPiece], None]:
         """What is new of each choice, in the order of arrival. Raises ClientError."""
@@ -88,7 +95,7 @@ class Service:
         self.limits = Limits()
         self.started_at = int(time.time())
         self._find_supervisor = find_supervisor
-        self._channels = Channels(ingress_id=uuid.uuid4().hex)
+        self.channels = Channels(uuid.uuid4().hex, config.dense_silence_seconds)
         self._supervisor: SupervisorLink | None = None
         self._context: ModelContext | None = None
         self._context_error: str | None = None
@@ -96,18 +103,38 @@ class Service:
             total_seconds=config.request_deadline_seconds, resume_seconds=config.resume_deadline_seconds
         )
         self._tasks: list[asyncio.Task[None]] = []
-        self.num_requests = 0
-        """Requests under way."""
+        bounds = Bounds(max_requests=config.max_waiting_requests, max_tokens=config.max_waiting_tokens)
+        self._admission = Admission(bounds)
+        self._answers: set[Answer] = set()
+        """Under way."""
+        self._drain_end: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Begin to connect and to load the tokenizer, in the running event loop."""
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._follow_supervisor()), loop.create_task(self._load_context())]
 
+    async def close(self) -> None:
+        """Leave the dense actors; requests that still run hear that none is ready."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.channels.close()
+
     @property
     def is_ready(self) -> bool:
         """Whether a request would be answered now."""
-        return self._context is not None and self._channels.is_ready
+        return self._context is not None and self.channels.is_ready and not self.is_draining
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new requests are refused until this replica ends."""
+        return self._drain_end is not None
+
+    @property
+    def num_requests(self) -> int:
+        """Requests under way."""
+        return self._admission.num_requests
 
     @property
     def model_id(self) -> str:
@@ -117,7 +144,7 @@ class Service:
     @property
     def model(self) -> ModelContext:
         """Tokenizer and limits. Raises ServerUnavailable before a dense actor has said how long its context is."""
-        lengths = [channel.max_model_len for channel in self._channels if channel.max_model_len]
+        lengths = [channel.max_model_len for channel in self.channels if channel.max_model_len]
         if self._context is None:
             raise ServerUnavailable(self._context_error or "the service is starting", 5)
         if lengths and self._context.limits.max_model_len != min(lengths):
@@ -130,7 +157,7 @@ class Service:
     @property
     def loads(self) -> list[Load]:
         """How busy each dense actor is, as it said last."""
-        return [channel.load for channel in self._channels]
+        return [channel.load for channel in self.channels]
 
     async def view(self) -> ClusterView:
         """All actors. Raises ServerUnavailable while the supervisor cannot be reached."""
@@ -146,18 +173,19 @@ class Service:
 
         `deadline_seconds` is the client's own, where it has one.
         """
-        if self.num_requests >= self.config.max_waiting_requests:
-            raise TooManyRequests(f"{self.num_requests} requests are under way, which is the most at a time")
+        loop = asyncio.get_running_loop()
+        arrived = loop.time()
+        self._check_admission()
         model = self.model
         name = check_model(parsed.model, [self.model_id])
         sequences = await self._prepare(parsed, model)
+        self._check_admission(_num_tokens(sequences))
         request_id = parsed.request_id or uuid.uuid4().hex
-        deadlines = self._deadlines
-        if deadline_seconds is not None:
-            total_seconds = max(0.0, min(deadline_seconds, deadlines.total_seconds))
-            deadlines = replace(deadlines, total_seconds=total_seconds)
+        wishes = (deadline_seconds, parsed.timeout_seconds, self._deadlines.total_seconds)
+        total_seconds = min(seconds for seconds in wishes if seconds is not None)
+        deadlines = replace(self._deadlines, total_seconds=total_seconds, spent_seconds=loop.time() - arrived)
         # A client's own id may be in use already; what the dense actor sees must not be.
-        run = Request(uuid.uuid4().hex, sequences, self._channels, deadlines)
+        run = Request(uuid.uuid4().hex, sequences, self.channels, deadlines)
         head = ResponseHead(
             response_id=response_id(parsed.kind, request_id), created=int(time.time()), model=name
         )
@@ -165,13 +193,42 @@ class Service:
 
     async def pieces(self, answer: Answer) -> AsyncGenerator[tuple[SequenceRequest, OutputPiece], None]:
         """The pieces of an answer, counted as a request under way for as long as the iteration lasts."""
-        self.num_requests += 1
+        num_tokens = _num_tokens(answer.sequences)
+        self._admission.begin(num_tokens)
+        self._answers.add(answer)
         try:
             async with contextlib.aclosing(answer.pieces(self.model)) as pieces:
                 async for item in pieces:
                     yield item
         finally:
-            self.num_requests -= 1
+            self._answers.discard(answer)
+            self._admission.end(num_tokens, asyncio.get_running_loop().time())
+
+    def drain(self, grace_seconds: float) -> None:
+        """Take no new requests; those that still run after the grace period end with an error.
+
+        A second call counts where it ends sooner. There is no way back: the replica is about to end.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + grace_seconds
+        if self._drain_end is not None:
+            if self._drain_end.when() <= end:
+                return
+            self._drain_end.cancel()
+        logger.info("draining for %g s, %d requests are under way", grace_seconds, self.num_requests)
+        self._drain_end = loop.call_at(end, self._end_answers)
+
+    def _end_answers(self) -> None:
+        for answer in tuple(self._answers):
+            answer.abort(ServerUnavailable("the service is shutting down", DRAIN_RETRY_SECONDS))
+
+    def _check_admission(self, num_tokens: int = 0) -> None:
+        """Raises ServerUnavailable while draining, TooManyRequests where there is no room for so many more tokens."""
+        if self.is_draining:
+            raise ServerUnavailable("the service is draining", DRAIN_RETRY_SECONDS)
+        if refusal := self._admission.refusal(num_tokens):
+            seconds = self._admission.retry_after_seconds(asyncio.get_running_loop().time())
+            raise TooManyRequests(f"{refusal}; try again in {seconds} s", seconds)
 
     async def _prepare(self, parsed: ParsedRequest, model: ModelContext) -> tuple[SequenceRequest, ...]:
         messages = parsed.chat.messages if parsed.chat is not None else ()
@@ -197,8 +254,10 @@ class Service:
                 self._supervisor, version = None, 0
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
-            if doors.version != version and (doors.dense or not self._channels.is_ready):
-                await self._channels.update(doors)
+            if doors.drain_seconds is not None and doors.version != version:
+                self.drain(doors.drain_seconds)
+            if doors.version != version and (doors.dense or not self.channels.is_ready):
+                await self.channels.update(doors)
             version = doors.version
 
     async def _load_context(self) -> None:
@@ -217,6 +276,11 @@ def _read_context(source: ModelSource) -> ModelContext:
             write_small_files(source.model or "", Path(folder))
             return load_model_context(folder, 0)
     return load_model_context(resolve(source), 0)
+
+
+def _num_tokens(sequences: tuple[SequenceRequest, ...]) -> int:
+    """What a request weighs at admission."""
+    return sum(len(order.prompt_ids) + SEQUENCE_TOKENS for order in sequences)
 
 
 def _draw_seed() -> int:

@@ -23,6 +23,20 @@ class ActorView(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int
     experts: tuple[int, ...]
     memory_bytes: int
+    lost_links: tuple[str, ...] = ()
+    """Peers that it has no working link with."""
+
+
+class OperationView(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator asked for and is being done."""
+
+    name: str
+    """"scale", "rebalance" or "restart"."""
+    step: str
+    """What it is at, in words."""
+    done: int = 0
+    """Of `total` experts to load or actors to restart."""
+    total: int = 0
 
 
 class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +45,10 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     epoch: int
     actors: tuple[ActorView, ...]
+    placement_version: int = 0
+    """Grows whenever experts move between actors; 0 without expert actors."""
+    operation: OperationView | None = None
+    """None while nothing is under way."""
 
 
 class ActorStartup(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +73,8 @@ class DenseDoor(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     host: str
     port: int
+    is_leaving: bool = False
+    """Whether it is about to be restarted: sequences are computed elsewhere where that is possible."""
 
 
 class Doors(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +85,8 @@ class Doors(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     """What the Hello frame must carry."""
     dense: tuple[DenseDoor, ...]
+    drain_seconds: float | None = None
+    """While the service drains: how long running requests may go on, from now. None while it does not."""
 
 
 class Pulse(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,3 +97,7 @@ class Pulse(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     node_ip: str
     progress: Progress
+    node_id: str = ""
+    """Ray's name of the node."""
+    started: str = ""
+    """When the kernel says that the process began, so that a reused pid is not mistaken for it."""

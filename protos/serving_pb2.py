@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14protos/serving.proto\x12\tphimoe.v1\"\xce\x06\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12<\n\nlogit_bias\x18\n \x03(\x0b\x32(.phimoe.v1.SamplingParams.LogitBiasEntry\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\'\n\x1ainclude_stop_str_in_output\x18\r \x01(\x08H\t\x88\x01\x01\x12\x17\n\nignore_eos\x18\x0e \x01(\x08H\n\x88\x01\x01\x12\x0e\n\x01n\x18\x0f \x01(\rH\x0b\x88\x01\x01\x12\x11\n\x04seed\x18\x10 \x01(\x03H\x0c\x88\x01\x01\x12\x15\n\x08logprobs\x18\x11 \x01(\rH\r\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x12 \x01(\rH\x0e\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x13 \x01(\x08H\x0f\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x1d\n\x1b_include_stop_str_in_outputB\r\n\x0b_ignore_eosB\x04\n\x02_nB\x07\n\x05_seedB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x16\n\x14_skip_special_tokens\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"M\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x13.phimoe.v1.TokenIdsH\x00\x42\t\n\x07\x63ontent\"\x8b\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x07prompts\x18\x02 \x03(\x0b\x32\x11.phimoe.v1.Prompt\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.phimoe.v1.SamplingParams\x12\x0c\n\x04\x65\x63ho\x18\x04 \x01(\x08\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12#\n\x16truncate_prompt_tokens\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x15\n\x13_add_special_tokensB\x19\n\x17_truncate_prompt_tokens\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xa1\x02\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x08messages\x18\x02 \x03(\x0b\x32\x12.phimoe.v1.Message\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.phimoe.v1.SamplingParams\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x16\x63ontinue_final_message\x18\x05 \x01(\x08\x12#\n\x16truncate_prompt_tokens\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x18\n\x16_add_generation_promptB\x19\n\x17_truncate_prompt_tokens\"t\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12$\n\x03top\x18\x05 \x03(\x0b\x32\x17.phimoe.v1.TokenLogprob\"O\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\r\"\xd2\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12)\n\x08logprobs\x18\x06 \x03(\x0b\x32\x17.phimoe.v1.TokenLogprob\x12\x30\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32\x17.phimoe.v1.TokenLogprob\x12.\n\rfinish_reason\x18\x08 \x01(\x0e\x32\x17.phimoe.v1.FinishReason\x12\x15\n\x0bstop_string\x18\t \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\n \x01(\rH\x00\x12\x1f\n\x05usage\x18\x0b \x01(\x0b\x32\x10.phimoe.v1.UsageB\r\n\x0bstop_reason\"\xa2\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12/\n\x0c\x63onversation\x18\x03 \x01(\x0b\x32\x17.phimoe.v1.ConversationH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x07\n\x05inputB\x15\n\x13_add_special_tokens\"r\n\x0c\x43onversation\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.phimoe.v1.Message\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x18\n\x16_add_generation_prompt\"<\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x12\n\x10ModelInfoRequest\"\x91\x01\n\x11ModelInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r\x12\x19\n\x11has_chat_template\x18\x05 \x01(\x08\x12\x10\n\x08is_ready\x18\x06 \x01(\x08*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xe7\x02\n\x07Serving\x12\x45\n\x08Generate\x12\x1a.phimoe.v1.GenerateRequest\x1a\x1b.phimoe.v1.GenerateResponse0\x01\x12=\n\x04\x43hat\x12\x16.phimoe.v1.ChatRequest\x1a\x1b.phimoe.v1.GenerateResponse0\x01\x12\x43\n\x08Tokenize\x12\x1a.phimoe.v1.TokenizeRequest\x1a\x1b.phimoe.v1.TokenizeResponse\x12I\n\nDetokenize\x12\x1c.phimoe.v1.DetokenizeRequest\x1a\x1d.phimoe.v1.DetokenizeResponse\x12\x46\n\tModelInfo\x12\x1b.phimoe.v1.ModelInfoRequest\x1a\x1c.phimoe.v1.ModelInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14protos/serving.proto\x12\tphimoe.v1\"\xce\x06\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12<\n\nlogit_bias\x18\n \x03(\x0b\x32(.phimoe.v1.SamplingParams.LogitBiasEntry\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\'\n\x1ainclude_stop_str_in_output\x18\r \x01(\x08H\t\x88\x01\x01\x12\x17\n\nignore_eos\x18\x0e \x01(\x08H\n\x88\x01\x01\x12\x0e\n\x01n\x18\x0f \x01(\rH\x0b\x88\x01\x01\x12\x11\n\x04seed\x18\x10 \x01(\x03H\x0c\x88\x01\x01\x12\x15\n\x08logprobs\x18\x11 \x01(\rH\r\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x12 \x01(\rH\x0e\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x13 \x01(\x08H\x0f\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x1d\n\x1b_include_stop_str_in_outputB\r\n\x0b_ignore_eosB\x04\n\x02_nB\x07\n\x05_seedB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x16\n\x14_skip_special_tokens\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"M\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x13.phimoe.v1.TokenIdsH\x00\x42\t\n\x07\x63ontent\"\xcf\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x07prompts\x18\x02 \x03(\x0b\x32\x11.phimoe.v1.Prompt\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.phimoe.v1.SamplingParams\x12\x0c\n\x04\x65\x63ho\x18\x04 \x01(\x08\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12#\n\x16truncate_prompt_tokens\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12\x1c\n\x0ftimeout_seconds\x18\t \x01(\x01H\x02\x88\x01\x01\x42\x15\n\x13_add_special_tokensB\x19\n\x17_truncate_prompt_tokensB\x12\n\x10_timeout_seconds\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xe5\x02\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x08messages\x18\x02 \x03(\x0b\x32\x12.phimoe.v1.Message\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.phimoe.v1.SamplingParams\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x16\x63ontinue_final_message\x18\x05 \x01(\x08\x12#\n\x16truncate_prompt_tokens\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12\x1c\n\x0ftimeout_seconds\x18\t \x01(\x01H\x02\x88\x01\x01\x42\x18\n\x16_add_generation_promptB\x19\n\x17_truncate_prompt_tokensB\x12\n\x10_timeout_seconds\"t\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12$\n\x03top\x18\x05 \x03(\x0b\x32\x17.phimoe.v1.TokenLogprob\"O\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\r\"\xd2\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12)\n\x08logprobs\x18\x06 \x03(\x0b\x32\x17.phimoe.v1.TokenLogprob\x12\x30\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32\x17.phimoe.v1.TokenLogprob\x12.\n\rfinish_reason\x18\x08 \x01(\x0e\x32\x17.phimoe.v1.FinishReason\x12\x15\n\x0bstop_string\x18\t \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\n \x01(\rH\x00\x12\x1f\n\x05usage\x18\x0b \x01(\x0b\x32\x10.phimoe.v1.UsageB\r\n\x0bstop_reason\"\xa2\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12/\n\x0c\x63onversation\x18\x03 \x01(\x0b\x32\x17.phimoe.v1.ConversationH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x07\n\x05inputB\x15\n\x13_add_special_tokens\"r\n\x0c\x43onversation\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.phimoe.v1.Message\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x18\n\x16_add_generation_prompt\"<\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x12\n\x10ModelInfoRequest\"\x91\x01\n\x11ModelInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r\x12\x19\n\x11has_chat_template\x18\x05 \x01(\x08\x12\x10\n\x08is_ready\x18\x06 \x01(\x08*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xe7\x02\n\x07Serving\x12\x45\n\x08Generate\x12\x1a.phimoe.v1.GenerateRequest\x1a\x1b.phimoe.v1.GenerateResponse0\x01\x12=\n\x04\x43hat\x12\x16.phimoe.v1.ChatRequest\x1a\x1b.phimoe.v1.GenerateResponse0\x01\x12\x43\n\x08Tokenize\x12\x1a.phimoe.v1.TokenizeRequest\x1a\x1b.phimoe.v1.TokenizeResponse\x12I\n\nDetokenize\x12\x1c.phimoe.v1.DetokenizeRequest\x1a\x1d.phimoe.v1.DetokenizeResponse\x12\x46\n\tModelInfo\x12\x1b.phimoe.v1.ModelInfoRequest\x1a\x1c.phimoe.v1.ModelInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2734
-  _globals['_FINISHREASON']._serialized_end=2829
+  _globals['_FINISHREASON']._serialized_start=2870
+  _globals['_FINISHREASON']._serialized_end=2965
   _globals['_SAMPLINGPARAMS']._serialized_start=36
   _globals['_SAMPLINGPARAMS']._serialized_end=882
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=574
@@ -44,31 +44,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROMPT']._serialized_start=909
   _globals['_PROMPT']._serialized_end=986
   _globals['_GENERATEREQUEST']._serialized_start=989
-  _globals['_GENERATEREQUEST']._serialized_end=1256
-  _globals['_MESSAGE']._serialized_start=1258
-  _globals['_MESSAGE']._serialized_end=1298
-  _globals['_CHATREQUEST']._serialized_start=1301
-  _globals['_CHATREQUEST']._serialized_end=1590
-  _globals['_TOKENLOGPROB']._serialized_start=1592
-  _globals['_TOKENLOGPROB']._serialized_end=1708
-  _globals['_USAGE']._serialized_start=1710
-  _globals['_USAGE']._serialized_end=1789
-  _globals['_GENERATERESPONSE']._serialized_start=1792
-  _globals['_GENERATERESPONSE']._serialized_end=2130
-  _globals['_TOKENIZEREQUEST']._serialized_start=2133
-  _globals['_TOKENIZEREQUEST']._serialized_end=2295
-  _globals['_CONVERSATION']._serialized_start=2297
-  _globals['_CONVERSATION']._serialized_end=2411
-  _globals['_TOKENIZERESPONSE']._serialized_start=2413
-  _globals['_TOKENIZERESPONSE']._serialized_end=2473
-  _globals['_DETOKENIZEREQUEST']._serialized_start=2475
-  _globals['_DETOKENIZEREQUEST']._serialized_end=2528
-  _globals['_DETOKENIZERESPONSE']._serialized_start=2530
-  _globals['_DETOKENIZERESPONSE']._serialized_end=2564
-  _globals['_MODELINFOREQUEST']._serialized_start=2566
-  _globals['_MODELINFOREQUEST']._serialized_end=2584
-  _globals['_MODELINFORESPONSE']._serialized_start=2587
-  _globals['_MODELINFORESPONSE']._serialized_end=2732
-  _globals['_SERVING']._serialized_start=2832
-  _globals['_SERVING']._serialized_end=3191
+  _globals['_GENERATEREQUEST']._serialized_end=1324
+  _globals['_MESSAGE']._serialized_start=1326
+  _globals['_MESSAGE']._serialized_end=1366
+  _globals['_CHATREQUEST']._serialized_start=1369
+  _globals['_CHATREQUEST']._serialized_end=1726
+  _globals['_TOKENLOGPROB']._serialized_start=1728
+  _globals['_TOKENLOGPROB']._serialized_end=1844
+  _globals['_USAGE']._serialized_start=1846
+  _globals['_USAGE']._serialized_end=1925
+  _globals['_GENERATERESPONSE']._serialized_start=1928
+  _globals['_GENERATERESPONSE']._serialized_end=2266
+  _globals['_TOKENIZEREQUEST']._serialized_start=2269
+  _globals['_TOKENIZEREQUEST']._serialized_end=2431
+  _globals['_CONVERSATION']._serialized_start=2433
+  _globals['_CONVERSATION']._serialized_end=2547
+  _globals['_TOKENIZERESPONSE']._serialized_start=2549
+  _globals['_TOKENIZERESPONSE']._serialized_end=2609
+  _globals['_DETOKENIZEREQUEST']._serialized_start=2611
+  _globals['_DETOKENIZEREQUEST']._serialized_end=2664
+  _globals['_DETOKENIZERESPONSE']._serialized_start=2666
+  _globals['_DETOKENIZERESPONSE']._serialized_end=2700
+  _globals['_MODELINFOREQUEST']._serialized_start=2702
+  _globals['_MODELINFOREQUEST']._serialized_end=2720
+  _globals['_MODELINFORESPONSE']._serialized_start=2723
+  _globals['_MODELINFORESPONSE']._serialized_end=2868
+  _globals['_SERVING']._serialized_start=2968
+  _globals['_SERVING']._serialized_end=3327
 # @@protoc_insertion_point(module_scope)

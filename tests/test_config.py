@@ -80,6 +80,12 @@ def test_an_unknown_key_is_named_with_the_closest_known_one(key: str, closest: s
             {"exchange": "local", "expert_actors": 2}, "expert_actors is 2", id="local-with-experts"
         ),
         pytest.param({"expert_actors": 0}, "expert_actors is 0", id="links-without-experts"),
+        pytest.param(
+            {"expert_actors": 2, "expert_replicas": 3},
+            "expert_replicas is 3, expected at most 2",
+            id="more-replicas-than-actors",
+        ),
+        pytest.param({"hung_after_seconds": 0}, "hung_after_seconds is 0", id="no-patience"),
         pytest.param({"port": 9000}, "grpc_port is 9000, the same as port", id="same-ports"),
         pytest.param({"load_format": "dummy"}, "model is none", id="dummy-without-preset"),
     ],

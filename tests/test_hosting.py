@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from actors.settings import DenseSettings, ExpertSettings
 from cluster.config import ClusterConfig
-from cluster.hosting import CPUS_PER_ACTOR, Fleet, bundle, plan_actors
+from cluster.hosting import CPUS_PER_ACTOR, Fleet, bundle, plan_actors, share_threads
 
 GPU_NODES = Fleet(
     num_nodes=3,
@@ -18,7 +20,8 @@ CPU_NODE = Fleet(num_nodes=1, cores_per_node=2, num_gpus=0, labels=frozenset({"C
 
 
 def plan(fleet: Fleet, **keys: object) -> list[DenseSettings | ExpertSettings]:
-    return plan_actors(ClusterConfig(expert_actors=2, **keys), "token", fleet)  # type: ignore[arg-type]
+    config = ClusterConfig(expert_actors=2, **keys)  # type: ignore[arg-type]
+    return plan_actors(config, "token", fleet, config.num_expert_actors)
 
 
 def test_on_plain_nodes_a_place_claims_a_little_cpu() -> None:
@@ -34,3 +37,30 @@ def test_labelled_gpu_nodes_are_claimed_by_their_kind() -> None:
 def test_cuda_without_enough_gpus_is_refused_with_both_numbers() -> None:
     with pytest.raises(ValueError, match="has 0 GPUs and the actors need 3"):
         plan(CPU_NODE, device="cuda")
+
+
+def test_several_dense_actors_are_planned_before_the_expert_actors() -> None:
+    planned = plan(CPU_NODE, dense_actors=2, dense_threads=1)
+    kinds = [(type(item).__name__, item.index) for item in planned]
+    assert kinds == [
+        ("DenseSettings", 0),
+        ("DenseSettings", 1),
+        ("ExpertSettings", 0),
+        ("ExpertSettings", 1),
+    ]
+
+
+@given(
+    num_cores=st.integers(1, 128),
+    num_experts=st.integers(0, 16),
+    num_nodes=st.integers(1, 8),
+    num_dense=st.integers(1, 8),
+)
+def test_actors_of_a_kind_share_the_cores_of_their_node(
+    num_cores: int, num_experts: int, num_nodes: int, num_dense: int
+) -> None:
+    threads = share_threads(num_cores, num_dense, num_experts, num_nodes)
+    for count, num_threads in ((num_dense, threads.dense), (num_experts, threads.expert)):
+        per_node = -(-count // num_nodes)
+        assert num_threads == 1 or num_threads * per_node <= num_cores
+        assert num_threads == max(1, num_cores // max(1, per_node))

@@ -1,12 +1,45 @@
-"""Experts on actors, threads on cores."""
+"""Experts on actors: complete, apart, balanced, and moved as little as possible."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.placement import share_threads, spread_experts
+from cluster.placement import (
+    Holder,
+    Placement,
+    balance,
+    gain,
+    num_moves,
+    place,
+    slot_counts,
+    spread_experts,
+)
+
+EVERY_EXPERT = set(range(16))
+
+
+def holders(num_actors: int, replicas: int = 1, redundant: int = 0, nodes: int = 1) -> list[Holder]:
+    counts = slot_counts(num_actors, replicas, redundant)
+    return [
+        Holder(index=index, node=f"node-{index % nodes}", num_slots=count)
+        for index, count in enumerate(counts)
+    ]
+
+
+def zipf(seed: int, num_layers: int = 4, noise: float = 0.0) -> list[list[float]]:
+    generator = np.random.default_rng(seed)
+    heat = generator.permutation(1.0 / np.arange(1, 17))
+    rows: list[list[float]] = (
+        heat * generator.uniform(1 - noise, 1 + noise, (num_layers, 16)) * 1000
+    ).tolist()
+    return rows
+
+
+def copies(placement: Placement) -> list[int]:
+    return [sum(expert in experts for experts in placement.slots.values()) for expert in range(16)]
 
 
 @given(num_actors=st.integers(1, 16))
@@ -28,10 +61,132 @@ def test_an_impossible_number_of_actors_is_refused(num_actors: int) -> None:
         spread_experts(num_actors)
 
 
-@given(num_cores=st.integers(1, 128), num_experts=st.integers(0, 16), num_nodes=st.integers(1, 8))
-def test_expert_actors_of_a_node_share_its_cores(num_cores: int, num_experts: int, num_nodes: int) -> None:
-    threads = share_threads(num_cores, num_experts, num_nodes)
-    per_node = -(-num_experts // num_nodes)
-    assert threads.dense == num_cores
-    assert threads.expert >= 1
-    assert threads.expert == 1 or threads.expert * per_node <= num_cores
+@given(num_actors=st.integers(1, 16))
+def test_without_loads_and_replicas_the_first_placement_is_contiguous(num_actors: int) -> None:
+    placed = place(holders(num_actors), None, None)
+    assert placed.version == 1
+    assert tuple(placed.slots.values()) == spread_experts(num_actors)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[list[Holder], list[list[float]] | None, int]:
+    num_actors = draw(st.integers(1, 10))
+    replicas = draw(st.integers(1, min(3, num_actors)))
+    made = holders(num_actors, replicas, draw(st.integers(0, 2)))
+    nodes = draw(st.lists(st.sampled_from("abc"), min_size=num_actors, max_size=num_actors))
+    placed = [
+        Holder(index=item.index, node=node, num_slots=item.num_slots)
+        for item, node in zip(made, nodes, strict=True)
+    ]
+    loads = draw(st.none() | st.integers(0, 100).map(zipf))
+    return placed, loads, replicas
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.none() | st.integers(0, 2**32))
+def test_slots_are_filled_with_different_experts_and_replicas_are_apart(
+    problem: tuple[list[Holder], list[list[float]] | None, int], seed: int | None
+) -> None:
+    actors, loads, replicas = problem
+    present = None
+    if seed is not None:
+        generator = np.random.default_rng(seed)
+        slots = {
+            item.index: tuple(sorted(generator.choice(16, item.num_slots, replace=False).tolist()))
+            for item in actors
+        }
+        present = Placement(version=7, slots=slots)
+    placed = place(actors, loads, present, replicas)
+    assert placed == place(list(reversed(actors)), loads, present, replicas)
+    for item in actors:
+        experts = placed.slots[item.index]
+        assert list(experts) == sorted(set(experts)) and set(experts) <= EVERY_EXPERT
+        assert len(experts) == item.num_slots
+    assert min(copies(placed)) >= replicas
+    if present is not None:
+        assert placed == present or placed.version == 8
+    # A node with room for all experts is needed on both sides to ask for two nodes in every case.
+    room = {
+        node: sum(item.num_slots for item in actors if item.node == node)
+        for node in {item.node for item in actors}
+    }
+    if sum(slots >= 16 for slots in room.values()) >= 2:
+        node_of = {item.index: item.node for item in actors}
+        for expert in range(16):
+            on = [node_of[index] for index, experts in placed.slots.items() if expert in experts]
+            assert len(set(on)) >= min(2, len(on))
+
+
+@pytest.mark.parametrize(("num_actors", "least"), [(4, 0.99), (8, 0.96)])
+def test_one_redundant_slot_per_actor_balances_zipf_loads(num_actors: int, least: float) -> None:
+    actors = holders(num_actors, redundant=1)
+    found = [balance(zipf(seed), place(actors, zipf(seed), None)) for seed in range(10)]
+    assert min(found) >= least
+    contiguous = place(holders(num_actors), None, None)
+    assert all(balance(zipf(seed), contiguous) < 0.9 for seed in range(10))
+
+
+def test_a_placement_that_fits_its_loads_is_left_alone() -> None:
+    actors = holders(4, 2, 1)
+    first = place(actors, zipf(1, noise=0.05), None, 2)
+    assert place(actors, zipf(1, noise=0.05), first, 2) is first
+    again = place(actors, zipf(1, noise=0.04), first, 2)
+    assert num_moves(first.slots, again.slots) <= 2
+
+
+@given(fewer=st.integers(1, 15), more=st.integers(1, 4))
+def test_growing_fills_the_new_actors_and_moves_nothing_else(fewer: int, more: int) -> None:
+    grown = min(16, fewer + more)
+    before = place(holders(fewer), None, None)
+    after = place(holders(grown), None, before)
+    added = [experts for index, experts in after.slots.items() if index >= fewer]
+    assert num_moves(before.slots, after.slots) == sum(len(experts) for experts in added)
+    sizes = [len(experts) for experts in after.slots.values()]
+    assert max(sizes) - min(sizes) <= 1 and copies(after) == [1] * 16
+
+
+@given(more=st.integers(2, 16), fewer=st.integers(1, 15))
+def test_shrinking_moves_what_the_removed_actors_had(more: int, fewer: int) -> None:
+    fewer = min(fewer, more - 1)
+    before = place(holders(more), None, None)
+    after = place(holders(fewer), None, before)
+    gone = sum(len(experts) for index, experts in before.slots.items() if index >= fewer)
+    assert num_moves(before.slots, after.slots) == gone
+    assert copies(after) == [1] * 16
+
+
+def test_a_new_heat_moves_few_experts_and_gains() -> None:
+    actors = holders(4, 1, 1)
+    before = place(actors, zipf(1), None)
+    after = place(actors, zipf(2), before)
+    fresh = place(actors, zipf(2), None)
+    assert after.version == 2
+    assert gain(zipf(2), before, after) > 0.1
+    assert balance(zipf(2), after) > 0.95
+    assert num_moves(before.slots, after.slots) <= num_moves(before.slots, fresh.slots)
+
+
+def test_redundant_slots_hold_what_is_hot() -> None:
+    loads = [[100.0 if expert == 5 else 1.0 for expert in range(16)]]
+    assert copies(place(holders(4, 1, 1), loads, None))[5] == 4
+
+
+def test_replicas_move_apart_when_a_node_is_shared() -> None:
+    crowded = [Holder(index=index, node="a", num_slots=8) for index in range(4)]
+    before = place(crowded, None, None, 2)
+    spread = [
+        Holder(index=item.index, node="ab"[item.index % 2], num_slots=item.num_slots) for item in crowded
+    ]
+    after = place(spread, None, before, 2)
+    for expert in range(16):
+        assert {"ab"[index % 2] for index, experts in after.slots.items() if expert in experts} == {"a", "b"}
+
+
+def test_too_few_slots_are_refused_with_both_numbers() -> None:
+    with pytest.raises(ValueError, match="the 1 expert actors have 8 slots, expected at least 16"):
+        place([Holder(index=0, node="", num_slots=8)], None, None)
+
+
+def test_the_gain_of_the_same_placement_is_nothing() -> None:
+    placed = place(holders(4), None, None)
+    assert gain(zipf(3), placed, placed) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -22,13 +23,14 @@ from actors.messages import (
     Welcome,
 )
 from actors.wire import encode_frame, read_frame
-from cluster.channel import Channels
+from cluster.channels import Channels
 from cluster.errors import ClientError, DeadlineExceeded, RequestFailed, ServerUnavailable
 from cluster.openai.request import OutputOptions, SequenceRequest
 from cluster.requests import Deadlines, Request
 from cluster.view import DenseDoor, Doors
 
 LOAD = Load(running=0, waiting=0, free_blocks=1, total_blocks=1)
+SILENCE_SECONDS = 0.4
 QUICK = Deadlines(total_seconds=10, resume_seconds=5)
 
 
@@ -41,14 +43,25 @@ class CountingDoor:
         self.lose_after: int | None = None
         """Tokens after which the connection is cut, once."""
         self.tick_seconds = 0.001
+        self.beat_seconds = 0.05
+        self.is_hung = False
+        """Takes frames and says nothing more, as a stopped process."""
+        self.is_ready = True
         self.refusal: str | None = None
         self.token = "secret"
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
-    async def open(self) -> DenseDoor:
+    async def open(self, index: int = 0) -> DenseDoor:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return DenseDoor(index=0, host="127.0.0.1", port=self._server.sockets[0].getsockname()[1])
+        return DenseDoor(index=index, host="127.0.0.1", port=self._server.sockets[0].getsockname()[1])
+
+    def say(self, writer: asyncio.StreamWriter, *deltas: SequenceDelta) -> None:
+        if not self.is_hung:
+            output = StepOutput(
+                deltas=[*deltas], load=LOAD, is_ready=self.is_ready, num_submitted=len(self.submitted)
+            )
+            writer.write(encode_frame(output))
 
     async def close(self) -> None:
         assert self._server is not None
@@ -66,6 +79,7 @@ class CountingDoor:
                 writer.write(
                     encode_frame(Welcome(dense_index=0, is_ready=True, max_model_len=100, load=LOAD))
                 )
+                tasks["beat"] = asyncio.create_task(self._beat(writer))
                 while True:
                     frame = await read_frame(reader)
                     if isinstance(frame, Submit):
@@ -80,9 +94,16 @@ class CountingDoor:
         self._writers.discard(writer)
         writer.close()
 
+    async def _beat(self, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await asyncio.sleep(self.beat_seconds)
+            self.say(writer)
+
     async def _count(self, order: Submit, writer: asyncio.StreamWriter) -> None:
         for token_id in range(len(order.output_ids), order.params.max_tokens):
             await asyncio.sleep(self.tick_seconds)
+            while not self.is_ready:
+                await asyncio.sleep(0.01)
             if self.lose_after is not None and token_id >= self.lose_after:
                 self.lose_after = None
                 writer.transport.abort()
@@ -97,7 +118,7 @@ class CountingDoor:
                 finish_reason="error" if self.refusal else "length" if is_last else None,
                 error=self.refusal,
             )
-            writer.write(encode_frame(StepOutput(deltas=[delta], load=LOAD)))
+            self.say(writer, delta)
 
 
 def order(index: int = 0, max_tokens: int = 20) -> SequenceRequest:
@@ -114,7 +135,7 @@ def order(index: int = 0, max_tokens: int = 20) -> SequenceRequest:
 
 @asynccontextmanager
 async def connected(token: str = "secret") -> AsyncIterator[tuple[CountingDoor, Channels]]:
-    door, channels = CountingDoor(), Channels("test")
+    door, channels = CountingDoor(), Channels("test", SILENCE_SECONDS)
     address = await door.open()
     await channels.update(Doors(version=1, token=token, dense=(address,)))
     try:
@@ -122,6 +143,30 @@ async def connected(token: str = "secret") -> AsyncIterator[tuple[CountingDoor, 
     finally:
         await channels.close()
         await door.close()
+
+
+@asynccontextmanager
+async def two_connected() -> AsyncIterator[tuple[list[CountingDoor], Channels, Doors]]:
+    doors, channels = [CountingDoor(), CountingDoor()], Channels("test", SILENCE_SECONDS)
+    named = Doors(
+        version=1, token="secret", dense=tuple([await door.open(index) for index, door in enumerate(doors)])
+    )
+    await channels.update(named)
+    try:
+        async with asyncio.timeout(5):
+            while not all(channel.is_ready for channel in channels):
+                await asyncio.sleep(0.01)
+        yield doors, channels, named
+    finally:
+        await channels.close()
+        for door in doors:
+            await door.close()
+
+
+async def ready(channels: Channels) -> None:
+    async with asyncio.timeout(5):
+        while not channels.is_ready:
+            await asyncio.sleep(0.01)
 
 
 async def tokens_of(request: Request) -> dict[int, list[int]]:
@@ -147,7 +192,7 @@ def in_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]
 @in_loop
 async def test_all_sequences_of_a_request_arrive() -> None:
     async with connected() as (_, channels):
-        await channels.acquire(5)
+        await ready(channels)
         request = Request("r", [order(0), order(1, 7)], channels, QUICK)
         assert await tokens_of(request) == {0: list(range(20)), 1: list(range(7))}
 
@@ -155,7 +200,7 @@ async def test_all_sequences_of_a_request_arrive() -> None:
 @in_loop
 async def test_after_a_lost_connection_a_request_goes_on_where_it_was() -> None:
     async with connected() as (door, channels):
-        await channels.acquire(5)
+        await ready(channels)
         door.lose_after = 8
         request = Request("r", [order(0), order(1, 7)], channels, QUICK)
         assert await tokens_of(request) == {0: list(range(20)), 1: list(range(7))}
@@ -167,7 +212,7 @@ async def test_after_a_lost_connection_a_request_goes_on_where_it_was() -> None:
 @in_loop
 async def test_prompt_logprobs_are_given_once_although_a_resumed_run_sends_them_again() -> None:
     async with connected() as (door, channels):
-        await channels.acquire(5)
+        await ready(channels)
         door.lose_after = 8
         request = Request("r", [order()], channels, QUICK)
         given = [
@@ -179,7 +224,7 @@ async def test_prompt_logprobs_are_given_once_although_a_resumed_run_sends_them_
 @in_loop
 async def test_a_request_that_is_closed_early_is_cancelled_at_the_dense_actor() -> None:
     async with connected() as (door, channels):
-        await channels.acquire(5)
+        await ready(channels)
         deltas = Request("r", [order(max_tokens=10_000)], channels, QUICK).deltas()
         await anext(deltas)
         await deltas.aclose()
@@ -190,7 +235,7 @@ async def test_a_request_that_is_closed_early_is_cancelled_at_the_dense_actor() 
 @in_loop
 async def test_a_finished_sequence_is_not_waited_for() -> None:
     async with connected() as (door, channels):
-        await channels.acquire(5)
+        await ready(channels)
         request = Request("r", [order(max_tokens=10_000)], channels, QUICK)
         async for index, _ in request.deltas():
             request.finish(index)
@@ -201,7 +246,7 @@ async def test_a_finished_sequence_is_not_waited_for() -> None:
 @in_loop
 async def test_a_request_ends_at_its_deadline() -> None:
     async with connected() as (door, channels):
-        await channels.acquire(5)
+        await ready(channels)
         request = Request(
             "r", [order(max_tokens=10**6)], channels, Deadlines(total_seconds=0.2, resume_seconds=5)
         )
@@ -213,7 +258,7 @@ async def test_a_request_ends_at_its_deadline() -> None:
 @in_loop
 async def test_a_sequence_that_the_dense_actor_cannot_compute_fails_the_request() -> None:
     async with connected() as (door, channels):
-        await channels.acquire(5)
+        await ready(channels)
         door.refusal = "no room"
         with pytest.raises(RequestFailed, match="no room"):
             await tokens_of(Request("r", [order()], channels, QUICK))
@@ -221,7 +266,7 @@ async def test_a_sequence_that_the_dense_actor_cannot_compute_fails_the_request(
 
 @in_loop
 async def test_before_the_first_dense_actor_is_ready_requests_are_refused_at_once() -> None:
-    channels = Channels("test")
+    channels = Channels("test", SILENCE_SECONDS)
     began = asyncio.get_running_loop().time()
     await fails_with(ServerUnavailable, Request("r", [order()], channels, QUICK))
     assert asyncio.get_running_loop().time() - began < 1
@@ -230,7 +275,7 @@ async def test_before_the_first_dense_actor_is_ready_requests_are_refused_at_onc
 @in_loop
 async def test_a_dense_actor_that_stays_away_ends_the_request_after_the_resume_deadline() -> None:
     async with connected() as (door, channels):
-        await channels.acquire(5)
+        await ready(channels)
         request = Request(
             "r", [order(max_tokens=10**6)], channels, Deadlines(total_seconds=10, resume_seconds=0.3)
         )
@@ -245,5 +290,117 @@ async def test_a_dense_actor_that_stays_away_ends_the_request_after_the_resume_d
 @in_loop
 async def test_a_wrong_token_never_becomes_ready() -> None:
     async with connected(token="wrong") as (_, channels):
-        with pytest.raises(asyncio.TimeoutError):
-            await channels.acquire(0.3)
+        await asyncio.sleep(0.3)
+        assert not channels.is_ready and channels.choose() is None
+
+
+@in_loop
+async def test_sequences_are_spread_over_the_dense_actors() -> None:
+    async with two_connected() as (doors, channels, _):
+        requests = [Request(str(number), [order(0), order(1)], channels, QUICK) for number in range(4)]
+        answers = await asyncio.gather(*(tokens_of(request) for request in requests))
+        assert answers == [{0: list(range(20)), 1: list(range(20))}] * 4
+        assert [len(door.submitted) for door in doors] == [4, 4]
+
+
+@in_loop
+async def test_a_hung_dense_actor_is_left_and_what_it_says_later_is_not_taken() -> None:
+    async with two_connected() as (doors, channels, _):
+        request = Request("r", [order(max_tokens=400)], channels, QUICK)
+        tokens: list[int] = []
+        hung, other = None, None
+        async for _, delta in request.deltas():
+            tokens += delta.token_ids
+            if len(tokens) == 8:
+                hung, other = doors if doors[0].submitted else doors[::-1]
+                hung.is_hung = True
+                began = asyncio.get_running_loop().time()
+            elif hung is not None and other is not None and other.submitted and hung.is_hung:
+                assert SILENCE_SECONDS < asyncio.get_running_loop().time() - began < SILENCE_SECONDS + 0.6
+                hung.is_hung = False
+        assert tokens == list(range(400)) and request.num_resumed == 1
+
+
+@in_loop
+async def test_a_hung_dense_actor_is_used_again_when_it_comes_back() -> None:
+    async with connected() as (door, channels):
+        await ready(channels)
+        door.is_hung = True
+        async with asyncio.timeout(3):
+            while channels.is_ready:
+                await asyncio.sleep(0.01)
+        door.is_hung = False
+        await ready(channels)
+        assert await tokens_of(Request("r", [order()], channels, QUICK)) == {0: list(range(20))}
+
+
+@in_loop
+async def test_an_ingress_that_was_busy_itself_blames_nobody() -> None:
+    async with connected() as (_, channels):
+        await ready(channels)
+        for _ in range(3):
+            time.sleep(2 * SILENCE_SECONDS)
+            await asyncio.sleep(0.02)
+            assert channels.is_ready
+
+
+@in_loop
+async def test_sequences_leave_a_dense_actor_that_is_about_to_go() -> None:
+    async with two_connected() as (doors, channels, named):
+        request = Request("r", [order(max_tokens=2000)], channels, QUICK)
+        deltas = request.deltas()
+        tokens = [token for _ in range(8) for token in (await anext(deltas))[1].token_ids]
+        index = 0 if doors[0].submitted else 1
+        leaving = tuple(
+            DenseDoor(index=door.index, host=door.host, port=door.port, is_leaving=door.index == index)
+            for door in named.dense
+        )
+        await channels.update(Doors(version=2, token="secret", dense=leaving))
+        while len(doors[1 - index].submitted) == 0:
+            tokens += (await anext(deltas))[1].token_ids
+        assert doors[index].cancelled == [doors[index].submitted[0].sequence_id]
+        tokens += (await anext(deltas))[1].token_ids
+        assert tokens == list(range(len(tokens)))
+        await deltas.aclose()
+
+
+@in_loop
+async def test_sequences_move_from_a_dense_actor_that_cannot_compute() -> None:
+    async with two_connected() as (doors, channels, _):
+        request = Request("r", [order(max_tokens=400)], channels, QUICK)
+        tokens: list[int] = []
+        async for _, delta in request.deltas():
+            tokens += delta.token_ids
+            if len(tokens) == 8:
+                doors[0 if doors[0].submitted else 1].is_ready = False
+        assert tokens == list(range(400)) and request.num_resumed == 1
+
+
+@in_loop
+async def test_a_deadline_also_ends_the_wait_for_a_dense_actor() -> None:
+    async with connected() as (door, channels):
+        await ready(channels)
+        request = Request(
+            "r", [order(max_tokens=10**6)], channels, Deadlines(total_seconds=0.4, resume_seconds=9)
+        )
+        deltas = request.deltas()
+        await anext(deltas)
+        await door.close()
+        with pytest.raises(DeadlineExceeded):
+            async for _ in deltas:
+                pass
+
+
+@in_loop
+async def test_an_aborted_request_ends_with_its_error_and_is_cancelled() -> None:
+    async with connected() as (door, channels):
+        await ready(channels)
+        request = Request("r", [order(max_tokens=10**6)], channels, QUICK)
+        deltas = request.deltas()
+        await anext(deltas)
+        request.abort(ServerUnavailable("shutting down"))
+        with pytest.raises(ServerUnavailable, match="shutting down"):
+            async for _ in deltas:
+                pass
+        await asyncio.sleep(0.1)
+        assert len(door.cancelled) == 1

@@ -18,6 +18,7 @@ from actors.dense.engine import Engine
 from actors.dense.front import Front
 from actors.dense.kv_cache import KVCache, bytes_per_token
 from actors.dense.model import DenseModel
+from actors.dense.pace import PrefillPace
 from actors.dense.scheduler import Scheduler, SchedulerLimits
 from actors.errors import LinkError, StaleEpochError
 from actors.exchange.dense_links import DenseLinks
@@ -192,7 +193,8 @@ class _Loaded:
         scheduler = Scheduler(limits, BlockPool(capacity.num_blocks, settings.block_size))
         cache = KVCache(config, capacity.num_blocks, settings.block_size, self._dtype, self._device)
         self.front = Front(settings.index, settings.cluster_token, capacity.max_model_len)
-        self.engine = Engine(model, cache, scheduler, self.front.emit)
+        pace = PrefillPace(settings.max_step_stretch, settings.max_batch_tokens)
+        self.engine = Engine(model, cache, scheduler, self.front.emit, pace)
 
     def open_doors(self, settings: DenseSettings, incarnation: str) -> tuple[str, int, str, int]:
         self._store, store_host, store_port = host_store(settings.node_ip)

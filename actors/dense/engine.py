@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from actors.dense.apart import compute_apart
 from actors.dense.batch import build_batch
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
+from actors.dense.pace import PrefillPace
 from actors.dense.sampler import Sample, sample, token_logprobs
 from actors.dense.scheduler import Chunk, Scheduler
 from actors.dense.sequence import Sequence
@@ -57,11 +59,14 @@ _Order: TypeAlias = Submit | Cancel | _Leave | _UseExchange
 class Engine:
     """Runs sequences to their end. `start` it once, `stop` it once."""
 
-    def __init__(self, model: DenseModel, cache: KVCache, scheduler: Scheduler, emit: Emit) -> None:
+    def __init__(
+        self, model: DenseModel, cache: KVCache, scheduler: Scheduler, emit: Emit, pace: PrefillPace
+    ) -> None:
         self._model = model
         self._cache = cache
         self._scheduler = scheduler
         self._emit = emit
+        self._pace = pace
         self._exchange: Exchange | None = None
         self._sequences: dict[tuple[int, str], Sequence] = {}
         self._deltas: defaultdict[int, list[SequenceDelta]] = defaultdict(list)
@@ -98,11 +103,12 @@ class Engine:
 
     @property
     def load(self) -> Load:
-        """A snapshot, from any thread."""
+        """A snapshot, from any thread. What was submitted and is not taken up yet counts as waiting."""
         scheduler = self._scheduler
+        num_submitted = sum(isinstance(order, Submit) for _, order in tuple(self._inbox))
         return Load(
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            waiting=len(scheduler.waiting) + num_submitted,
             free_blocks=scheduler.pool.num_free,
             total_blocks=scheduler.pool.num_blocks,
         )
@@ -139,7 +145,7 @@ class Engine:
     def step_once(self) -> None:
         """One turn of the loop: orders, plan, step, news. The loop's own thread calls it, or a test in its place."""
         self._take_orders()
-        chunks = self._scheduler.plan() if self.is_ready else []
+        chunks = self._plan() if self.is_ready else []
         if chunks:
             self._step(chunks)
         elif self._exchange is not None:
@@ -147,6 +153,10 @@ class Engine:
         if self.is_ready != self._was_ready:
             self._tell_readiness()
         self._tell()
+
+    def _plan(self) -> list[Chunk]:
+        num_decodes = sum(sequence.num_uncomputed == 1 for sequence in self._scheduler.running)
+        return self._scheduler.plan(self._pace.max_prefill_tokens(num_decodes))
 
     def _run(self) -> None:
         while not self._is_stopping:
@@ -196,6 +206,8 @@ class Engine:
             output_ids=order.output_ids,
             params=order.params,
             arrival=self._num_arrivals,
+            priority=order.priority,
+            is_resumed=bool(order.output_ids),
             needs_prompt_logprobs=order.params.prompt_logprobs is not None and not order.output_ids,
         )
         self._num_arrivals += 1
@@ -207,6 +219,7 @@ class Engine:
         self._scheduler.remove(sequence)
 
     def _step(self, chunks: list[Chunk]) -> None:
+        began = time.monotonic()
         try:
             compute_apart(chunks, self._compute, self._fail)
         except NoHolderError as error:
@@ -218,6 +231,9 @@ class Engine:
             self._drop_exchange()
         else:
             self.num_steps += 1
+            sizes = [chunk.num_tokens for chunk in chunks]
+            num_prefill_tokens = sum(size for size in sizes if size > 1)
+            self._pace.note_step(sizes.count(1), num_prefill_tokens, time.monotonic() - began)
 
     def _tend(self, exchange: Exchange) -> None:
         try:

@@ -2,6 +2,8 @@
 
 A connection begins with Hello and Welcome; then Submit and Cancel come in and StepOutput goes out, one per engine
 step, and an empty one as a heartbeat. When a connection ends, however it ends, its sequences are forgotten.
+
+The beats come from this thread whatever the engine computes: where they stop, the process hangs.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ import hmac
 import itertools
 import logging
 import threading
+from collections import Counter
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any
+
+from msgspec.structs import replace
 
 from actors.dense.engine import EVERYBODY, Engine
 from actors.errors import FrameError
@@ -22,7 +27,7 @@ from actors.wire import encode_frame, read_frame
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_SECONDS = 1.0
+HEARTBEAT_SECONDS = 0.15
 _HELLO_DEADLINE_SECONDS = 10.0
 _MAX_UNSENT_BYTES = 64 * 1024 * 1024
 """What may wait for an ingress that does not read; past it the connection is given up."""
@@ -40,6 +45,8 @@ class Front:
         self._thread = threading.Thread(target=self._loop.run_forever, name="front", daemon=True)
         self._server: asyncio.Server | None = None
         self._writers: dict[int, asyncio.StreamWriter] = {}
+        self._num_submitted: Counter[int] = Counter()
+        """By connection."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections = itertools.count()
 
@@ -113,6 +120,7 @@ class Front:
             logger.warning("connection refused: %s", error)
         finally:
             self._writers.pop(connection, None)
+            self._num_submitted.pop(connection, None)
             self._engine.leave(connection)
             writer.close()
 
@@ -129,6 +137,7 @@ class Front:
         assert self._engine is not None
         match frame:
             case Submit():
+                self._num_submitted[connection] += 1
                 if refusal := self._refusal(frame):
                     delta = SequenceDelta(
                         sequence_id=frame.sequence_id, token_ids=[], finish_reason="error", error=refusal
@@ -152,12 +161,11 @@ class Front:
 
     def _send(self, connection: int, output: StepOutput) -> None:
         receivers = list(self._writers) if connection == EVERYBODY else [connection]
-        writers = [self._writers[receiver] for receiver in receivers if receiver in self._writers]
-        frame = encode_frame(output)
-        for writer in writers:
-            if writer.is_closing():
+        for receiver in receivers:
+            writer = self._writers.get(receiver)
+            if writer is None or writer.is_closing():
                 continue
-            writer.write(frame)
+            writer.write(encode_frame(replace(output, num_submitted=self._num_submitted[receiver])))
             if writer.transport.get_write_buffer_size() > _MAX_UNSENT_BYTES:
                 logger.warning(
                     "an ingress has not read for %d bytes; its connection is closed", _MAX_UNSENT_BYTES

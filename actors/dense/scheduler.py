@@ -2,11 +2,13 @@
 
 A step takes up to `max_batch_tokens` tokens of up to `max_num_sequences` sequences:
 
-    1. sequences that run, in order of arrival: those that decode (one token) first, then those in prefill,
-       as large a chunk as the budget leaves
-    2. waiting sequences, in order of arrival, while budget, places and blocks last
+    1. sequences that decode (one token each), in order of their turn
+    2. sequences in prefill, in order of their turn, as large a chunk as the budget leaves; beside sequences that decode
+       the budget is the smaller one that the caller names, so that those do not wait for long
+    3. waiting sequences, in order of their turn, while budget, places and blocks last
 
-When blocks run out, the youngest running sequence gives up its own and waits to be recomputed (preemption).
+The order of turns is that of arrival, shifted by priority; it never changes, so nobody is overtaken for ever. When blocks
+run out, the running sequence with the latest turn gives up its own and waits to be recomputed (preemption).
 When a sequence grows past LongRoPE's limit its cached keys are stale: it is recomputed from its first token, in
 its own blocks, while all others go on.
 """
@@ -68,20 +70,23 @@ class Scheduler:
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         self.pool.release(sequence)
 
-    def plan(self) -> list[Chunk]:
+    def plan(self, max_prefill_tokens: int | None = None) -> list[Chunk]:
         """The next step, chunks of one token first; empty when there is nothing to compute.
 
-        Where the step fails and `commit` is not called, the next plan computes the same tokens again.
+        `max_prefill_tokens` bounds what a step computes of prompts where it has sequences that decode. Where the step
+        fails and `commit` is not called, the next plan computes the same tokens again.
         """
         for sequence in self.running:
             self._restart_if_crossing(sequence)
         num_preemptions = self.num_preemptions
+        running = sorted(self.running, key=lambda s: s.turn)
+        decoding = [sequence for sequence in running if sequence.num_uncomputed == 1]
+        prefilling = [sequence for sequence in running if sequence.num_uncomputed > 1]
         chunks: list[Chunk] = []
-        budget = self.limits.max_batch_tokens
-        for sequence in sorted(self.running, key=lambda s: (s.num_uncomputed > 1, s.arrival)):
-            if budget > 0 and (chunk := self._extend(sequence, budget, chunks)):
-                chunks.append(chunk)
-                budget -= chunk.num_tokens
+        budget = self._extend_all(decoding, self.limits.max_batch_tokens, chunks)
+        if chunks and max_prefill_tokens is not None:
+            budget = min(budget, max_prefill_tokens)
+        budget = self._extend_all(prefilling, budget, chunks)
         while budget > 0 and self.num_preemptions == num_preemptions:
             chunk = self._admit(budget)
             if chunk is None:
@@ -96,7 +101,7 @@ class Scheduler:
             chunk.sequence.num_computed = chunk.end
 
     def _enqueue(self, sequence: Sequence) -> None:
-        insort(self.waiting, sequence, key=lambda s: s.arrival)
+        insort(self.waiting, sequence, key=lambda s: s.turn)
 
     def _restart_if_crossing(self, sequence: Sequence) -> None:
         threshold = self.limits.long_rope_threshold
@@ -105,21 +110,29 @@ class Scheduler:
             sequence.is_long = is_long
             sequence.restart()
 
+    def _extend_all(self, sequences: list[Sequence], budget: int, chunks: list[Chunk]) -> int:
+        """Add the next tokens of these sequences to the step; the budget that is left."""
+        for sequence in sequences:
+            if budget > 0 and (chunk := self._extend(sequence, budget, chunks)):
+                chunks.append(chunk)
+                budget -= chunk.num_tokens
+        return budget
+
     def _extend(self, sequence: Sequence, budget: int, chunks: list[Chunk]) -> Chunk | None:
-        """Find room for the next tokens of a running sequence, at the cost of younger ones where it must be.
+        """Find room for the next tokens of a running sequence, at the cost of later ones where it must be.
 
         None where the sequence was preempted itself, or has to wait for sequences that are in this step already.
-        The oldest sequence always finds room: it may take everybody's blocks, and it fits the pool when alone.
+        The first in turn always finds room: it may take everybody's blocks, and it fits the pool when alone.
         """
         if sequence not in self.running:
             return None
         end = sequence.num_computed + min(sequence.num_uncomputed, budget)
         while not self.pool.grow(sequence, end):
             taken = {id(chunk.sequence) for chunk in chunks}
-            younger = [s for s in self.running if s.arrival > sequence.arrival and id(s) not in taken]
-            if not younger:
+            later = [s for s in self.running if s.turn > sequence.turn and id(s) not in taken]
+            if not later:
                 return None
-            self._preempt(max(younger, key=lambda s: s.arrival))
+            self._preempt(max(later, key=lambda s: s.turn))
         return Chunk(sequence, sequence.num_computed, end)
 
     def _preempt(self, sequence: Sequence) -> None:

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 
 from actors.messages import SamplingParams, TokenLogprobs
 
+AGING_ARRIVALS = 256
+"""A level of priority is worth this many arrivals: a sequence is overtaken by that many later ones of one level lower and
+by none after them."""
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -18,7 +22,11 @@ class Sequence:
     output_ids: list[int]
     params: SamplingParams
     arrival: int
-    """Order of submission; earlier sequences go first and are preempted last."""
+    """Order of submission."""
+    priority: int = 0
+    """Lower goes first."""
+    is_resumed: bool = False
+    """Whether it ran elsewhere before; somebody is reading it already, so it goes one level ahead."""
     blocks: list[int] = field(default_factory=list)
     """KV blocks in order of position."""
     num_computed: int = 0
@@ -27,6 +35,11 @@ class Sequence:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Collected so far, while the prompt is prefilled in chunks."""
     needs_prompt_logprobs: bool = False
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """Its place in the order: lower ones go first and are preempted last. It never changes."""
+        return self.arrival + AGING_ARRIVALS * (self.priority - self.is_resumed), self.arrival
 
     @property
     def num_tokens(self) -> int:

@@ -27,6 +27,9 @@ class Limits:
     max_logit_bias: int = 1024
     """Entries of logit_bias."""
     max_request_id_chars: int = 128
+    max_priority: int = 1000
+    """Of `priority`, in both directions."""
+    max_timeout_seconds: float = 86_400.0
     completion_max_tokens: int = 16
     """max_tokens of a completions request that names none."""
 

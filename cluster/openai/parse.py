@@ -41,7 +41,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "no_repeat_ngram_size": (0,),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "priority": (0,),
     "reasoning_effort": (),
     "response_format": ({"type": "text"},),
     "spaces_between_special_tokens": (True,),
@@ -81,6 +80,8 @@ def parse_completion(body: object, limits: Limits) -> ParsedRequest:
         add_special_tokens=fields.boolean("add_special_tokens", True),
         truncate_prompt_tokens=_truncation(fields),
         request_id=_request_id(fields, limits),
+        priority=fields.integer("priority", -limits.max_priority, limits.max_priority, 0),
+        timeout_seconds=fields.number("timeout", 0, limits.max_timeout_seconds, is_low_open=True),
     )
     fields.finish(UNSUPPORTED, IGNORED)
     return parsed
@@ -108,9 +109,20 @@ def parse_chat(body: object, limits: Limits) -> ParsedRequest:
         add_special_tokens=fields.boolean("add_special_tokens", False),
         truncate_prompt_tokens=_truncation(fields),
         request_id=_request_id(fields, limits),
+        priority=fields.integer("priority", -limits.max_priority, limits.max_priority, 0),
+        timeout_seconds=fields.number("timeout", 0, limits.max_timeout_seconds, is_low_open=True),
     )
     fields.finish(UNSUPPORTED, IGNORED)
     return parsed
+
+
+def parse_timeout_header(text: str, limits: Limits) -> float:
+    """The value of X-Request-Timeout, in seconds. Raises InvalidRequest."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise InvalidRequest(f"x-request-timeout: {shown(text)} is not a number of seconds") from None
+    return checked_number("x-request-timeout", value, 0, limits.max_timeout_seconds, is_low_open=True)
 
 
 def checked_ids(name: str, values: list[Any]) -> tuple[int, ...]:

@@ -44,6 +44,7 @@ def prepare(
                 params=replace(params, seed=derived_seed(seed, choice)),
                 output=parsed.output,
                 eos_token_ids=model.limits.eos_token_ids,
+                priority=parsed.priority,
                 is_prompt_only=parsed.sampling.max_tokens == 0,
             )
             for choice in range(parsed.n)

@@ -91,6 +91,10 @@ class ParsedRequest:
     """Keep only that many last tokens of the prompt; -1 as many as fit."""
     request_id: str | None = None
     """Name that the client chose for the request."""
+    priority: int = 0
+    """Lower goes first."""
+    timeout_seconds: float | None = None
+    """The client's own deadline, from the request's arrival to its last token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,5 +112,7 @@ class SequenceRequest:
     output: OutputOptions
     eos_token_ids: tuple[int, ...]
     """Stop tokens of the model's own: they end a sequence without a stop_reason."""
+    priority: int = 0
+    """Lower goes first."""
     is_prompt_only: bool = False
     """max_tokens 0 with echo: the one token that the engine makes is not shown and not counted."""

@@ -14,6 +14,7 @@ from actors.dense.blocks import BlockPool
 from actors.dense.engine import Emit, Engine
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
+from actors.dense.pace import PrefillPace
 from actors.dense.scheduler import Scheduler, SchedulerLimits
 from actors.exchange.interface import Exchange
 from actors.exchange.local import LocalExchange
@@ -48,7 +49,9 @@ class LocalEngine:
         )
         self.pool = BlockPool(num_blocks, block_size)
         self.scheduler = Scheduler(limits, self.pool)
-        self.engine = Engine(model, cache, self.scheduler, emit or self._note)
+        self.engine = Engine(
+            model, cache, self.scheduler, emit or self._note, PrefillPace(2.0, max_batch_tokens)
+        )
         self.exchange: Exchange = LocalExchange(experts.forward)
         self.deltas: dict[str, list[SequenceDelta]] = {}
         self.outputs: list[StepOutput] = []

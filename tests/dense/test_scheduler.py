@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from actors.dense.blocks import BlockPool
 from actors.dense.scheduler import Chunk, Scheduler, SchedulerLimits
-from actors.dense.sequence import Sequence
+from actors.dense.sequence import AGING_ARRIVALS, Sequence
 from actors.messages import SamplingParams
 
 
@@ -26,7 +26,9 @@ def make_scheduler(
     return Scheduler(limits, BlockPool(num_blocks, block_size))
 
 
-def make_sequence(arrival: int, num_prompt: int, max_tokens: int = 4) -> Sequence:
+def make_sequence(
+    arrival: int, num_prompt: int, max_tokens: int = 4, priority: int = 0, is_resumed: bool = False
+) -> Sequence:
     return Sequence(
         sequence_id=str(arrival),
         owner=0,
@@ -34,6 +36,8 @@ def make_sequence(arrival: int, num_prompt: int, max_tokens: int = 4) -> Sequenc
         output_ids=[],
         params=SamplingParams(max_tokens=max_tokens, seed=0),
         arrival=arrival,
+        priority=priority,
+        is_resumed=is_resumed,
     )
 
 
@@ -56,32 +60,37 @@ def draw(scheduler: Scheduler, chunks: list[Chunk]) -> None:
 @settings(max_examples=300, deadline=None)
 @given(
     arrivals=st.lists(
-        st.tuples(st.integers(0, 3), st.integers(1, 40), st.integers(1, 24)), min_size=1, max_size=12
+        st.tuples(st.integers(0, 3), st.integers(1, 40), st.integers(1, 24), st.integers(-2, 2)),
+        min_size=1,
+        max_size=12,
     ),
     num_blocks=st.integers(16, 24),
     max_num_sequences=st.integers(1, 6),
     max_batch_tokens=st.integers(1, 50),
     threshold=st.none() | st.integers(1, 60),
     cancel_every=st.integers(2, 9),
+    max_prefill_tokens=st.none() | st.integers(1, 20),
 )
 def test_every_sequence_ends_within_the_limits_and_all_blocks_return(
-    arrivals: list[tuple[int, int, int]],
+    arrivals: list[tuple[int, int, int, int]],
     num_blocks: int,
     max_num_sequences: int,
     max_batch_tokens: int,
     threshold: int | None,
     cancel_every: int,
+    max_prefill_tokens: int | None,
 ) -> None:
     scheduler = make_scheduler(num_blocks, 4, max_num_sequences, max_batch_tokens, threshold)
     pending = [
-        (delay, make_sequence(i, prompt, output)) for i, (delay, prompt, output) in enumerate(arrivals)
+        (delay, make_sequence(i, prompt, output, priority))
+        for i, (delay, prompt, output, priority) in enumerate(arrivals)
     ]
     cancelled: list[Sequence] = []
     for step in range(5000):
         while pending and pending[0][0] <= step:
             scheduler.add(pending.pop(0)[1])
-        chunks = scheduler.plan()
-        check_step(scheduler, chunks, threshold)
+        chunks = scheduler.plan(max_prefill_tokens)
+        check_step(scheduler, chunks, threshold, max_prefill_tokens)
         draw(scheduler, chunks)
         if step % cancel_every == 0 and len(scheduler.running) > 1 and len(cancelled) < 2:
             cancelled.append(scheduler.running[-1])
@@ -94,7 +103,9 @@ def test_every_sequence_ends_within_the_limits_and_all_blocks_return(
     assert scheduler.pool.num_free == num_blocks
 
 
-def check_step(scheduler: Scheduler, chunks: list[Chunk], threshold: int | None) -> None:
+def check_step(
+    scheduler: Scheduler, chunks: list[Chunk], threshold: int | None, max_prefill_tokens: int | None
+) -> None:
     limits = scheduler.limits
     assert sum(chunk.num_tokens for chunk in chunks) <= limits.max_batch_tokens
     assert len(chunks) <= limits.max_num_sequences and len(scheduler.running) <= limits.max_num_sequences
@@ -102,6 +113,8 @@ def check_step(scheduler: Scheduler, chunks: list[Chunk], threshold: int | None)
     sizes = [chunk.num_tokens for chunk in chunks]
     assert all(size >= 1 for size in sizes)
     assert sorted(sizes, key=lambda size: size > 1) == sizes, "chunks of one token come first"
+    if any(chunk.start > 0 and chunk.samples and chunk.num_tokens == 1 for chunk in chunks):
+        assert max_prefill_tokens is None or sum(size for size in sizes if size > 1) <= max_prefill_tokens
     held = [block for s in scheduler.running for block in s.blocks]
     assert len(set(held)) == len(held), "a block has one owner"
     assert len(held) + scheduler.pool.num_free == scheduler.pool.num_blocks
@@ -149,3 +162,51 @@ def test_the_youngest_gives_way_when_blocks_run_out() -> None:
     assert [c.sequence.arrival for c in chunks] == [0]
     assert scheduler.num_preemptions == 1
     assert [s.arrival for s in scheduler.waiting] == [1]
+
+
+def test_beside_decoding_sequences_prompts_come_in_small_chunks() -> None:
+    scheduler = make_scheduler(max_batch_tokens=64, num_blocks=64)
+    scheduler.add(make_sequence(0, 4))
+    draw(scheduler, scheduler.plan(max_prefill_tokens=6))
+    scheduler.add(make_sequence(1, 40))
+    assert [c.num_tokens for c in scheduler.plan(max_prefill_tokens=6)] == [1, 6]
+    assert [c.num_tokens for c in scheduler.plan(max_prefill_tokens=0)] == [1]
+
+
+def test_lower_priority_numbers_are_admitted_first() -> None:
+    scheduler = make_scheduler(max_num_sequences=1, num_blocks=64)
+    for arrival, priority in enumerate((3, 0, -1, 0)):
+        scheduler.add(make_sequence(arrival, 4, max_tokens=1, priority=priority))
+    assert [advance(scheduler)[0].sequence.arrival for _ in range(4)] == [2, 1, 3, 0]
+
+
+def test_a_resumed_sequence_goes_ahead_of_those_that_have_not_begun() -> None:
+    scheduler = make_scheduler(max_num_sequences=1, num_blocks=64)
+    for arrival in range(3):
+        scheduler.add(make_sequence(arrival, 4, max_tokens=1, is_resumed=arrival == 2))
+    assert advance(scheduler)[0].sequence.arrival == 2
+
+
+def test_the_highest_priority_number_gives_way_when_blocks_run_out() -> None:
+    scheduler = make_scheduler(num_blocks=4, block_size=4, max_batch_tokens=64)
+    scheduler.add(make_sequence(0, 7, max_tokens=6, priority=1))
+    scheduler.add(make_sequence(1, 8, max_tokens=6))
+    advance(scheduler)
+    assert [c.sequence.arrival for c in advance(scheduler)] == [1]
+    assert [s.arrival for s in scheduler.waiting] == [0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(patient=st.integers(1, 3), others=st.lists(st.integers(-2, 0), min_size=1, max_size=4))
+def test_nobody_starves_behind_an_endless_stream_of_more_important_ones(
+    patient: int, others: list[int]
+) -> None:
+    """One place, and a more important sequence arrives for each that ends: the aging still brings its turn."""
+    scheduler = make_scheduler(max_num_sequences=1, num_blocks=64)
+    scheduler.add(make_sequence(0, 4, max_tokens=1, priority=patient))
+    bound = AGING_ARRIVALS * (patient - min(others)) + 1
+    for arrival in range(1, bound + 2):
+        scheduler.add(make_sequence(arrival, 4, max_tokens=1, priority=others[arrival % len(others)]))
+        if advance(scheduler)[0].sequence.arrival == 0:
+            return
+    raise AssertionError(f"overtaken by more than {bound} later arrivals")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cluster.errors import ClientError, InvalidRequest, MalformedBody, UnsupportedParameter
 from cluster.openai.encoding import decode_body
 from cluster.openai.limits import Limits
-from cluster.openai.parse import IGNORED, UNSUPPORTED, parse_chat, parse_completion
+from cluster.openai.parse import IGNORED, UNSUPPORTED, parse_chat, parse_completion, parse_timeout_header
 from cluster.openai.request import OutputOptions, SamplingFields, StreamOptions
 
 LIMITS = Limits()
@@ -98,7 +98,10 @@ BAD_FIELDS = [
     ("bad_words", ["a"], "bad_words: a list of 1 is not supported by this server"),
     ("allowed_token_ids", [1], "allowed_token_ids: a list of 1 is not supported by this server"),
     ("cache_salt", "a", "cache_salt: 'a' is not supported by this server"),
-    ("priority", 1, "priority: 1 is not supported by this server"),
+    ("priority", 1001, "priority: 1001 is outside [-1000, 1000]"),
+    ("priority", 0.5, "priority: 0.5 is not an integer in [-1000, 1000]"),
+    ("timeout", 0, "timeout: 0 is outside (0, 86400]"),
+    ("timeout", "5s", "timeout: '5s' is not a number in (0, 86400]"),
     ("length_penalty", 2.0, "length_penalty: 2.0 is not supported by this server"),
     ("suffix", "end", "suffix: 'end' is not supported by this server"),
     ("temprature", 1, "temprature: is not a parameter that this server knows; did you mean temperature?"),
@@ -349,3 +352,17 @@ def test_whatever_comes_is_parsed_or_refused_with_an_encodable_reason(fields: di
         except ClientError as error:
             assert len(error.message) < 400
             msgspec.json.encode(error.message.encode("utf-8", "replace").decode())
+
+
+def test_priority_and_timeout_are_read() -> None:
+    for parse in (_completion, _chat):
+        assert (parse().priority, parse().timeout_seconds) == (0, None)
+        parsed = parse(priority=-3, timeout=1.5)
+        assert (parsed.priority, parsed.timeout_seconds) == (-3, 1.5)
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0", "-1", "nan", "inf", "1e9"])
+def test_a_timeout_header_must_be_a_number_of_seconds(text: str) -> None:
+    assert parse_timeout_header("2.5", Limits()) == 2.5
+    with pytest.raises(InvalidRequest, match="x-request-timeout"):
+        parse_timeout_header(text, Limits())

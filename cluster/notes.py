@@ -1,0 +1,100 @@
+"""What a supervisor that was killed must know again: epoch, restarts, processes and placement."""
+
+from __future__ import annotations
+
+import msgspec
+
+from actors.messages import Progress
+from cluster.membership import ActorKey, Kind, Place
+from cluster.placement import Placement
+from cluster.roster import Roster
+from cluster.view import Pulse
+
+
+class PlaceNotes(msgspec.Struct, frozen=True, kw_only=True):
+    """One place."""
+
+    kind: Kind
+    index: int
+    incarnation: str | None
+    restarts: int
+    pulse: Pulse | None
+    """Last sign of life, so that a process that hangs can be ended."""
+
+    @property
+    def key(self) -> ActorKey:
+        """The place."""
+        return ActorKey(self.kind, self.index)
+
+
+class Notes(msgspec.Struct, frozen=True, kw_only=True):
+    """Written whenever one of them changes."""
+
+    actor_hash: str
+    """Of the config; notes of a service with other actors are of no use."""
+    device: str
+    """Of all actors."""
+    epoch: int
+    places: tuple[PlaceNotes, ...]
+    placement: Placement | None
+    target: Placement | None
+    """What an operation was about to put in place of `placement`."""
+
+    @property
+    def num_experts(self) -> int:
+        """How many expert actors there are."""
+        return sum(place.kind == "expert" for place in self.places)
+
+
+def compose(
+    actor_hash: str, device: str, roster: Roster, placement: Placement | None, target: Placement | None
+) -> Notes:
+    """The notes of this moment."""
+    state, seats = roster.state, roster.seats
+    places = tuple(
+        PlaceNotes(
+            kind=key.kind,
+            index=key.index,
+            incarnation=place.incarnation,
+            restarts=place.restarts,
+            pulse=_identity(seats[key].pulse) if place.incarnation is not None else None,
+        )
+        for key, place in sorted(state.places.items())
+        if key in seats
+    )
+    return Notes(
+        actor_hash=actor_hash,
+        device=device,
+        epoch=state.epoch,
+        places=places,
+        placement=placement,
+        target=target,
+    )
+
+
+def encode(notes: Notes) -> bytes:
+    """As JSON, which an operator can read."""
+    return msgspec.json.encode(notes)
+
+
+def decode(content: bytes, actor_hash: str) -> Notes | None:
+    """Notes of a service with the same actors; None for any others."""
+    try:
+        notes = msgspec.json.decode(content, type=Notes)
+    except msgspec.MsgspecError:
+        return None
+    return notes if notes.actor_hash == actor_hash else None
+
+
+def places_of(notes: Notes) -> dict[ActorKey, Place]:
+    """What is known of each place before it was looked at."""
+    return {
+        place.key: Place(incarnation=place.incarnation, restarts=place.restarts) for place in notes.places
+    }
+
+
+def _identity(pulse: Pulse | None) -> Pulse | None:
+    """Which process it is, without how far it is, which would be news every moment."""
+    if pulse is None:
+        return None
+    return msgspec.structs.replace(pulse, progress=Progress(state="starting", bytes_done=0, bytes_total=0))

@@ -1,0 +1,298 @@
+"""What an operator can ask for on a running service: scale, rebalance, restart; one at a time, none loses a request.
+
+An operation that cannot be finished leaves the placement as it was. One that a supervisor's death cut short is taken up
+again by the next supervisor where it had a target, and is otherwise over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from actors.settings import DenseSettings, ExpertSettings
+from cluster.config import NUM_EXPERTS, ClusterConfig
+from cluster.membership import ActorKey, Added, Removed
+from cluster.placement import Holder, Placement, gain, place, slot_counts
+from cluster.rebalancing import Hysteresis
+from cluster.remote import UNANSWERED, OperationError
+from cluster.roster import Roster, Seat, key_of
+from cluster.slots import Slots
+from cluster.view import OperationView
+from cluster.watching import CALL_SECONDS
+
+logger = logging.getLogger(__name__)
+
+_CREATE_SECONDS = 180.0
+_SWITCH_CALLS = 2
+"""Rounds that a switch may take: one that was under way and one more."""
+_LEAVING_SECONDS = 10.0
+"""How long sequences may take to finish on a dense actor that is about to be restarted, before they move."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Means:
+    """What operations need of the supervisor."""
+
+    plan: Callable[[int], Awaitable[list[DenseSettings | ExpertSettings]]]
+    """Settings of all actors, for so many expert actors."""
+    give_back: Callable[[DenseSettings | ExpertSettings], Awaitable[None]]
+    """Frees the place of an actor that was removed."""
+    watch: Callable[[ActorKey], None]
+    """Begins to create and follow a place."""
+    unwatch: Callable[[ActorKey], None]
+    """Ends that."""
+    loads: Callable[[], list[list[float]] | None]
+    """Rows of the last minutes, [layer][expert]."""
+
+
+class Operations:
+    """The operation under way, if any."""
+
+    def __init__(self, config: ClusterConfig, roster: Roster, slots: Slots, means: Means) -> None:
+        self._config, self._roster, self._slots, self._means = config, roster, slots, means
+        self._current: OperationView | None = None
+
+    @property
+    def current(self) -> OperationView | None:
+        """What is under way."""
+        if self._current is not None and self._slots.target is not None:
+            done, total = self._slots.count_moves()
+            return OperationView(name=self._current.name, step="loading experts", done=done, total=total)
+        return self._current
+
+    async def place_first(self) -> None:
+        """The placement that the service begins with, once it is known which node each actor is on."""
+        experts = self._roster.keys("expert")
+        if not experts:
+            return
+        if self._config.expert_replicas > 1 or self._config.redundant_slots:
+            await self._roster.until(lambda: self._are_seen(experts), _CREATE_SECONDS)
+        self._slots.set_first(place(self._holders(len(experts)), None, None, self._config.expert_replicas))
+
+    async def scale(self, expert_actors: int) -> None:
+        """Have so many expert actors. Raises ValueError, OperationError."""
+        self._check_number(expert_actors)
+        async with self._alone("scale"):
+            present = len(self._roster.keys("expert"))
+            if expert_actors > present:
+                await self._add_actors(expert_actors)
+            await self._move(await self._choose(expert_actors))
+
+    async def rebalance(self) -> None:
+        """Place experts by the load of the last minutes. Raises ValueError, OperationError."""
+        if not self._roster.keys("expert"):
+            raise ValueError("exchange is 'local', which has no expert actors to rebalance")
+        async with self._alone("rebalance"):
+            await self._move(await self._choose(len(self._roster.keys("expert"))))
+
+    async def restart(self) -> None:
+        """Replace all processes of expert and dense actors, one after the other. Raises OperationError.
+
+        An expert actor that is the only holder of an expert pauses what needs it until it is back: another copy for that
+        time would need memory that nobody has set aside. With two replicas nobody waits.
+        """
+        async with self._alone("restart"):
+            keys = [*self._roster.keys("expert"), *self._roster.keys("dense")]
+            for done, key in enumerate(keys):
+                self._current = OperationView(
+                    name="restart", step=f"restarting {key}", done=done, total=len(keys)
+                )
+                await self._restart(key)
+
+    async def resume(self) -> None:
+        """Finish what a supervisor that died had begun."""
+        target = self._slots.target
+        if target is None and not self._unplaced():
+            return
+        try:
+            async with self._alone("resume"):
+                await self._move(target or self._slots.placement)
+        except OperationError as error:
+            logger.error("%s", error)
+
+    async def tidy(self) -> None:
+        """Remove actors that an operation could not wait for any longer, for as long as the supervisor lives."""
+        while True:
+            await asyncio.sleep(_TIDY_SECONDS)
+            if self._current is None:
+                await self._remove_unplaced()
+
+    async def rebalance_when_worth_it(self) -> None:
+        """Rebalance by itself, for as long as the supervisor lives."""
+        interval = self._config.rebalance_interval_seconds
+        if interval == 0 or not self._roster.keys("expert"):
+            return
+        watch = Hysteresis(threshold=self._config.rebalance_threshold, interval_seconds=interval)
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(min(10.0, interval / 4))
+            present, loads = self._slots.placement, self._means.loads()
+            if present is None or loads is None or self._current is not None:
+                continue
+            other = await self._choose(len(present.slots))
+            watch, is_time = watch.watch(gain(loads, present, other), loop.time())
+            if is_time:
+                try:
+                    await self.rebalance()
+                except (ValueError, OperationError) as error:
+                    logger.error("cannot rebalance: %s", error)
+
+    async def _move(self, target: Placement | None) -> None:
+        """Prepare, switch, and remove actors that have nothing left; or leave everything as it was."""
+        try:
+            if target is not None and target != self._slots.placement:
+                await self._slots.prepare(target, self._config.load_deadline_seconds)
+                await self._slots.commit(
+                    _SWITCH_CALLS * (self._config.connect_deadline_seconds + CALL_SECONDS)
+                )
+        finally:
+            await self._remove_unplaced()
+
+    async def _add_actors(self, num_experts: int) -> None:
+        """More actors, each of which has given a sign of life. Raises OperationError, with none of them left."""
+        self._say("creating actors")
+        try:
+            planned = await self._means.plan(num_experts)
+        except Exception as error:
+            raise OperationError("scale", str(error)) from error
+        new = [settings for settings in planned if key_of(settings) not in self._roster.seats]
+        for settings in new:
+            key = key_of(settings)
+            self._roster.seats[key] = Seat(settings)
+            self._roster.post(Added(key))
+            self._means.watch(key)
+        keys = [key_of(settings) for settings in new]
+        try:
+            if not await self._roster.until(lambda: self._are_seen(keys), _CREATE_SECONDS):
+                missing = ", ".join(str(key) for key in keys if not self._are_seen([key]))
+                raise OperationError("scale", f"{missing} did not start within {_CREATE_SECONDS:g} seconds")
+        except BaseException:
+            await self._remove_unplaced()
+            raise
+
+    async def _remove_unplaced(self) -> None:
+        """Expert actors that neither placement gives anything, once nobody uses them."""
+        if not self._roster.state.is_switched:
+            return
+        for key in self._unplaced():
+            seat = self._roster.seats.pop(key)
+            self._means.unwatch(key)
+            self._roster.post(Removed(key))
+            try:
+                if seat.actor is not None:
+                    await seat.actor.stop(2.0)
+            except UNANSWERED as error:
+                logger.warning("%s does not stop by itself: %r", key, error)
+            try:
+                if seat.actor is not None:
+                    await seat.actor.remove()
+                await self._means.give_back(seat.settings)
+            except UNANSWERED as error:
+                logger.error("%s is not removed: %r", key, error)
+
+    async def _restart(self, key: ActorKey) -> None:
+        seat, before = self._roster.seats[key], self._roster.state.places[key].incarnation
+        await self._wait_until_whole(key)
+        if key.kind == "dense" and len(self._roster.keys("dense")) > 1:
+            await self._empty(seat)
+        seat.is_leaving = False
+        try:
+            if seat.actor is None or seat.pulse is None or before is None:
+                raise OperationError("restart", f"{key} is not there")
+            await seat.actor.replace(seat.pulse, CALL_SECONDS)
+        except UNANSWERED as error:
+            raise OperationError("restart", f"{key} cannot be ended: {error}") from error
+
+        def is_back() -> bool:
+            place = self._roster.state.places[key]
+            return place.phase == "joined" and place.incarnation != before
+
+        seconds = self._config.load_deadline_seconds
+        if not await self._roster.until(is_back, seconds):
+            raise OperationError("restart", f"{key} is not back after {seconds:g} seconds")
+
+    async def _wait_until_whole(self, key: ActorKey) -> None:
+        """Nobody is taken away while another one is missing."""
+
+        def is_whole() -> bool:
+            state = self._roster.state
+            return not state.is_round_open and all(
+                place.phase == "joined" for other, place in state.places.items() if other != key
+            )
+
+        seconds = self._config.load_deadline_seconds
+        if not await self._roster.until(is_whole, seconds):
+            raise OperationError("restart", f"other actors than {key} are missing for {seconds:g} seconds")
+
+    async def _empty(self, seat: Seat) -> None:
+        """Let ingress replicas send new sequences elsewhere, and short ones finish."""
+        seat.is_leaving = True
+        self._roster.notify()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _LEAVING_SECONDS
+        while loop.time() < end and not is_idle(seat):
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                if seat.actor is not None:
+                    seat.report = await seat.actor.report(CALL_SECONDS)
+            except UNANSWERED:
+                return
+
+    async def _choose(self, num_experts: int) -> Placement:
+        holders, loads, present = self._holders(num_experts), self._means.loads(), self._slots.placement
+        return await asyncio.to_thread(place, holders, loads, present, self._config.expert_replicas)
+
+    def _holders(self, num_experts: int) -> list[Holder]:
+        counts = slot_counts(num_experts, self._config.expert_replicas, self._config.redundant_slots)
+        holders = []
+        for index, num_slots in enumerate(counts):
+            pulse = self._roster.seats[ActorKey("expert", index)].pulse
+            holders.append(
+                Holder(index=index, node=pulse.node_ip if pulse is not None else "", num_slots=num_slots)
+            )
+        return holders
+
+    def _unplaced(self) -> list[ActorKey]:
+        if self._slots.placement is None:
+            return []
+        return [key for key in self._roster.keys("expert") if not self._slots.wanted(key.index)]
+
+    def _are_seen(self, keys: list[ActorKey]) -> bool:
+        return all(self._roster.state.places[key].phase not in ("unseen", "absent") for key in keys)
+
+    def _check_number(self, expert_actors: int) -> None:
+        least = self._config.expert_replicas
+        if not self._roster.keys("expert"):
+            raise ValueError("exchange is 'local', which has no expert actors to scale")
+        if not least <= expert_actors <= NUM_EXPERTS:
+            raise ValueError(f"expert_actors is {expert_actors}, expected {least} to {NUM_EXPERTS}")
+
+    def _say(self, step: str) -> None:
+        assert self._current is not None
+        self._current = OperationView(name=self._current.name, step=step)
+
+    @asynccontextmanager
+    async def _alone(self, name: str) -> AsyncIterator[None]:
+        if self._current is not None:
+            raise OperationError(name, f"{self._current.name} is under way: wait until it is done")
+        if self._roster.keys("expert") and self._slots.placement is None:
+            raise OperationError(name, "the service is starting")
+        self._current = OperationView(name=name, step="beginning")
+        try:
+            yield
+        finally:
+            self._current = None
+            self._roster.notify()
+
+
+def is_idle(seat: Seat) -> bool:
+    """Whether a dense actor has nothing to do."""
+    report = seat.report
+    return report is not None and report.detail.get("running") == report.detail.get("waiting") == 0
+
+
+_LOOK_SECONDS = 0.2
+_TIDY_SECONDS = 5.0

@@ -1,0 +1,342 @@
+"""Dense and expert actors as Ray actors: create, call with deadlines, watch and kill them.
+
+    placement group "phimoe"            one bundle per actor of the config, spread over the nodes
+    placement group "phimoe-expert-E"   one bundle, for an actor that was added later
+    phimoe-dense-D                      HostedActor with a DenseActor
+    phimoe-expert-E                     HostedActor with an ExpertActor
+
+All of them are detached, named and restarted without limit. A bundle of the first group stays reserved for its actor when
+that is removed. Calls that need the head (GCS) run in threads: they block while it is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.experimental import internal_kv
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from actors.errors import ActorError
+from actors.messages import ActorReport, Membership
+from actors.settings import DenseSettings, ExpertSettings
+from cluster.config import ClusterConfig
+from cluster.environment import NAMESPACE, limit_threads
+from cluster.hosting import CPUS_PER_ACTOR, Fleet, bundle, plan_actors
+from cluster.process import kill_process, process_start
+from cluster.remote import ActorDeadError, ActorLostError
+from cluster.roster import actor_name, key_of
+from cluster.view import Pulse
+from cluster.waiting import within
+
+GROUP_NAME = "phimoe"
+
+_NOTES_KEY = "notes"
+_CALLS_AT_ONCE = 32
+"""Threads of a hosted actor that answer calls: joins of several epochs may be waiting while pulses go on."""
+_HEAD_SECONDS = 30.0
+"""Longest wait for an answer of Ray's head, which may be restarting."""
+_GROUP_SECONDS = 60.0
+
+T = TypeVar("T")
+
+
+class HostedActor:
+    """The process of one dense or expert actor: what Ray creates around the plain class."""
+
+    def __init__(self, settings: DenseSettings | ExpertSettings) -> None:
+        limit_threads(settings.num_threads)
+        self._incarnation = uuid.uuid4().hex
+        self._node_id, self._node_ip = this_node()
+        self._started = process_start(os.getpid()) or ""
+        self._end = threading.Event()
+        settings = replace(settings, node_ip=self._node_ip)
+        # Imported here: only these processes load torch, and each only its own half.
+        if isinstance(settings, DenseSettings):
+            from actors.dense.actor import DenseActor
+
+            self._actor: Any = DenseActor(settings)
+        else:
+            from actors.expert.actor import ExpertActor
+
+            self._actor = ExpertActor(settings)
+
+    def pulse(self) -> Pulse:
+        """Who is there and how far it is."""
+        return Pulse(
+            incarnation=self._incarnation,
+            pid=os.getpid(),
+            node_ip=self._node_ip,
+            progress=self._actor.progress(),
+            node_id=self._node_id,
+            started=self._started,
+        )
+
+    def start_loading(self, experts: tuple[int, ...] | None) -> None:
+        """Begin to load what the settings say, or these experts; returns at once."""
+        if experts is None:
+            self._actor.start_loading()
+        else:
+            self._actor.start_loading(experts)
+
+    def hold(self, experts: tuple[int, ...]) -> None:
+        """Begin to load these experts in addition; returns at once. Only an expert actor holds any."""
+        self._actor.hold(experts)
+
+    def drop(self, experts: tuple[int, ...]) -> None:
+        """Forget these experts."""
+        self._actor.drop(experts)
+
+    def listen(self) -> tuple[str, int, str, int]:
+        """Front host and port, store host and port. Only a dense actor listens."""
+        host, port, store_host, store_port = self._actor.listen()
+        return host, port, store_host, store_port
+
+    def join(self, members: Membership) -> None:
+        """Enter an epoch; blocks until its links are up."""
+        self._actor.join(members)
+
+    def report(self) -> ActorReport:
+        """What the actor says of itself."""
+        report: ActorReport = self._actor.report()
+        return report
+
+    def wait_for_end(self) -> None:
+        """Blocks for as long as the process lives; its death ends the call with an error at the caller."""
+        self._end.wait()
+
+    def stop(self) -> None:
+        """Close links and sockets; the process stays until it is removed."""
+        self._end.set()
+        self._actor.stop()
+
+
+class RayActor:
+    """A HostedActor as the supervisor sees it: `remote.RemoteActor` over Ray."""
+
+    def __init__(self, handle: Any, name: str, node_id: str) -> None:
+        self._handle, self._name, self._node_id = handle, name, node_id
+        self._pulse: Pulse | None = None
+
+    async def pulse(self, deadline_seconds: float) -> Pulse:
+        pulse: Pulse = await self._answer(self._handle.pulse.remote(), deadline_seconds)
+        self._pulse = pulse
+        return pulse
+
+    async def start_loading(self, experts: tuple[int, ...] | None, deadline_seconds: float) -> None:
+        await self._answer(self._handle.start_loading.remote(experts), deadline_seconds)
+
+    async def hold(self, experts: tuple[int, ...], deadline_seconds: float) -> None:
+        await self._answer(self._handle.hold.remote(experts), deadline_seconds)
+
+    async def drop(self, experts: tuple[int, ...], deadline_seconds: float) -> None:
+        await self._answer(self._handle.drop.remote(experts), deadline_seconds)
+
+    async def listen(self, deadline_seconds: float) -> tuple[str, int, str, int]:
+        return await self._answer(self._handle.listen.remote(), deadline_seconds)
+
+    async def join(self, members: Membership, deadline_seconds: float) -> None:
+        await self._answer(self._handle.join.remote(members), deadline_seconds)
+
+    async def report(self, deadline_seconds: float) -> ActorReport:
+        return await self._answer(self._handle.report.remote(), deadline_seconds)
+
+    async def wait_for_end(self) -> None:
+        await self._answer(self._handle.wait_for_end.remote(), None)
+
+    async def stop(self, deadline_seconds: float) -> None:
+        await self._answer(self._handle.stop.remote(), deadline_seconds)
+
+    async def replace(self, pulse: Pulse | None, deadline_seconds: float) -> None:
+        """By a signal, on the process's own node: Ray's kill waits for an answer of the process itself."""
+        if pulse is None:
+            await _in_thread(lambda: ray.kill(self._handle, no_restart=False), deadline_seconds)
+        elif pulse.node_id == self._node_id:
+            kill_process(pulse.pid, pulse.started)
+        else:
+            where = NodeAffinitySchedulingStrategy(pulse.node_id, soft=False)
+            task: Any = ray.remote(kill_process).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
+            reference = task.remote(pulse.pid, pulse.started)
+            try:
+                await self._answer(reference, deadline_seconds)
+            except asyncio.TimeoutError:
+                # It must not hit later, when the node can be reached again and all is well.
+                ray.cancel(reference, force=True)
+                raise
+
+    async def remove(self) -> None:
+        ray.kill(self._handle, no_restart=True)
+        if self._pulse is not None and self._pulse.node_id == self._node_id:
+            kill_process(self._pulse.pid, self._pulse.started)
+
+    async def _answer(self, reference: Awaitable[T], deadline_seconds: float | None) -> T:
+        """The call's result. Raises ActorLostError, TimeoutError, or the actor's own ActorError."""
+        try:
+            return await within(deadline_seconds, as_future(reference))
+        except RayTaskError as error:
+            cause = error.cause
+            raise (
+                cause if isinstance(cause, ActorError) else ActorLostError(self._name, str(cause))
+            ) from error
+        except ActorDiedError as error:
+            raise ActorDeadError(self._name, str(error)) from error
+        except RayError as error:
+            raise ActorLostError(self._name, str(error)) from error
+
+
+class RayPool:
+    """The machines of one Ray cluster: `remote.ActorPool` over Ray. Lives in the supervisor's process."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, int] = {}
+        """Actors that have a bundle of the first group, and which."""
+        self._bundles: dict[str, dict[str, float]] = {}
+        self._gpus_per_actor = 0.0
+        self._node_id, _ = this_node()
+
+    async def plan(
+        self, config: ClusterConfig, token: str, num_experts: int, device: str | None
+    ) -> list[DenseSettings | ExpertSettings]:
+        """Choose device and threads for the nodes that are alive, and reserve places for the actors of the config."""
+        fleet = await _in_thread(_fleet, _HEAD_SECONDS)
+        settings = plan_actors(config, token, fleet, num_experts, device)
+        self._gpus_per_actor = config.gpus_per_actor if settings[0].device == "cuda" else 0.0
+        first = plan_actors(config, token, fleet, config.num_expert_actors, settings[0].device)
+        self._first = {actor_name(key_of(item)): index for index, item in enumerate(first)}
+        self._bundles = {
+            actor_name(key_of(item)): bundle(item, config.gpus_per_actor, fleet)
+            for item in (*first, *settings)
+        }
+        await self._find_or_create_group(GROUP_NAME, [self._bundles[name] for name in self._first])
+        return settings
+
+    async def find_or_create(self, settings: DenseSettings | ExpertSettings) -> RayActor:
+        """The actor of that name, which may be there from before the supervisor's last restart."""
+        name = actor_name(key_of(settings))
+        if name in self._first:
+            group, index = await _in_thread(lambda: _find_group(GROUP_NAME), _HEAD_SECONDS), self._first[name]
+        else:
+            group, index = await self._find_or_create_group(name, [self._bundles[name]]), 0
+        if group is None:
+            raise ActorLostError(name, f"placement group {GROUP_NAME} is gone")
+        options = {
+            "name": name,
+            "namespace": NAMESPACE,
+            "get_if_exists": True,
+            "lifetime": "detached",
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            "max_concurrency": _CALLS_AT_ONCE,
+            "num_cpus": CPUS_PER_ACTOR,
+            "num_gpus": self._gpus_per_actor,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                placement_group=group, placement_group_bundle_index=index
+            ),
+        }
+        try:
+            handle = await _in_thread(
+                lambda: ray.remote(HostedActor).options(**options).remote(settings), _HEAD_SECONDS
+            )
+        except ValueError as error:
+            # The name is taken by an actor that is just being removed.
+            raise ActorLostError(name, str(error)) from error
+        return RayActor(handle, name, self._node_id)
+
+    async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
+        """The first group stays whole: its bundle waits for the actor to be added again."""
+        name = actor_name(key_of(settings))
+        if name not in self._first:
+            await _in_thread(lambda: _remove_groups(name), _HEAD_SECONDS)
+
+    async def release(self) -> None:
+        """Give the reserved places back, and forget the notes."""
+        await _in_thread(lambda: _remove_groups(GROUP_NAME, is_prefix=True), _HEAD_SECONDS)
+        await _in_thread(lambda: internal_kv._internal_kv_del(_NOTES_KEY, namespace=NAMESPACE), _HEAD_SECONDS)
+
+    async def save(self, notes: bytes) -> None:
+        """In the head's key-value store: it outlives every actor, and a restart of a head that keeps its state."""
+        await _in_thread(
+            lambda: internal_kv._internal_kv_put(_NOTES_KEY, notes, overwrite=True, namespace=NAMESPACE),
+            _HEAD_SECONDS,
+        )
+
+    async def load(self) -> bytes | None:
+        """What was saved last."""
+        found: bytes | None = await _in_thread(
+            lambda: internal_kv._internal_kv_get(_NOTES_KEY, namespace=NAMESPACE), _HEAD_SECONDS
+        )
+        return found
+
+    async def _find_or_create_group(self, name: str, bundles: list[dict[str, float]]) -> Any:
+        found = await _in_thread(lambda: _find_group(name), _HEAD_SECONDS)
+        if found is not None:
+            return found
+        group = await _in_thread(
+            lambda: placement_group(bundles, strategy="SPREAD", name=name, lifetime="detached"), _HEAD_SECONDS
+        )
+        try:
+            await within(_GROUP_SECONDS, as_future(group.ready()))
+        except asyncio.TimeoutError:
+            remove_placement_group(group)
+            raise ActorLostError(name, f"the cluster has no room for {bundles}") from None
+        return group
+
+
+def this_node() -> tuple[str, str]:
+    """Ray's id of this node, and the address by which Ray knows it; a host may have several."""
+    node_id = ray.get_runtime_context().get_node_id()
+    described: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return node_id, next(str(node["NodeManagerAddress"]) for node in described if node["NodeID"] == node_id)
+
+
+def as_future(reference: Any) -> asyncio.Future[Any]:
+    """An ObjectRef as a future of the running loop."""
+    return asyncio.wrap_future(reference.future())
+
+
+async def _in_thread(call: Callable[[], T], deadline_seconds: float) -> T:
+    """A blocking call of Ray. Raises ActorLostError where Ray's head does not do it."""
+    try:
+        return await within(deadline_seconds, asyncio.to_thread(call))
+    except RayError as error:
+        raise ActorLostError("the head of the Ray cluster", str(error)) from error
+
+
+def _fleet() -> Fleet:
+    described: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in described if node["Alive"]]
+    cores = [int(resources["CPU"]) for resources in nodes if resources.get("CPU", 0) >= 1]
+    gpus = sum(resources.get("GPU", 0.0) for resources in nodes)
+    return Fleet(
+        num_nodes=max(1, len(cores)),
+        cores_per_node=min(cores, default=1),
+        num_gpus=gpus,
+        labels=frozenset(name for resources in nodes for name in resources),
+    )
+
+
+def _find_group(name: str) -> Any:
+    with contextlib.suppress(ValueError):
+        return ray.util.get_placement_group(name)
+    return None
+
+
+def _remove_groups(name: str, *, is_prefix: bool = False) -> None:
+    """The group of that name, or all whose names begin with it."""
+    table: dict[str, dict[str, Any]] = placement_group_table()
+    for item in table.values():
+        if item["state"] != "REMOVED" and (
+            item["name"] == name or (is_prefix and item["name"].startswith(name))
+        ):
+            group = _find_group(item["name"])
+            if group is not None:
+                remove_placement_group(group)

@@ -1,0 +1,106 @@
+"""What the supervisor knows of its actors: their membership, and of each place the process and its last words."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from actors.messages import ActorReport
+from actors.settings import DenseSettings, ExpertSettings
+from cluster import membership
+from cluster.membership import ActorKey
+from cluster.remote import RemoteActor
+from cluster.view import Pulse
+from cluster.waiting import within
+
+
+class Seat:
+    """One place, beside what membership knows of it."""
+
+    def __init__(self, settings: DenseSettings | ExpertSettings, pulse: Pulse | None = None) -> None:
+        self.settings = settings
+        self.actor: RemoteActor | None = None
+        self.pulse = pulse
+        """Last sign of life; of a process before the supervisor's own start where it was noted."""
+        self.report: ActorReport | None = None
+        self.listening: tuple[str, str, int, str, int] | None = None
+        """Incarnation, then what listen() answered."""
+        self.asked: tuple[str | None, tuple[int, ...]] | None = None
+        """Incarnation, and the experts that it was asked to hold last."""
+        self.is_leaving = False
+        """Whether it is about to be restarted."""
+        self.suspicion = asyncio.Event()
+        """Set when a peer misses its answers."""
+
+
+class Roster:
+    """All places. Lives in one event loop."""
+
+    def __init__(self, decide: Callable[[membership.Decision], None]) -> None:
+        self.state = membership.first({}, {})
+        self.seats: dict[ActorKey, Seat] = {}
+        self.failure: str | None = None
+        """Why the service will not become ready without help."""
+        self._decide = decide
+        self._changed = asyncio.Event()
+
+    def begin(self, state: membership.Membership, seats: Mapping[ActorKey, Seat]) -> None:
+        """Start with these places."""
+        self.state, self.seats = state, dict(seats)
+        self.notify()
+
+    def post(self, event: membership.Event) -> None:
+        """Take in what happened, and have done what membership decides."""
+        before = self.state
+        self.state, decisions = membership.advance(self.state, event)
+        for decision in decisions:
+            self._decide(decision)
+        if self.state != before:
+            self.notify()
+
+    def notify(self) -> None:
+        """Let everybody who waits look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def change(self, seconds: float) -> None:
+        """Return after the next change, or after so many seconds."""
+        try:
+            await within(seconds, self._changed.wait())
+        except asyncio.TimeoutError:
+            return
+
+    async def until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Whether the condition came true in time."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while not condition():
+            left = end - loop.time()
+            if left <= 0:
+                return False
+            await self.change(min(left, _LOOK_SECONDS))
+        return True
+
+    def keys(self, kind: membership.Kind) -> list[ActorKey]:
+        """All places of a kind, by index."""
+        return sorted(key for key in self.seats if key.kind == kind)
+
+    def held(self, key: ActorKey) -> frozenset[int]:
+        """The experts that an expert actor that is up holds, as it said last."""
+        report = self.seats[key].report
+        is_up = key in self.state.places and self.state.places[key].is_up
+        return frozenset(report.experts) if report is not None and is_up else frozenset()
+
+
+def key_of(settings: DenseSettings | ExpertSettings) -> ActorKey:
+    """The place that an actor with these settings fills."""
+    return ActorKey("dense" if isinstance(settings, DenseSettings) else "expert", settings.index)
+
+
+def actor_name(key: ActorKey) -> str:
+    """The actor's name in Ray and in every view."""
+    return f"phimoe-{key}"
+
+
+_LOOK_SECONDS = 0.2
+"""Reports come without a change of membership, so conditions are looked at that often at least."""

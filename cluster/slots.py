@@ -1,0 +1,131 @@
+"""Brings what expert actors hold in line with the placement, without a pause for anybody.
+
+    target set -> hold on the new holders, in the background -> all held: a round with the new table -> every dense actor
+    has switched: drop on the old ones
+
+An actor that dies on the way loads what it needs for both, the present placement and the target, when it comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from cluster.membership import ActorKey, Tabled
+from cluster.placement import Placement, num_moves
+from cluster.remote import UNANSWERED, OperationError
+from cluster.roster import Roster, Seat
+from cluster.watching import CALL_SECONDS
+
+logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.2
+_IDLE_SECONDS = 1.0
+
+
+class Slots:
+    """The placement in force, and the one that is to follow."""
+
+    def __init__(self, roster: Roster, save: Callable[[], Awaitable[None]]) -> None:
+        self._roster, self._save = roster, save
+        self.placement: Placement | None = None
+        self.target: Placement | None = None
+
+    def wanted(self, index: int) -> tuple[int, ...]:
+        """What an expert actor is to hold now, ascending."""
+        both = [placement for placement in (self.placement, self.target) if placement is not None]
+        return tuple(sorted({expert for placement in both for expert in placement.slots.get(index, ())}))
+
+    def set_first(self, placement: Placement) -> None:
+        """The service begins with this one."""
+        self.placement = placement
+        self._roster.post(Tabled(placement.slots))
+
+    def count_moves(self) -> tuple[int, int]:
+        """Experts of the target that their new holders hold already, and all that had to move."""
+        if self.target is None or self.placement is None:
+            return 0, 0
+        missing = sum(len(self._missing(key)) for key in self._roster.keys("expert"))
+        total = num_moves(self.placement.slots, self.target.slots)
+        return max(0, total - missing), total
+
+    async def prepare(self, target: Placement, deadline_seconds: float) -> None:
+        """Have everybody hold what the target says. Raises OperationError, with the target given up."""
+        self.target = target
+        for key in self._roster.keys("expert"):
+            self._roster.seats[key].asked = None
+        try:
+            await self._save()
+            loop = asyncio.get_running_loop()
+            end = loop.time() + deadline_seconds
+            while any(self._missing(key) for key in self._roster.keys("expert")):
+                for key in self._roster.keys("expert"):
+                    self._raise_if_failed(key)
+                if loop.time() > end:
+                    raise OperationError("placement", f"not loaded after {deadline_seconds:g} seconds")
+                await self._roster.change(_LOOK_SECONDS)
+        except BaseException:
+            self.target = None
+            raise
+
+    async def commit(self, deadline_seconds: float) -> None:
+        """Put the target in force. Raises OperationError where not all dense actors have switched in time.
+
+        Then the target is in force all the same, and what it does not need is dropped once they have.
+        """
+        assert self.target is not None
+        self.placement, self.target = self.target, None
+        await self._save()
+        self._roster.post(Tabled(self.placement.slots))
+        if not await self._roster.until(lambda: self._roster.state.is_switched, deadline_seconds):
+            raise OperationError("placement", f"not in use everywhere after {deadline_seconds:g} seconds")
+
+    async def run(self) -> None:
+        """Hold and drop, for as long as the supervisor lives."""
+        while True:
+            keys = self._roster.keys("expert")
+            aligned = await asyncio.gather(*(self._align(key, self._roster.seats[key]) for key in keys))
+            await asyncio.sleep(_LOOK_SECONDS)
+            if self.target is None and not any(aligned):
+                await self._roster.change(_IDLE_SECONDS)
+
+    async def _align(self, key: ActorKey, seat: Seat) -> bool:
+        """Whether the actor holds too much or too little, of which it was told."""
+        state = self._roster.state.places.get(key)
+        if self.placement is None or state is None or not state.is_up or seat.actor is None:
+            return False
+        target, missing, spare = self.target, self._missing(key), self._spare(key)
+        if not missing and not spare:
+            seat.asked = None
+            return False
+        try:
+            if missing and seat.asked != (state.incarnation, missing):
+                await seat.actor.hold(missing, CALL_SECONDS)
+            if spare and self.target is None and self._roster.state.is_switched:
+                await seat.actor.drop(spare, CALL_SECONDS)
+            seat.report = await seat.actor.report(CALL_SECONDS)
+            seat.pulse = await seat.actor.pulse(CALL_SECONDS)
+            if self.target is target:
+                # What the pulse says is about what was asked for.
+                seat.asked = (state.incarnation, missing)
+        except UNANSWERED as error:
+            logger.warning("%s: %s", key, error)
+        self._roster.notify()
+        return True
+
+    def _missing(self, key: ActorKey) -> tuple[int, ...]:
+        return tuple(sorted(set(self.wanted(key.index)) - self._roster.held(key)))
+
+    def _spare(self, key: ActorKey) -> tuple[int, ...]:
+        return tuple(sorted(self._roster.held(key) - set(self.wanted(key.index))))
+
+    def _raise_if_failed(self, key: ActorKey) -> None:
+        """An actor that cannot load what it was asked for will not be able to do so later."""
+        seat, place = self._roster.seats[key], self._roster.state.places[key]
+        pulse = seat.pulse
+        if place.phase == "failed":
+            raise OperationError("placement", f"{key} cannot load: {place.error}")
+        was_asked = seat.asked is not None and seat.asked[0] == place.incarnation
+        if was_asked and self._missing(key) and pulse is not None and pulse.progress.state == "failed":
+            raise OperationError("placement", f"{key} cannot load: {pulse.progress.error}")

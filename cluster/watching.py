@@ -1,0 +1,232 @@
+"""Follows every place through all processes that fill it: creates, looks for signs of life, ends what hangs.
+
+    find or create -> first pulse: Created -> pulses and reports: Loaded, Unlinked, Steady -> Died -> from the start
+
+An actor that gives no sign of life for `hung_after_seconds`, or half of that once a peer misses its answers, is Silent at
+once and killed. While it loads it has longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from actors.messages import ActorReport, Progress
+from cluster.config import ClusterConfig
+from cluster.membership import (
+    ActorKey,
+    Created,
+    Died,
+    EpochSeen,
+    Heard,
+    Loaded,
+    LoadFailed,
+    Missing,
+    Silent,
+    Steady,
+    Unlinked,
+)
+from cluster.remote import UNANSWERED, ActorDeadError, ActorPool, RemoteActor
+from cluster.roster import Roster, Seat, actor_name
+from cluster.view import Pulse
+from cluster.waiting import within
+
+logger = logging.getLogger(__name__)
+
+CALL_SECONDS = 10.0
+"""Longest wait for a call that an actor answers from memory."""
+_START_SECONDS = 120.0
+"""Longest time from a process's beginning to its first sign of life."""
+_LOADING_SECONDS = 30.0
+"""An actor that loads may keep silent for so long."""
+_SHORT_PAUSE_SECONDS = 0.1
+_PAUSE_SECONDS = 0.5
+_REPORT_PAUSE_SECONDS = 1.0
+_GRACE_SECONDS = 0.25
+"""For answers that are there but could not be read yet, because this process itself was held up."""
+_RECREATE_SECONDS = 0.1
+
+
+class Watcher:
+    """`keep` runs for each place for as long as there is one."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        roster: Roster,
+        pool: ActorPool,
+        on_dense_report: Callable[[str, ActorReport], None],
+    ) -> None:
+        self._config, self._roster, self._pool = config, roster, pool
+        self._on_dense_report = on_dense_report
+
+    async def keep(self, key: ActorKey) -> None:
+        """Follow one place; ends only when it is cancelled."""
+        seat = self._roster.seats[key]
+        while True:
+            pulse = await self._first_pulse(key, seat)
+            if pulse is None:
+                await asyncio.sleep(_RECREATE_SECONDS)
+                continue
+            actor, seat.pulse = seat.actor, pulse
+            assert actor is not None
+            await self._introduce(key, seat, actor, pulse)
+            await self._follow(key, seat, actor, pulse.incarnation)
+            logger.warning("%s is lost", key)
+            seat.report = None
+            self._roster.post(Died(key, pulse.incarnation))
+
+    async def _first_pulse(self, key: ActorKey, seat: Seat) -> Pulse | None:
+        """Find or create the actor and wait until its process answers; None where it does not."""
+        # A process that was noted as running has had its time to start.
+        is_known = seat.pulse is not None and self._roster.state.places[key].phase == "unseen"
+        try:
+            if seat.actor is None:
+                seat.actor = await self._pool.find_or_create(seat.settings)
+            pulse = await seat.actor.pulse(self._config.hung_after_seconds if is_known else _START_SECONDS)
+        except UNANSWERED as error:
+            is_silent = isinstance(error, asyncio.TimeoutError)
+            if self._roster.state.places[key].restarts == 0 and not is_silent:
+                self._roster.failure = f"{actor_name(key)}: {error}"
+            logger.warning("%s does not answer: %r", key, error)
+            if seat.actor is not None and is_silent:
+                await self._kill(key, seat.actor, seat.pulse if is_known else None)
+            self._roster.post(Missing(key))
+            if not is_silent:
+                seat.actor = None
+            return None
+        self._roster.failure = None
+        return pulse
+
+    async def _introduce(self, key: ActorKey, seat: Seat, actor: RemoteActor, pulse: Pulse) -> None:
+        is_loaded = False
+        if pulse.progress.state != "starting":
+            # It was there before this supervisor; one that has an epoch serves, even while it loads further experts.
+            with contextlib.suppress(*UNANSWERED):
+                seat.report = await actor.report(CALL_SECONDS)
+                is_loaded = seat.report.epoch >= 0
+                self._roster.post(EpochSeen(seat.report.epoch))
+        is_loaded = is_loaded or pulse.progress.state in ("loaded", "ready")
+        self._roster.post(Created(key, pulse.incarnation, is_loaded))
+
+    async def _follow(self, key: ActorKey, seat: Seat, actor: RemoteActor, incarnation: str) -> None:
+        """Watch one process until it is known to be gone."""
+        end = asyncio.create_task(_ignoring_errors(actor.wait_for_end()))
+        loop = asyncio.get_running_loop()
+        reported_at, killed_at, is_silent = loop.time(), -CALL_SECONDS, False
+        try:
+            while True:
+                await self._pause(key, seat, end, is_silent)
+                is_cut = end.done()
+                if is_cut:
+                    # The process or only the connection to it: whoever answers now shows which.
+                    self._roster.post(Silent(key, incarnation))
+                    end = asyncio.create_task(_ignoring_errors(actor.wait_for_end()))
+                try:
+                    pulse = await self._pulse(seat, actor)
+                except ActorDeadError:
+                    seat.actor = None
+                    return
+                except UNANSWERED as error:
+                    self._roster.post(Silent(key, incarnation))
+                    is_silent = True
+                    is_hung = isinstance(error, asyncio.TimeoutError) and not is_cut
+                    if is_hung and loop.time() - killed_at > CALL_SECONDS:
+                        killed_at = loop.time()
+                        logger.error("%s gives no sign of life and is killed", key)
+                        await self._kill(key, actor, seat.pulse)
+                    continue
+                if pulse.incarnation != incarnation:
+                    return
+                seat.pulse, is_silent = pulse, False
+                self._roster.post(Heard(key, incarnation))
+                phase = self._roster.state.places[key].phase
+                if phase == "loading":
+                    await self._note_loading(key, seat, actor, pulse.progress)
+                elif phase in ("loaded", "joined") and loop.time() - reported_at >= _REPORT_PAUSE_SECONDS:
+                    reported_at = loop.time()
+                    await self._take_report(key, seat, actor, incarnation)
+        finally:
+            end.cancel()
+
+    async def _pause(self, key: ActorKey, seat: Seat, end: asyncio.Task[None], is_silent: bool) -> None:
+        """Until the next look; at the end of the connection, or of a peer's patience, it comes at once."""
+        if is_silent:
+            await asyncio.sleep(_SHORT_PAUSE_SECONDS)
+            return
+        is_loading = self._roster.state.places[key].phase == "loading"
+        seconds = _SHORT_PAUSE_SECONDS if is_loading else _PAUSE_SECONDS
+        suspicion = asyncio.create_task(seat.suspicion.wait())
+        try:
+            await asyncio.wait({end, suspicion}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            suspicion.cancel()
+
+    async def _pulse(self, seat: Seat, actor: RemoteActor) -> Pulse:
+        patience = self._config.hung_after_seconds
+        if seat.suspicion.is_set():
+            seat.suspicion.clear()
+            patience /= 2
+        if seat.pulse is not None and seat.pulse.progress.state in ("starting", "loading"):
+            patience = max(patience, _LOADING_SECONDS)
+        call = asyncio.ensure_future(actor.pulse(patience + _GRACE_SECONDS))
+        try:
+            await asyncio.wait({call}, timeout=patience)
+            return await within(_GRACE_SECONDS, call)
+        finally:
+            call.cancel()
+
+    async def _note_loading(self, key: ActorKey, seat: Seat, actor: RemoteActor, progress: Progress) -> None:
+        incarnation = self._roster.state.places[key].incarnation or ""
+        if progress.state in ("loaded", "ready"):
+            with contextlib.suppress(*UNANSWERED):
+                seat.report = await actor.report(CALL_SECONDS)
+            self._roster.post(Loaded(key, incarnation))
+        elif progress.state == "failed":
+            self._roster.failure = f"{actor_name(key)}: {progress.error}"
+            self._roster.post(LoadFailed(key, incarnation, progress.error or "unknown"))
+
+    async def _take_report(self, key: ActorKey, seat: Seat, actor: RemoteActor, incarnation: str) -> None:
+        """An actor that says of itself that it is lost is called to a new round; its peers are looked at."""
+        try:
+            report = await actor.report(self._config.hung_after_seconds)
+        except UNANSWERED:
+            return
+        seat.report = report
+        for name in {*report.lost_links, *report.suspected_links}:
+            for other, peer in self._roster.seats.items():
+                if str(other) == name:
+                    peer.suspicion.set()
+        if key.kind == "dense":
+            self._on_dense_report(incarnation, report)
+        if not _is_well(report):
+            self._roster.post(Unlinked(key, incarnation, report.epoch))
+        elif self._roster.state.num_repairs and self._are_all_well():
+            self._roster.post(Steady(self._roster.state.epoch))
+
+    def _are_all_well(self) -> bool:
+        state = self._roster.state
+        reports = [self._roster.seats[key].report for key in state.called if key in self._roster.seats]
+        return not state.is_round_open and all(
+            report is not None and report.epoch == state.epoch and _is_well(report) for report in reports
+        )
+
+    async def _kill(self, key: ActorKey, actor: RemoteActor, pulse: Pulse | None) -> None:
+        try:
+            await actor.replace(pulse, CALL_SECONDS / 2)
+        except UNANSWERED as error:
+            # A node that is cut off ends nothing that it is told to; Ray's own health check decides on it.
+            logger.warning("%s cannot be killed now: %r", key, error)
+
+
+def _is_well(report: ActorReport) -> bool:
+    return report.state == "ready" and not report.lost_links
+
+
+async def _ignoring_errors(work: Coroutine[Any, Any, None]) -> None:
+    """For calls whose failure is seen by the watcher as well."""
+    with contextlib.suppress(*UNANSWERED):
+        await work

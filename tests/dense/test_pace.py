@@ -1,0 +1,67 @@
+"""How much of prompts may join a step: the promised bound on its duration, on machines of any speed."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors.dense.pace import PrefillPace
+
+
+def run_steps(
+    pace: PrefillPace, num_decodes: int, alone: float, per_token: float, count: int = 200
+) -> list[tuple[int, float]]:
+    """(prefill tokens, seconds) of steps that are as long as the machine is said to take for them."""
+    steps = []
+    for _ in range(count):
+        tokens = pace.max_prefill_tokens(num_decodes)
+        seconds = alone + per_token * tokens
+        pace.note_step(num_decodes, tokens, seconds)
+        steps.append((tokens, seconds))
+    return steps
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    alone=st.floats(1e-3, 0.5),
+    per_token=st.floats(1e-6, 1e-2),
+    num_decodes=st.integers(1, 300),
+    stretch=st.floats(1.1, 5.0),
+)
+def test_once_measured_a_step_is_not_stretched_further_than_allowed(
+    alone: float, per_token: float, num_decodes: int, stretch: float
+) -> None:
+    steps = run_steps(PrefillPace(stretch, 2048), num_decodes, alone, per_token)
+    allowed = max(alone * stretch, alone + 16 * per_token)
+    assert all(seconds <= allowed * 1.01 for _, seconds in steps)
+    room = min(2048.0, (stretch - 1) * alone / per_token)
+    assert (
+        max(tokens for tokens, _ in steps) >= min(16, 2048)
+        and max(tokens for tokens, _ in steps) >= room / 2.1
+    )
+
+
+def test_the_decoding_alone_is_measured_now_and_then() -> None:
+    steps = run_steps(PrefillPace(2.0, 2048), 8, 0.01, 1e-4)
+    without = [index for index, (tokens, _) in enumerate(steps) if tokens == 0]
+    assert without[0] == 0 and all(b - a == 33 for a, b in itertools.pairwise(without))
+
+
+def test_a_machine_that_becomes_slower_gets_smaller_prompts() -> None:
+    pace = PrefillPace(2.0, 2048)
+    fast = max(run_steps(pace, 8, 0.02, 1e-4))[0]
+    run_steps(pace, 8, 0.02, 8e-4)
+    assert max(run_steps(pace, 8, 0.02, 8e-4))[0] <= fast / 4
+
+
+def test_one_step_that_hung_does_not_open_the_door_to_long_ones() -> None:
+    pace = PrefillPace(2.0, 2048)
+    before = max(run_steps(pace, 8, 0.02, 1e-4))[0]
+    pace.note_step(8, 0, 30.0)
+    assert pace.max_prefill_tokens(8) <= 2 * before
+
+
+def test_where_nobody_decodes_prompts_take_the_whole_step() -> None:
+    assert PrefillPace(2.0, 2048).max_prefill_tokens(0) == 2048

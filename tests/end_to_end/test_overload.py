@@ -1,0 +1,131 @@
+"""Ten times the load that can be served: bounded memory and latency for who is admitted, 429 for the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import grpc
+import httpx
+import pytest
+
+from protos import serving_pb2, serving_pb2_grpc
+from tests.end_to_end.overload import capacity, overloaded, private_bytes, unloaded
+from tests.end_to_end.running import Running, serving
+
+pytestmark = pytest.mark.timeout(300)
+NUM_SEQUENCES, NUM_WAITING = 4, 16
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A service with few places."""
+    flags = ("--max-num-sequences", str(NUM_SEQUENCES), "--max-waiting-requests", str(NUM_WAITING))
+    with serving(tmp_path_factory.mktemp("overload"), "--dtype", "float32", *flags) as running:
+        yield running
+
+
+def run_overload(service: Running, seconds: float) -> None:
+    asyncio.run(capacity(service, NUM_SEQUENCES, 4.0))  # Kernels are compiled and kept by shape.
+    alone = asyncio.run(unloaded(service, 8))
+    rate = asyncio.run(capacity(service, NUM_SEQUENCES, 8.0))
+    before = private_bytes(service)
+    seen, idle_seconds = asyncio.run(overloaded(service, 10 * rate, seconds))
+    growth = private_bytes(service) - before
+    print(
+        f"capacity {rate:.1f} requests/s; sent at {10 * rate:.1f}/s for {seconds:g} s: {dict(seen.statuses)}, "
+        f"{seen.num_whole} whole; p99 between tokens {seen.p99 * 1e3:.1f} ms, alone {alone.p99 * 1e3:.1f} ms "
+        f"({seen.p99 / alone.p99:.2f} times); memory +{growth / 2**20:.0f} MiB; idle after {idle_seconds:.2f} s; "
+        f"Retry-After {min(seen.retry_after)} to {max(seen.retry_after)}"
+    )
+    assert set(seen.statuses) == {200, 429}
+    assert seen.num_whole >= 0.5 * rate * seconds
+    assert all(1 <= seconds <= 60 for seconds in seen.retry_after)
+    assert seen.p99 < 3 * alone.p99
+    assert growth < 200 << 20
+    assert idle_seconds < 2.0
+
+
+def test_a_short_overload_is_survived(small: Running) -> None:
+    run_overload(small, 4.0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_minute_of_ten_times_the_load_is_survived(small: Running) -> None:
+    run_overload(small, 60.0)
+
+
+def generate(max_tokens: int, **fields: object) -> serving_pb2.GenerateRequest:
+    sampling = serving_pb2.SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+    prompts = [serving_pb2.Prompt(text="Hello")]
+    return serving_pb2.GenerateRequest(prompts=prompts, sampling=sampling, **fields)  # type: ignore[arg-type]
+
+
+def test_grpc_says_resource_exhausted_and_when_to_come_again(small: Running) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{small.grpc_port}") as channel:
+        stub = serving_pb2_grpc.ServingStub(channel)
+        running = [stub.Generate(generate(1500)) for _ in range(NUM_WAITING)]
+        give_up = time.monotonic() + 20
+        while small.load()["server_load"] < NUM_WAITING and time.monotonic() < give_up:
+            time.sleep(0.02)
+        refused = stub.Generate(generate(1))
+        with pytest.raises(grpc.RpcError):
+            next(refused)
+        assert refused.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert 1 <= int(dict(refused.trailing_metadata())["retry-after"]) <= 60
+        for call in running:
+            call.cancel()
+    assert small.wait_until_idle(5)["running"] == 0
+
+
+@pytest.mark.parametrize("way", ["field", "header", "grpc-field", "grpc-deadline"])
+def test_a_request_ends_at_its_own_deadline(small: Running, way: str) -> None:
+    body = {"prompt": "Hello", "max_tokens": 1500, "ignore_eos": True}
+    began = time.monotonic()
+    if way.startswith("grpc"):
+        with grpc.insecure_channel(f"127.0.0.1:{small.grpc_port}") as channel:
+            stub = serving_pb2_grpc.ServingStub(channel)
+            call = (
+                stub.Generate(generate(1500, timeout_seconds=0.5))
+                if way == "grpc-field"
+                else stub.Generate(generate(1500), timeout=0.5)
+            )
+            with pytest.raises(grpc.RpcError):
+                list(call)
+            assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    else:
+        headers = {"X-Request-Timeout": "0.5"} if way == "header" else {}
+        with small.client() as client:
+            timeout = {"timeout": 0.5} if way == "field" else {}
+            response = client.post("/v1/completions", json={**body, **timeout}, headers=headers)
+        assert response.status_code == 504
+        assert response.json()["error"]["code"] == "deadline_exceeded"
+    assert 0.5 <= time.monotonic() - began < 1.5
+    assert small.wait_until_idle(2)["running"] == 0
+
+
+def test_more_important_requests_overtake_those_that_wait(small: Running) -> None:
+    """Places are full and a queue waits; a request with a lower number is answered before it."""
+
+    async def scenario() -> list[str]:
+        done: list[str] = []
+        async with httpx.AsyncClient(base_url=small.url, timeout=120, trust_env=False) as client:
+
+            async def ask(name: str, max_tokens: int, priority: int) -> None:
+                body = {"prompt": "Hi", "max_tokens": max_tokens, "ignore_eos": True, "priority": priority}
+                assert (await client.post("/v1/completions", json=body)).status_code == 200
+                done.append(name)
+
+            full = [asyncio.create_task(ask("first", 400 + 40 * index, 0)) for index in range(NUM_SEQUENCES)]
+            while (await client.get("/load")).json()["running"] < NUM_SEQUENCES:
+                await asyncio.sleep(0.02)
+            late = [asyncio.create_task(ask("late", 200, 5)) for _ in range(4)]
+            while (await client.get("/load")).json()["waiting"] < len(late):
+                await asyncio.sleep(0.02)
+            await asyncio.gather(*full, *late, asyncio.create_task(ask("urgent", 200, -5)))
+        return done
+
+    done = asyncio.run(scenario())
+    assert done.index("urgent") < done.index("late")

@@ -1,0 +1,48 @@
+"""A dense actor with its experts in a process of its own: prints where it listens, and ends with its input.
+
+Arguments: index, token, tokens per step.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+from actors.dense.actor import DenseActor
+from actors.messages import DenseMember, Membership
+from actors.settings import DenseSettings, ExchangeSettings, ModelSource
+
+_LOAD_SECONDS = 60.0
+
+
+def main() -> None:
+    index, token, max_batch_tokens = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    actor = DenseActor(
+        DenseSettings(
+            index=index,
+            source=ModelSource(model=None),
+            exchange=ExchangeSettings(transport="local"),
+            dtype="float32",
+            max_num_sequences=16,
+            max_batch_tokens=max_batch_tokens,
+            kv_cache_bytes=64 << 20,
+            cluster_token=token,
+        )
+    )
+    actor.start_loading()
+    give_up = time.monotonic() + _LOAD_SECONDS
+    while actor.progress().state not in ("loaded", "ready"):
+        if actor.progress().state == "failed" or time.monotonic() > give_up:
+            raise SystemExit(f"not loaded: {actor.progress()}")
+        time.sleep(0.01)
+    host, port, store_host, store_port = actor.listen()
+    member = DenseMember(index=index, store_host=store_host, store_port=store_port)
+    actor.join(Membership(epoch=1, dense=(member,), experts=()))
+    print(json.dumps([host, port]), flush=True)
+    sys.stdin.read()
+    actor.stop()
+
+
+if __name__ == "__main__":
+    main()
