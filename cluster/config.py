@@ -134,7 +134,7 @@ class ClusterConfig:
     header_timeout_seconds: int = _option(
         10, "longest time that the header of an HTTP request may take to arrive", low=1, high=3600
     )
-    max_header_bytes: int = _option(16384, "largest header of an HTTP request", low=4096, high=1 << 20)
+    max_header_bytes: int = _option(16384, "largest header of an HTTP request", low=16384, high=1 << 20)
     max_requests_per_key: int = _option(
         256, "most requests under way per API key and ingress replica; more are answered with 429", low=1
     )

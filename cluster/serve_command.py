@@ -61,7 +61,11 @@ def run(args: argparse.Namespace) -> int:
 def _run(config: ClusterConfig, scratch: Path) -> int:
     try:
         _check_files(config)
-        prepare_ray(use_haproxy=_wants_haproxy(config), scratch=scratch)
+        prepare_ray(
+            use_haproxy=_wants_haproxy(config),
+            scratch=scratch,
+            header_limits=(config.header_timeout_seconds, config.max_header_bytes),
+        )
         if config.has_tls and is_haproxy_on():
             raise StartError(
                 "RAY_SERVE_ENABLE_HA_PROXY is 1, but Ray Serve starts HAProxy without TLS: unset it"
