@@ -30,6 +30,7 @@ from cluster.openai.tokenize import (
     tokenize_response,
     tokenized,
 )
+from cluster.openapi.document import openapi_document
 from cluster.service import Answer, Service
 
 
@@ -43,7 +44,7 @@ def http_app(service: Service, doorkeeper: Doorkeeper) -> HttpApp:
 def routes(service: Service) -> Routes:
     """Every route: path -> method -> handler and access."""
     own, admin = _Routes(service), _AdminRoutes(Admin(service))
-    return {
+    table: dict[str, dict[str, Route]] = {
         "/v1/models": {"GET": Route(handler=own.models)},
         "/v1/models/": {"GET": Route(handler=own.model)},
         "/v1/completions": {"POST": Route(handler=own.completions)},
@@ -59,12 +60,19 @@ def routes(service: Service) -> Routes:
         "/admin/rebalance": {"POST": Route(handler=admin.rebalance, access=Access.ADMIN)},
         "/admin/scale": {"POST": Route(handler=admin.scale, access=Access.ADMIN)},
         "/admin/restart": {"POST": Route(handler=admin.restart, access=Access.ADMIN)},
+        "/openapi.json": {"GET": Route(handler=own.openapi, access=Access.PUBLIC)},
     }
+    own.access = {
+        (path, method): route.access for path, methods in table.items() for method, route in methods.items()
+    }
+    return table
 
 
 class _Routes:
     def __init__(self, service: Service) -> None:
         self._service = service
+        self.access: dict[tuple[str, str], Access] = {}
+        """Of every route, for the document."""
 
     async def models(self, request: HttpRequest) -> HttpResponse:
         service = self._service
@@ -104,6 +112,9 @@ class _Routes:
 
     async def version(self, request: HttpRequest) -> HttpResponse:
         return HttpResponse(value={"version": package_version()})
+
+    async def openapi(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse(value=openapi_document(self.access, self._service.limits, package_version()))
 
     async def cluster(self, request: HttpRequest) -> HttpResponse:
         return HttpResponse(value=msgspec.to_builtins(await self._service.view()))

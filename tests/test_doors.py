@@ -23,7 +23,7 @@ from protos import admin_pb2, admin_pb2_grpc, serving_pb2, serving_pb2_grpc
 from tests.doors import ADMIN_KEY, CLIENT_KEY, OpenDoors, make_certificate, open_doors, with_keys
 from tests.end_to_end.running import free_ports
 
-PUBLIC = {("GET", "/health"), ("GET", "/version")}
+PUBLIC = {("GET", "/health"), ("GET", "/version"), ("GET", "/openapi.json")}
 
 
 def every_route(doors: OpenDoors) -> list[tuple[str, str]]:
