@@ -86,6 +86,11 @@ class Doorkeeper:
                 del self._under_way[key.digest]
 
     @property
+    def has_keys(self) -> bool:
+        """Whether every door that is not public wants a key."""
+        return self._keys.has_keys
+
+    @property
     def num_under_way(self) -> int:
         """Counted calls that have not ended."""
         return sum(self._under_way.values())

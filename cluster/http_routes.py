@@ -38,12 +38,12 @@ def http_app(service: Service, doorkeeper: Doorkeeper) -> HttpApp:
     """The ASGI application of one ingress replica."""
     config = service.config
     limits = BodyLimits(max_bytes=config.max_body_bytes, timeout_seconds=config.body_timeout_seconds)
-    return HttpApp(routes(service), doorkeeper, limits)
+    return HttpApp(routes(service, doorkeeper), doorkeeper, limits)
 
 
-def routes(service: Service) -> Routes:
+def routes(service: Service, doorkeeper: Doorkeeper) -> Routes:
     """Every route: path -> method -> handler and access."""
-    own, admin = _Routes(service), _AdminRoutes(Admin(service))
+    own, admin = _Routes(service, doorkeeper), _AdminRoutes(Admin(service))
     table: dict[str, dict[str, Route]] = {
         "/v1/models": {"GET": Route(handler=own.models)},
         "/v1/models/": {"GET": Route(handler=own.model)},
@@ -69,8 +69,8 @@ def routes(service: Service) -> Routes:
 
 
 class _Routes:
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, doorkeeper: Doorkeeper) -> None:
+        self._service, self._doorkeeper = service, doorkeeper
         self.access: dict[tuple[str, str], Access] = {}
         """Of every route, for the document."""
 
@@ -114,7 +114,8 @@ class _Routes:
         return HttpResponse(value={"version": package_version()})
 
     async def openapi(self, request: HttpRequest) -> HttpResponse:
-        return HttpResponse(value=openapi_document(self.access, self._service.limits, package_version()))
+        limits, has_keys = self._service.limits, self._doorkeeper.has_keys
+        return HttpResponse(value=openapi_document(self.access, limits, package_version(), has_keys=has_keys))
 
     async def cluster(self, request: HttpRequest) -> HttpResponse:
         return HttpResponse(value=msgspec.to_builtins(await self._service.view()))

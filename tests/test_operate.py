@@ -21,7 +21,7 @@ from tests.end_to_end.running import ROOT
 async def served(folder: Path) -> AsyncIterator[tuple[OpenDoors, str]]:
     async with open_doors(with_keys(folder)) as doors:
         app = http_app(doors.service, doors.doorkeeper)
-        server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None, ws="none"))  # type: ignore[arg-type]
+        server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None, ws="none"))
         serving = asyncio.create_task(server._serve())
         try:
             while not server.started:

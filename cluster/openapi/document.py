@@ -38,19 +38,25 @@ def operations(limits: Limits) -> dict[tuple[str, str], Operation]:
     return {**_openai(limits), **_service(), **_admin()}
 
 
-def openapi_document(access: dict[tuple[str, str], Access], limits: Limits, version: str) -> dict[str, Any]:
-    """The document. `access` has every route that is served; one that is not described is a KeyError."""
+def openapi_document(
+    access: dict[tuple[str, str], Access], limits: Limits, version: str, *, has_keys: bool
+) -> dict[str, Any]:
+    """The document. `access` has every route that is served; one that is not described is a KeyError.
+
+    `has_keys` says whether this service asks for keys at all.
+    """
     described, paths = operations(limits), dict[str, dict[str, Any]]()
     for (path, method), kind in access.items():
         shown = path + "{model}" if path.endswith("/") else path
-        paths.setdefault(shown, {})[method.lower()] = _operation(path, described[path, method], kind)
+        paths.setdefault(shown, {})[method.lower()] = _operation(
+            path, described[path, method], kind, has_keys
+        )
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "PhiMoE",
             "version": version,
-            "description": "OpenAI's protocol before a PhiMoE cluster. HEAD is answered wherever GET is. Without configured"
-            " keys nothing asks for one.",
+            "description": "OpenAI's protocol before a PhiMoE cluster. HEAD is answered wherever GET is.",
         },
         "paths": paths,
         "components": {
@@ -132,20 +138,23 @@ def _admin() -> dict[tuple[str, str], Operation]:
     }
 
 
-def _operation(path: str, operation: Operation, access: Access) -> dict[str, Any]:
-    keyed = {Access.PUBLIC: (), Access.CLIENT: _KEYED, Access.ADMIN: _OPERATED}[access]
+def _operation(path: str, operation: Operation, access: Access, has_keys: bool) -> dict[str, Any]:
+    wants_key = has_keys and access is not Access.PUBLIC
+    keyed = {Access.PUBLIC: (), Access.CLIENT: _KEYED, Access.ADMIN: _OPERATED}[access] if has_keys else ()
+    # Without keys admin is refused to other hosts, and generation, which counts all requests, when too many are under way.
+    unkeyed = {"admin": (403,)}.get(access.value, ()) + ((429,) if operation.is_streamed else ())
     content: dict[str, Any] = {"application/json": {"schema": operation.answer}}
     if operation.is_streamed:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     responses: dict[str, Any] = {"200": {"description": "OK", "content": content}}
-    for status in sorted({*_ALWAYS, *keyed, *operation.errors}):
+    for status in sorted({*_ALWAYS, *keyed, *unkeyed, *operation.errors}):
         responses[str(status)] = {
             "description": HTTPStatus(status).phrase,
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
         }
     described: dict[str, Any] = {
         "summary": operation.summary,
-        "security": [] if access is Access.PUBLIC else [{"bearer": []}],
+        "security": [{"bearer": []}] if wants_key else [],
         "responses": responses,
     }
     if path.endswith("/"):

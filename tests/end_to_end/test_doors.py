@@ -175,10 +175,10 @@ def test_phimoe_status_takes_key_and_certificate_from_files(folder: Path, closed
 
 def test_keys_are_in_no_process_arguments_and_in_no_log(closed: Running) -> None:
     keys = (CLIENT_KEY.encode(), ADMIN_KEY.encode())
-    sessions = set()
+    sessions: set[str] = set()
     for process in closed.descendants():
-        with_suppressed = b"\0".join(word.encode() for word in _arguments(process))
-        assert not any(key in with_suppressed for key in keys)
+        arguments = b"\0".join(word.encode() for word in _arguments(process))
+        assert not any(key in arguments for key in keys)
         sessions.update(
             word.partition("=")[2] for word in _arguments(process) if word.startswith("--session_dir=")
         )

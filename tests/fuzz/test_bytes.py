@@ -111,10 +111,15 @@ def make_input(dice: random.Random) -> bytes:
     """One request, more or less."""
     if dice.random() < 0.1:
         return dice.randbytes(dice.randrange(1, 400))
-    body = dice.choice(BODIES)
-    lines = [b" ".join((dice.choice(METHODS[:2] * 4 + METHODS), dice.choice(TARGETS), dice.choice(VERSIONS)))]
-    lines += [b"Host: localhost"] * (dice.random() < 0.8)
-    lines += dice.sample(HEADERS, dice.randrange(3))
+    body, is_strange = dice.choice(BODIES), dice.random() < 0.5
+    line = (
+        (dice.choice(METHODS), dice.choice(TARGETS), dice.choice(VERSIONS))
+        if is_strange
+        else (b"POST", dice.choice(TARGETS[:4]), b"HTTP/1.1")
+    )
+    lines = [b" ".join(line)]
+    lines += [b"Host: localhost"] * (dice.random() < 0.9)
+    lines += dice.sample(HEADERS, dice.choice([0, 0, 1, 2]))
     kind = dice.random()
     if kind < 0.5:
         lines.append(b"Content-Length: %d" % max(0, len(body) + dice.choice([0, 0, 0, 0, -1, 1, 7])))

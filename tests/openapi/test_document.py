@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -19,7 +20,7 @@ from cluster.openai.limits import Limits
 from cluster.openai.ranges import INTEGERS, NUMBERS
 from cluster.openapi import bodies
 from cluster.openapi.document import operations
-from tests.doors import open_doors
+from tests.doors import open_doors, with_keys
 
 LIMITS = Limits(max_stop_chars=8, max_prompt_chars=100, max_request_id_chars=8)
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -104,7 +105,8 @@ def test_whatever_a_schema_forbids_the_parser_refuses(name: str) -> None:
                 tried += 1
                 assert refuses(parser, body), f"{field}: {value!r}"
     assert tried >= len(VALUES)
-    assert all(refuses(parser, value) for value in (None, [], 1, "a"))
+    others: tuple[object, ...] = (None, [], 1, "a")
+    assert all(refuses(parser, other) for other in others)
 
 
 @pytest.mark.parametrize("name", ["completion", "chat"])
@@ -144,10 +146,10 @@ def test_schema_and_parser_know_the_same_fields(name: str, monkeypatch: pytest.M
     assert set(schema["properties"]) == Recording.names | set(unsupported) | set(parse.IGNORED)
 
 
-def test_every_route_is_described_with_its_access_and_nothing_else_is() -> None:
+def test_every_route_is_described_with_its_access_and_nothing_else_is(tmp_path: Path) -> None:
     async def run() -> dict[str, Any]:
-        async with open_doors() as doors, doors.client() as client:
-            table = routes(doors.service)
+        async with open_doors(with_keys(tmp_path)) as doors, doors.client() as client:
+            table = routes(doors.service, doors.doorkeeper)
             served = {
                 (path, method): route for path, methods in table.items() for method, route in methods.items()
             }
@@ -185,3 +187,14 @@ def test_the_document_has_the_limits_of_this_service() -> None:
     assert fields["stop"]["anyOf"][1]["maxItems"] == 2
     assert fields["logit_bias"]["maxProperties"] == 5
     assert fields["messages"]["maxItems"] == 7
+
+
+def test_a_service_without_keys_asks_for_none_in_its_document() -> None:
+    async def run() -> dict[str, Any]:
+        async with open_doors() as doors, doors.client() as client:
+            document: dict[str, Any] = (await client.get("/openapi.json")).json()
+            return document
+
+    for methods in asyncio.run(run())["paths"].values():
+        for described in methods.values():
+            assert described["security"] == [] and "401" not in described["responses"]
