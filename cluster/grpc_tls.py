@@ -37,7 +37,11 @@ async def start_tls_server(config: ClusterConfig, methods: GrpcMethods, admin: G
     credentials = grpc.ssl_server_credentials(
         [(Path(config.tls_key_file or "").read_bytes(), Path(config.tls_cert_file or "").read_bytes())]
     )
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", config.max_body_bytes)])
+    server = grpc.aio.server(
+        options=[("grpc.max_receive_message_length", config.max_body_bytes)],
+        # Admission is the service's own, with clear answers; this only bounds what waits for them.
+        maximum_concurrent_rpcs=2 * config.max_waiting_requests + 64,
+    )
     add_services(server, methods, admin)
     host = f"[{config.host}]" if ":" in config.host else config.host
     address = f"{host}:{config.grpc_tls_port}"

@@ -20,7 +20,7 @@ import httpx
 
 from cluster.access import read_keys
 from cluster.config import ClusterConfig, add_flags, from_flags
-from cluster.environment import has_haproxy, is_haproxy_on, prepare_ray
+from cluster.environment import admin_keys, api_keys, has_haproxy, is_haproxy_on, prepare_ray
 from cluster.own_session import run_in_own_session
 from cluster.run_state import write_state
 from cluster.startup_view import StartupView
@@ -242,7 +242,7 @@ def _check_files(config: ClusterConfig) -> None:
 
 
 def _wants_keys(config: ClusterConfig) -> bool:
-    return config.address is None and read_keys(config).has_keys
+    return any((config.api_keys_file, config.admin_keys_file, api_keys(), admin_keys()))
 
 
 def _wants_haproxy(config: ClusterConfig) -> bool:

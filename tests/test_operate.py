@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from cluster.http_routes import http_app
-from tests.doors import ADMIN_KEY, CLIENT_KEY, OpenDoors, open_doors, with_keys
+from tests.doors import ADMIN_KEY, CLIENT_KEY, OpenDoors, make_certificate, open_doors, with_keys
 from tests.end_to_end.running import ROOT
 
 
@@ -101,6 +101,37 @@ def test_a_command_that_fails_says_why(
             assert not output and doors.supervisor.operations == []
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "status", "words"),
+    [
+        pytest.param(("--api-keys-file", "/nowhere"), {}, 1, "cannot read keys from /nowhere", id="no-file"),
+        pytest.param(
+            (), {"PHIMOE_API_KEYS": "short"}, 1, "PHIMOE_API_KEYS: the key of entry 1", id="short-key"
+        ),
+        pytest.param(("--tls-cert-file", "c"), {}, 2, "tls_key_file is none", id="half-of-tls"),
+        pytest.param(
+            ("--tls-cert-file", "/nowhere", "--tls-key-file", "/nowhere"),
+            {},
+            1,
+            "/nowhere",
+            id="no-certificate",
+        ),
+    ],
+)
+def test_a_service_whose_doors_cannot_be_closed_does_not_start(
+    flags: tuple[str, ...], variables: dict[str, str], status: int, words: str
+) -> None:
+    ended, _, errors = asyncio.run(phimoe("serve", *flags, **variables))
+    assert ended == status and words in errors
+
+
+def test_tls_is_not_silently_lost_to_haproxy(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    flags = ("--tls-cert-file", str(certificate), "--tls-key-file", str(key))
+    ended, _, errors = asyncio.run(phimoe("serve", *flags, RAY_SERVE_ENABLE_HA_PROXY="1"))
+    assert ended == 1 and "HAProxy without TLS" in errors
 
 
 def test_a_service_that_is_not_there_and_one_that_breaks_are_told_apart(tmp_path: Path) -> None:

@@ -107,11 +107,18 @@ BODIES = [
 ]
 
 
+SOUND = [
+    b'{"prompt": "a", "max_tokens": 2}',
+    b'{"messages": [{"role": "user", "content": "a"}], "max_tokens": 2, "stream": true}',
+    b'{"tokens": [1, 2]}',
+]
+
+
 def make_input(dice: random.Random) -> bytes:
     """One request, more or less."""
     if dice.random() < 0.1:
         return dice.randbytes(dice.randrange(1, 400))
-    body, is_strange = dice.choice(BODIES), dice.random() < 0.5
+    body, is_strange = dice.choice(BODIES + SOUND * 10), dice.random() < 0.5
     line = (
         (dice.choice(METHODS), dice.choice(TARGETS), dice.choice(VERSIONS))
         if is_strange

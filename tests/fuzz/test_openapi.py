@@ -95,14 +95,15 @@ def _call(operation: Any, mode: GenerationMode, num_inputs: int) -> Counter[int]
     return statuses
 
 
-@pytest.mark.parametrize("num_inputs", [350, pytest.param(7000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_inputs", [420, pytest.param(8000, marks=pytest.mark.slow)])
 def test_no_body_harms_the_service_and_all_answers_are_as_documented(
     service: Running, num_inputs: int
 ) -> None:
     logging.getLogger("urllib3").setLevel(logging.WARNING)
     with unharmed(service):
         statuses = attack(service, num_inputs)
-    assert statuses.total() >= num_inputs * 0.9, statuses
+    # Routes without a body have few different inputs, and hypothesis does not repeat itself.
+    assert statuses.total() >= num_inputs * 0.8, statuses
     assert statuses[200] > num_inputs * 0.05 and statuses[400] > num_inputs * 0.2, statuses
 
 
