@@ -12,8 +12,8 @@ from collections.abc import AsyncGenerator, Awaitable
 
 from msgspec.structs import replace
 
-from cluster.errors import DeadlineExceeded, InvalidRequest, ServerUnavailable
-from cluster.remote import ActorLostError
+from cluster.errors import DeadlineExceeded, InvalidRequest, OperationFailed, ServerUnavailable
+from cluster.remote import ActorLostError, OperationError
 from cluster.service import Service
 from cluster.view import ClusterView
 
@@ -67,6 +67,8 @@ class Admin:
             await operation
         except ValueError as error:
             raise InvalidRequest(str(error), param) from error
+        except OperationError as error:
+            raise OperationFailed(str(error)) from error
         except asyncio.TimeoutError:
             raise DeadlineExceeded("the operation goes on; the status shows how far it is") from None
         except ActorLostError as error:

@@ -1,25 +1,22 @@
-"""ClusterConfig: everything that can be configured, from one YAML file, from flags, or from a Serve config's args.
+"""ClusterConfig: everything that can be configured.
 
     YAML file --read_yaml-->  mapping  --+
     flags     --add_flags-->  mapping  --+--from_mapping-->  ClusterConfig (checked, frozen)
     Serve args  ---------->  mapping  --+
 
-Every field is a key of the file and, with dashes, a flag of `phimoe serve`.
+Every field is a key of the file and, with dashes, a flag of `phimoe serve`; `cluster.config_sources` reads both.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import hashlib
 import json
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-
-import yaml
 
 NUM_EXPERTS = 16
 """Logical experts of a PhiMoE layer; the most expert actors that can have work."""
@@ -246,63 +243,15 @@ def from_mapping(mapping: Mapping[str, object]) -> ClusterConfig:
     return ClusterConfig(**dict(mapping))  # type: ignore[arg-type]
 
 
-def read_yaml(path: Path) -> dict[str, object]:
-    """The keys of one config file. Raises ValueError that names the file."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read config {path}: {error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ValueError(f"config {path} must hold keys and values, not {type(content).__name__}")
-    return content
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Give a parser `[MODEL]`, `--config` and one flag for each field; flags that are not given leave no trace."""
-    parser.add_argument(
-        "model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS, help=_help_of("model")
-    )
-    parser.add_argument(
-        "--config", metavar="FILE", type=Path, default=None, help="YAML file with the same keys"
-    )
-    for name, hint in field_types().items():
-        if name == "model":
-            continue
-        flag = "--" + name.replace("_", "-")
-        if hint is bool:
-            parser.add_argument(
-                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=_help_of(name)
-            )
-            continue
-        metavar = "|".join(_metadata(name)["choices"]) or name.rsplit("_", 1)[-1].upper()
-        parser.add_argument(
-            flag, type=_base_type(hint), default=argparse.SUPPRESS, metavar=metavar, help=_help_of(name)
-        )
-
-
-def from_flags(namespace: argparse.Namespace) -> ClusterConfig:
-    """The config of a parsed command line: the file's keys, overridden by the flags that were given."""
-    mapping = read_yaml(namespace.config) if namespace.config is not None else {}
-    mapping.update({name: value for name, value in vars(namespace).items() if name in field_types()})
-    return from_mapping(mapping)
-
-
 def field_types() -> dict[str, typing.Any]:
     """Name -> type of every key, in order."""
     return typing.get_type_hints(ClusterConfig)
 
 
-def to_yaml(config: ClusterConfig) -> str:
-    """Every key with its value, as a config file."""
-    return yaml.safe_dump(asdict(config), sort_keys=False)
-
-
 def _check_field(name: str, value: object, hint: object, metadata: Mapping[str, typing.Any]) -> None:
     if value is None and _is_optional(hint):
         return
-    base = _base_type(hint)
+    base = base_type(hint)
     is_number = base is float and isinstance(value, int) and not isinstance(value, bool)
     if not (isinstance(value, base) or is_number) or (base is int and isinstance(value, bool)):
         raise ValueError(f"{name} is {value!r}, expected {_words(base)}")
@@ -318,20 +267,12 @@ def _check_field(name: str, value: object, hint: object, metadata: Mapping[str, 
         raise ValueError(f"{name} is empty, expected a name")
 
 
-def _metadata(name: str) -> Mapping[str, typing.Any]:
-    return next(item.metadata for item in fields(ClusterConfig) if item.name == name)
-
-
-def _help_of(name: str) -> str:
-    item = next(item for item in fields(ClusterConfig) if item.name == name)
-    return f"{item.metadata['help']} (default: {'none' if item.default is None else item.default})"
-
-
 def _is_optional(hint: object) -> bool:
     return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
 
 
-def _base_type(hint: object) -> type:
+def base_type(hint: object) -> type:
+    """The type of a key, without None."""
     if isinstance(hint, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     assert isinstance(hint, type)

@@ -12,6 +12,7 @@
         ModelNotFound               a model that this server does not serve
         RouteNotFound               a path that this server does not have
         MethodNotAllowed            a path that wants another HTTP method
+        OperationFailed             what an operator asked for was not done; the service is as it was
         TooManyRequests             all places are taken; try again later
         ServerUnavailable           not ready, or draining, or an actor stayed lost for too long; try again later
         DeadlineExceeded            the client's own deadline passed before the answer was complete
@@ -94,6 +95,10 @@ class MethodNotAllowed(ClientError):
         self.allowed = allowed
 
 
+class OperationFailed(ClientError):
+    """What an operator asked for was not done; the service is as it was before. `message` says why."""
+
+
 class TooManyRequests(ClientError):
     """All places are taken. `retry_after_seconds` goes into the Retry-After header."""
 
@@ -163,6 +168,9 @@ OUTCOMES: dict[type[ClientError], Outcome] = {
     ),
     MethodNotAllowed: Outcome(
         status=405, type="invalid_request_error", code="method_not_allowed", grpc="UNIMPLEMENTED"
+    ),
+    OperationFailed: Outcome(
+        status=409, type="invalid_request_error", code="operation_failed", grpc="FAILED_PRECONDITION"
     ),
     TooManyRequests: Outcome(
         status=429, type="rate_limit_error", code="too_many_requests", grpc="RESOURCE_EXHAUSTED"

@@ -15,6 +15,17 @@ class ActorLostError(Exception):
     """The process behind an actor died or cannot be reached: name of the actor, reason."""
 
 
+class OperationError(Exception):
+    """What an operator asked for was not done: name of the operation, reason. The service is as it was before."""
+
+    def __init__(self, operation: str, reason: str) -> None:
+        super().__init__(operation, reason)
+        self.operation, self.reason = operation, reason
+
+    def __str__(self) -> str:
+        return f"{self.operation}: {self.reason}"
+
+
 class RemoteActor(Protocol):
     """A dense or expert actor in its process. Every call raises ActorLostError or TimeoutError."""
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import httpx
 
 from cluster.access import read_keys
-from cluster.config import ClusterConfig, add_flags, from_flags
+from cluster.config import ClusterConfig
+from cluster.config_sources import add_flags, from_flags
 from cluster.environment import admin_keys, api_keys, has_haproxy, is_haproxy_on, prepare_ray
 from cluster.own_session import run_in_own_session
 from cluster.run_state import write_state

@@ -37,7 +37,7 @@ class RestartRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ActorStatus(_message.Message):
-    __slots__ = ("name", "kind", "index", "pid", "node_ip", "device", "state", "restarts", "experts", "memory_bytes")
+    __slots__ = ("name", "kind", "index", "pid", "node_ip", "device", "state", "restarts", "experts", "memory_bytes", "lost_links")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +48,7 @@ class ActorStatus(_message.Message):
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
     EXPERTS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOST_LINKS_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     index: int
@@ -58,14 +59,33 @@ class ActorStatus(_message.Message):
     restarts: int
     experts: _containers.RepeatedScalarFieldContainer[int]
     memory_bytes: int
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., index: _Optional[int] = ..., pid: _Optional[int] = ..., node_ip: _Optional[str] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., restarts: _Optional[int] = ..., experts: _Optional[_Iterable[int]] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+    lost_links: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., index: _Optional[int] = ..., pid: _Optional[int] = ..., node_ip: _Optional[str] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., restarts: _Optional[int] = ..., experts: _Optional[_Iterable[int]] = ..., memory_bytes: _Optional[int] = ..., lost_links: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class OperationStatus(_message.Message):
+    __slots__ = ("name", "step", "done", "total")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    step: str
+    done: int
+    total: int
+    def __init__(self, name: _Optional[str] = ..., step: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
 
 class ClusterStatus(_message.Message):
-    __slots__ = ("model", "epoch", "actors")
+    __slots__ = ("model", "epoch", "actors", "placement_version", "operation", "drain_seconds")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ACTORS_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     model: str
     epoch: int
     actors: _containers.RepeatedCompositeFieldContainer[ActorStatus]
-    def __init__(self, model: _Optional[str] = ..., epoch: _Optional[int] = ..., actors: _Optional[_Iterable[_Union[ActorStatus, _Mapping]]] = ...) -> None: ...
+    placement_version: int
+    operation: OperationStatus
+    drain_seconds: float
+    def __init__(self, model: _Optional[str] = ..., epoch: _Optional[int] = ..., actors: _Optional[_Iterable[_Union[ActorStatus, _Mapping]]] = ..., placement_version: _Optional[int] = ..., operation: _Optional[_Union[OperationStatus, _Mapping]] = ..., drain_seconds: _Optional[float] = ...) -> None: ...

@@ -124,7 +124,7 @@ def _admin() -> dict[tuple[str, str], Operation]:
             body=body,
             is_body_required=is_body_required,
             answer=answers.cluster(),
-            errors=(*_BODY, *_SERVED, 504),
+            errors=(*_BODY, 409, *_SERVED, 504),
         )
 
     return {
