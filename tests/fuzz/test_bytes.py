@@ -168,12 +168,12 @@ async def statuses_of(port: int, content: bytes, ends: bool) -> list[int]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     received = b""
     try:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):
             writer.write(content)
             await writer.drain()
             if ends:
                 writer.write_eof()
-        with contextlib.suppress(asyncio.TimeoutError, ConnectionError):
+        with contextlib.suppress(asyncio.TimeoutError, OSError):
             while part := await asyncio.wait_for(reader.read(65536), 20 if received else QUIET_SECONDS):
                 received += part
                 if not ends:
@@ -181,7 +181,7 @@ async def statuses_of(port: int, content: bytes, ends: bool) -> list[int]:
                     break
     finally:
         writer.close()
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):
             await writer.wait_closed()
     return [int(status) for status in re.findall(rb"(?:^|\n)HTTP/1\.[01] (\d{3}) ", received)]
 
