@@ -10,7 +10,9 @@ repository say and which Serve answers before this service is asked. Everything 
 for CLIENT: a monitoring system gets a key of its own, not an operator's.
 
 Without any key an admin request is also refused when it carries an Origin header: only browsers send one, and a page that a
-user of this host visits must not operate the service. Where clients have keys and operators have none, admin is closed.
+user of this host visits must not operate the service. So is one that a proxy of this host says it forwards; one that does not
+say so is taken for this host's own: configure an admin key before you put a proxy in front. Where clients have keys and
+operators have none, admin is closed.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from cluster.api_keys import ApiKey, KeyRing, KeySource
 from cluster.config import ClusterConfig
 from cluster.errors import Forbidden, TooManyRequests, Unauthenticated
 
+FORWARDED = ("forwarded", "via", "x-forwarded-for")
+"""Headers and metadata by which a proxy says that it asks for somebody else."""
 _SCHEME = "bearer"
 _RETRY_SECONDS = 1
 
@@ -51,6 +55,8 @@ class Visitor:
     """IP address of the other end of the connection, which may be a proxy's; None where it is unknown."""
     is_from_page: bool = False
     """Whether a browser says that a web page asks."""
+    is_forwarded: bool = False
+    """Whether a proxy says that it asks for somebody else."""
 
 
 class Doorkeeper:
@@ -121,8 +127,10 @@ class Doorkeeper:
             raise Forbidden(
                 "without an admin key (admin_keys_file) this is allowed only from the service's own host"
             )
-        if visitor.is_from_page:
-            raise Forbidden("without an admin key (admin_keys_file) this is not allowed to web pages")
+        if visitor.is_from_page or visitor.is_forwarded:
+            raise Forbidden(
+                "without an admin key (admin_keys_file) this is allowed neither to web pages nor through proxies"
+            )
 
 
 def make_doorkeeper(config: ClusterConfig) -> Doorkeeper:

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import grpc
 
-from cluster.access import Access, Doorkeeper, Visitor
+from cluster.access import FORWARDED, Access, Doorkeeper, Visitor
 from cluster.errors import ClientError, PayloadTooLarge, client_error, outcome
 
 logger = logging.getLogger(__name__)
@@ -51,10 +51,12 @@ def status_code(error: ClientError) -> grpc.StatusCode:
 
 def visitor(context: CallContext) -> Visitor:
     """Who makes a call. Serve's context says who is connected to its proxy."""
-    shown = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
+    metadata = context.invocation_metadata() or ()
+    shown = [value for name, value in metadata if name == "authorization"]
     return Visitor(
         authorization=tuple(value if isinstance(value, str) else value.decode("latin-1") for value in shown),
         address=peer_address(context.peer()),
+        is_forwarded=any(name in FORWARDED for name, _ in metadata),
     )
 
 

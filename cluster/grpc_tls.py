@@ -38,7 +38,10 @@ async def start_tls_server(config: ClusterConfig, methods: GrpcMethods, admin: G
         [(Path(config.tls_key_file or "").read_bytes(), Path(config.tls_cert_file or "").read_bytes())]
     )
     server = grpc.aio.server(
-        options=[("grpc.max_receive_message_length", config.max_body_bytes)],
+        options=[
+            ("grpc.max_receive_message_length", config.max_body_bytes),
+            ("grpc.server_handshake_timeout_ms", 1000 * config.header_timeout_seconds),
+        ],
         # Admission is the service's own, with clear answers; this only bounds what waits for them.
         maximum_concurrent_rpcs=2 * config.max_waiting_requests + 64,
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
-from cluster.access import Access, Doorkeeper, Visitor
+from cluster.access import FORWARDED, Access, Doorkeeper, Visitor
 from cluster.errors import (
     BodyTimedOut,
     ClientError,
@@ -186,6 +186,7 @@ def _visitor(scope: Scope) -> Visitor:
         authorization=tuple(value.decode("latin-1") for name, value in headers if name == b"authorization"),
         address=scope["client"][0] if scope.get("client") else None,
         is_from_page=any(name == b"origin" for name, _ in headers),
+        is_forwarded=any(name.decode("latin-1") in FORWARDED for name, _ in headers),
     )
 
 

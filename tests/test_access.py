@@ -91,6 +91,7 @@ def test_client_keys_alone_leave_admin_closed_even_for_this_host() -> None:
         pytest.param(True, Visitor(address=ELSEWHERE), Forbidden, id="another-host"),
         pytest.param(True, Visitor(), Forbidden, id="unknown-host"),
         pytest.param(True, Visitor(address=HERE, is_from_page=True), Forbidden, id="web-page"),
+        pytest.param(True, Visitor(address=HERE, is_forwarded=True), Forbidden, id="through-a-proxy"),
         pytest.param(False, Visitor(address=HERE), Forbidden, id="doors-open-to-all"),
     ],
 )

@@ -130,9 +130,10 @@ def test_without_keys_a_web_page_and_another_host_cannot_operate() -> None:
         async with open_doors() as doors:
             async with doors.client() as client:
                 page = await client.post("/admin/restart", headers={"Origin": "http://evil.example"})
+                forwarded = await client.post("/admin/restart", headers={"X-Forwarded-For": "192.0.2.7"})
             async with doors.client(address="192.0.2.7") as client:
                 elsewhere = await client.post("/admin/restart")
-            assert page.status_code == elsewhere.status_code == 403
+            assert page.status_code == elsewhere.status_code == forwarded.status_code == 403
             assert "admin_keys_file" in page.json()["error"]["message"]
             assert doors.supervisor.operations == []
 

@@ -190,6 +190,44 @@ def test_keys_are_in_no_process_arguments_and_in_no_log(closed: Running) -> None
         assert not any(key in content for key in keys), path
 
 
+@pytest.mark.parametrize("proxy", ["haproxy", "python"])
+def test_serves_own_doors_ask_for_the_keys_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("PHIMOE_API_KEYS", f"client:{CLIENT_KEY}")
+    monkeypatch.setenv("PHIMOE_ADMIN_KEYS", f"operator:{ADMIN_KEY}")
+    with serving(tmp_path, "--exchange", "local", "--proxy", proxy) as running:
+        with running.client() as http:
+            assert http.get("/health").status_code == 200
+            assert http.get("/cluster").status_code == 401
+            known = http.get("/cluster", headers={"Authorization": f"Bearer {CLIENT_KEY}"})
+            assert known.status_code == 200
+        with grpc.insecure_channel(f"127.0.0.1:{running.grpc_port}") as plain:
+            stub, admin = serving_pb2_grpc.ServingStub(plain), admin_pb2_grpc.AdminStub(plain)
+            request = serving_pb2.ModelInfoRequest()
+            assert stub.ModelInfo(request, metadata=BEARER, timeout=30).is_ready
+            for call, metadata, code in (
+                (lambda given: stub.ModelInfo(request, metadata=given, timeout=30), (), "UNAUTHENTICATED"),
+                (
+                    lambda given: next(stub.Chat(serving_pb2.ChatRequest(), metadata=given)),
+                    (),
+                    "UNAUTHENTICATED",
+                ),
+                (
+                    lambda given: admin.Status(admin_pb2.StatusRequest(), metadata=given),
+                    BEARER,
+                    "PERMISSION_DENIED",
+                ),
+            ):
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(metadata)
+                assert caught.value.code() == getattr(grpc.StatusCode, code)
+            operator = (("authorization", f"Bearer {ADMIN_KEY}"),)
+            assert (
+                admin.Status(admin_pb2.StatusRequest(), metadata=operator, timeout=30).model == "phimoe-tiny"
+            )
+
+
 def _arguments(process: psutil.Process) -> list[str]:
     try:
         arguments: list[str] = process.cmdline()
