@@ -9,8 +9,9 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -206,22 +207,18 @@ def test_serves_own_doors_ask_for_the_keys_of_the_environment(
             stub, admin = serving_pb2_grpc.ServingStub(plain), admin_pb2_grpc.AdminStub(plain)
             request = serving_pb2.ModelInfoRequest()
             assert stub.ModelInfo(request, metadata=BEARER, timeout=30).is_ready
-            for call, metadata, code in (
-                (lambda given: stub.ModelInfo(request, metadata=given, timeout=30), (), "UNAUTHENTICATED"),
+            refused: list[tuple[grpc.StatusCode, Callable[[], Any]]] = [
+                (grpc.StatusCode.UNAUTHENTICATED, lambda: stub.ModelInfo(request, timeout=30)),
+                (grpc.StatusCode.UNAUTHENTICATED, lambda: next(stub.Chat(serving_pb2.ChatRequest()))),
                 (
-                    lambda given: next(stub.Chat(serving_pb2.ChatRequest(), metadata=given)),
-                    (),
-                    "UNAUTHENTICATED",
+                    grpc.StatusCode.PERMISSION_DENIED,
+                    lambda: admin.Status(admin_pb2.StatusRequest(), metadata=BEARER, timeout=30),
                 ),
-                (
-                    lambda given: admin.Status(admin_pb2.StatusRequest(), metadata=given),
-                    BEARER,
-                    "PERMISSION_DENIED",
-                ),
-            ):
+            ]
+            for code, call in refused:
                 with pytest.raises(grpc.RpcError) as caught:
-                    call(metadata)
-                assert caught.value.code() == getattr(grpc.StatusCode, code)
+                    call()
+                assert caught.value.code() == code
             operator = (("authorization", f"Bearer {ADMIN_KEY}"),)
             assert (
                 admin.Status(admin_pb2.StatusRequest(), metadata=operator, timeout=30).model == "phimoe-tiny"
