@@ -20,6 +20,9 @@ USAGE = {
     "properties": dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT),
 }
 
+EVENT: Schema = {"type": "object", "required": ["data"], "properties": {"data": _TEXT}}
+"""Of each server-sent event; its data is a chunk as JSON, an error, or [DONE]."""
+
 ERROR: Schema = {
     "type": "object",
     "required": ["error"],

@@ -145,7 +145,8 @@ def _operation(path: str, operation: Operation, access: Access, has_keys: bool) 
     unkeyed = {"admin": (403,)}.get(access.value, ()) + ((429,) if operation.is_streamed else ())
     content: dict[str, Any] = {"application/json": {"schema": operation.answer}}
     if operation.is_streamed:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        # Of each event.
+        content["text/event-stream"] = {"schema": answers.EVENT}
     responses: dict[str, Any] = {"200": {"description": "OK", "content": content}}
     for status in sorted({*_ALWAYS, *keyed, *unkeyed, *operation.errors}):
         responses[str(status)] = {
