@@ -14,6 +14,7 @@ APPLICATION_NAME = "phimoe"
 
 GRPC_SERVICERS = (
     "protos.serving_pb2_grpc.add_ServingServicer_to_server",
+    "protos.admin_pb2_grpc.add_AdminServicer_to_server",
     "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
 )
 """What Serve's gRPC door must be told: `grpc_options.grpc_servicer_functions` of a Serve config file."""
@@ -25,9 +26,10 @@ _BEYOND_GRACE_SECONDS = 5.0
 def build(args: Mapping[str, object]) -> serve.Application:
     """The Serve application. Raises ValueError that names the key for wrong args.
 
-    Its replicas find the supervisor of the running service, or create it with its actors.
+    Its replicas find the supervisor of the running service, or create it with its actors. Where its doors listen is said
+    elsewhere in a Serve config file; unless `host` is among the args they count as open to everybody.
     """
-    return build_from(from_mapping(args))
+    return build_from(from_mapping({"host": "0.0.0.0", **args}))
 
 
 def build_from(config: ClusterConfig) -> serve.Application:

@@ -17,8 +17,7 @@ from typing import Any
 import httpx
 
 from cluster.bench.sse import EventReader
-
-DEFAULT_URL = "http://127.0.0.1:8000"
+from cluster.client_options import DEFAULT_URL, add_trust_flags, api_headers, verification
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--url", default=DEFAULT_URL, help=f"server, without /v1 (default: {DEFAULT_URL})")
     parser.add_argument("--model", help="model to ask for (default: the first of /v1/models)")
-    parser.add_argument("--api-key", metavar="KEY", help="sent as a bearer token")
+    add_trust_flags(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message that opens the conversation")
     parser.add_argument("--temperature", type=float, default=0.0, help="(default: 0, the likeliest reply)")
     parser.add_argument("--max-tokens", type=int, help="longest reply in tokens (default: the server's)")
@@ -37,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status: 0 at the end of input or /exit, 1 when the server failed, 130 when interrupted outside a reply."""
-    headers = {"Authorization": f"Bearer {args.api_key}"} if args.api_key is not None else {}
     timeout = httpx.Timeout(10.0, read=600.0)
     try:
-        with httpx.Client(headers=headers, timeout=timeout, trust_env=False) as client:
+        headers, verify = api_headers(args.api_key_file), verification(args.ca_file)
+        with httpx.Client(headers=headers, verify=verify, timeout=timeout, trust_env=False) as client:
             options = {"temperature": args.temperature, "max_tokens": args.max_tokens}
             chat = Chat(
                 client=client,
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
                 options={name: value for name, value in options.items() if value is not None},
             )
             return _converse(chat, is_terminal=sys.stdin.isatty())
-    except ChatError as error:
+    except (ChatError, ValueError) as error:
         print(f"phimoe chat: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

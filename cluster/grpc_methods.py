@@ -1,17 +1,20 @@
-"""The gRPC methods: `phimoe.v1.Serving` and `grpc.health.v1.Health`, over the same service as HTTP."""
+"""The gRPC methods: `phimoe.v1.Serving` and `grpc.health.v1.Health`, over the same service as HTTP.
+
+Health is public; everything else wants a key in the `authorization` metadata, as `cluster.access` says.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import AsyncGenerator, Iterator
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator
+from typing import Any
 
-import grpc
 from grpc_health.v1 import health_pb2
 
-from cluster.errors import ClientError, ModelNotFound, client_error, outcome
+from cluster.access import Access
+from cluster.errors import ModelNotFound
+from cluster.grpc_calls import CallContext, Calls
 from cluster.grpc_convert import chat_body, generate_body, piece_response, tokenize_body
 from cluster.grpc_retry import told_when_to_retry
 from cluster.openai.models import check_model
@@ -22,32 +25,22 @@ from cluster.openai.tokenize import detokenized, parse_detokenize, parse_tokeniz
 from cluster.service import Service
 from protos import serving_pb2
 
-logger = logging.getLogger(__name__)
-
-SERVICE_NAMES = ("", "phimoe.v1.Serving")
+SERVICE_NAMES = ("", "phimoe.v1.Serving", "phimoe.v1.Admin")
 """What a health check may ask about."""
 _WATCH_POLL_SECONDS = 0.5
-
-
-class StatusContext(Protocol):
-    """The part of a gRPC context that the methods use."""
-
-    def set_code(self, code: grpc.StatusCode) -> None: ...
-    def set_details(self, details: str) -> None: ...
-    def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str]]) -> None: ...
 
 
 class GrpcMethods:
     """One coroutine or generator per method. A ClientError becomes its status; nothing else gets out."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, calls: Calls) -> None:
+        self._service, self._calls = service, calls
 
     async def generate(
-        self, request: serving_pb2.GenerateRequest, context: StatusContext
+        self, request: serving_pb2.GenerateRequest, context: CallContext
     ) -> AsyncGenerator[serving_pb2.GenerateResponse, None]:
         """Serving.Generate."""
-        with _status(context):
+        with self._calls.admitted(request, context):
             parsed = parse_completion(generate_body(request), self._service.limits)
             with told_when_to_retry(context):
                 async with contextlib.aclosing(self._stream(parsed)) as responses:
@@ -55,10 +48,10 @@ class GrpcMethods:
                         yield response
 
     async def chat(
-        self, request: serving_pb2.ChatRequest, context: StatusContext
+        self, request: serving_pb2.ChatRequest, context: CallContext
     ) -> AsyncGenerator[serving_pb2.GenerateResponse, None]:
         """Serving.Chat."""
-        with _status(context):
+        with self._calls.admitted(request, context):
             parsed = parse_chat(chat_body(request), self._service.limits)
             with told_when_to_retry(context):
                 async with contextlib.aclosing(self._stream(parsed)) as responses:
@@ -66,10 +59,10 @@ class GrpcMethods:
                         yield response
 
     async def tokenize(
-        self, request: serving_pb2.TokenizeRequest, context: StatusContext
+        self, request: serving_pb2.TokenizeRequest, context: CallContext
     ) -> serving_pb2.TokenizeResponse:
         """Serving.Tokenize."""
-        with _status(context):
+        with self._calls.admitted(request, context):
             parsed = parse_tokenize(tokenize_body(request), self._service.limits)
             check_model(parsed.model, [self._service.model_id])
             model = self._service.model
@@ -77,20 +70,20 @@ class GrpcMethods:
             return serving_pb2.TokenizeResponse(token_ids=token_ids, max_model_len=model.limits.max_model_len)
 
     async def detokenize(
-        self, request: serving_pb2.DetokenizeRequest, context: StatusContext
+        self, request: serving_pb2.DetokenizeRequest, context: CallContext
     ) -> serving_pb2.DetokenizeResponse:
         """Serving.Detokenize."""
-        with _status(context):
+        with self._calls.admitted(request, context):
             body = {"model": request.model or None, "tokens": list(request.token_ids)}
             parsed = parse_detokenize(body, self._service.limits)
             check_model(parsed.model, [self._service.model_id])
             return serving_pb2.DetokenizeResponse(text=detokenized(parsed, self._service.model))
 
     async def model_info(
-        self, request: serving_pb2.ModelInfoRequest, context: StatusContext
+        self, request: serving_pb2.ModelInfoRequest, context: CallContext
     ) -> serving_pb2.ModelInfoResponse:
         """Serving.ModelInfo."""
-        with _status(context):
+        with self._calls.admitted(request, context):
             model = self._service.model
             return serving_pb2.ModelInfoResponse(
                 model=self._service.model_id,
@@ -102,16 +95,26 @@ class GrpcMethods:
             )
 
     async def check(
-        self, request: health_pb2.HealthCheckRequest, context: StatusContext
+        self, request: health_pb2.HealthCheckRequest, context: CallContext
     ) -> health_pb2.HealthCheckResponse:
         """Health.Check: SERVING if a request would be answered now. NOT_FOUND for a service that is not here."""
-        with _status(context):
+        with self._calls.admitted(request, context, Access.PUBLIC):
             if request.service not in SERVICE_NAMES:
                 raise ModelNotFound(request.service)
             return health_pb2.HealthCheckResponse(status=self._health(request.service))
 
+    async def list(
+        self, request: health_pb2.HealthListRequest, context: CallContext
+    ) -> health_pb2.HealthListResponse:
+        """Health.List: the same of every service."""
+        with self._calls.admitted(request, context, Access.PUBLIC):
+            statuses = {
+                name: health_pb2.HealthCheckResponse(status=self._health(name)) for name in SERVICE_NAMES
+            }
+            return health_pb2.HealthListResponse(statuses=statuses)
+
     async def watch(
-        self, request: health_pb2.HealthCheckRequest, context: StatusContext
+        self, request: health_pb2.HealthCheckRequest, context: CallContext
     ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
         """Health.Watch: the status now and after every change."""
         last = None
@@ -151,17 +154,3 @@ class GrpcMethods:
                         )
                     )
                 yield response
-
-
-@contextlib.contextmanager
-def _status(context: StatusContext) -> Iterator[None]:
-    """Give the call the status of the error that leaves the block."""
-    try:
-        yield
-    except Exception as error:
-        told: ClientError = client_error(error)
-        if outcome(told).status == 500:
-            logger.error("a request failed", exc_info=error)
-        context.set_code(getattr(grpc.StatusCode, outcome(told).grpc))
-        context.set_details(str(told))
-        raise told from None

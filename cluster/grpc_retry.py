@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Protocol
 
 import grpc
 
 from cluster.environment import is_haproxy_on
 from cluster.errors import ServerUnavailable, TooManyRequests, outcome
-
-
-class TrailingContext(Protocol):
-    """The part of a gRPC context that this needs."""
-
-    def set_code(self, code: grpc.StatusCode) -> None: ...
-    def set_details(self, details: str) -> None: ...
-    def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str]]) -> None: ...
+from cluster.grpc_calls import CallContext
 
 
 @contextlib.contextmanager
-def told_when_to_retry(context: TrailingContext) -> Iterator[None]:
+def told_when_to_retry(context: CallContext) -> Iterator[None]:
     """Around what makes the responses of a stream: gives TooManyRequests and ServerUnavailable their metadata.
 
     Where HAProxy leads straight to the replica, Serve sends the metadata of calls that end without an exception alone, and

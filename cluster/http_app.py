@@ -1,7 +1,8 @@
 """A small ASGI application: finds the handler, reads the body, sends what it returns, and tells it of a disconnect.
 
 Written directly against ASGI because of what it must do that frameworks leave out: every answer, the errors included,
-has OpenAI's shape, and a handler is cancelled the moment its client leaves, streaming or not.
+has OpenAI's shape, a handler is cancelled the moment its client leaves, streaming or not, and nobody's body is read before
+the doorkeeper has let him in.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
+from cluster.access import FORWARDED, Access, Doorkeeper, Visitor
 from cluster.errors import (
+    BodyTimedOut,
     ClientError,
     MethodNotAllowed,
     PayloadTooLarge,
     RouteNotFound,
     ServerUnavailable,
     TooManyRequests,
+    Unauthenticated,
     client_error,
     openai_body,
     outcome,
 )
 from cluster.openai.encoding import encode_json, sse_error
+from cluster.waiting import within
 
 logger = logging.getLogger(__name__)
 
@@ -66,15 +71,34 @@ class EventStream:
 
 
 Handler: TypeAlias = Callable[[HttpRequest], Awaitable[HttpResponse | EventStream]]
-Routes: TypeAlias = Mapping[str, Mapping[str, Handler]]
-"""Path -> method -> handler. A path that ends with a slash also stands for all that begin with it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Route:
+    """What answers one method of one path, and for whom."""
+
+    handler: Handler
+    access: Access = Access.CLIENT
+
+
+Routes: TypeAlias = Mapping[str, Mapping[str, Route]]
+"""Path -> method -> route. A path that ends with a slash also stands for all that begin with it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BodyLimits:
+    """What an HTTP body may be."""
+
+    max_bytes: int
+    timeout_seconds: float
+    """From the end of the header to the end of the body."""
 
 
 class HttpApp:
     """The ASGI application for some routes. Never lets an exception out."""
 
-    def __init__(self, routes: Routes, max_body_bytes: int) -> None:
-        self._routes, self._max_body_bytes = routes, max_body_bytes
+    def __init__(self, routes: Routes, doorkeeper: Doorkeeper, limits: BodyLimits) -> None:
+        self._routes, self._doorkeeper, self._limits = routes, doorkeeper, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -86,16 +110,18 @@ class HttpApp:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            handler, rest = self._find(scope)
-            body = await self._read_body(scope, receive)
+            route, rest = self._find(scope)
+            with self._doorkeeper.admitted(route.access, _visitor(scope)):
+                body = await self._read_body(scope, receive)
+                request = HttpRequest(rest=rest, body=body, timeout=_timeout(scope))
+                await self._run(route.handler, request, receive, send)
         except ClientError as error:
             await _send_whole(send, _last_of_connection(error_response(error)))
-            return
         except ConnectionError:
             return
-        work = asyncio.ensure_future(
-            self._handle(handler, HttpRequest(rest=rest, body=body, timeout=_timeout(scope)), send)
-        )
+
+    async def _run(self, handler: Handler, request: HttpRequest, receive: Receive, send: Send) -> None:
+        work = asyncio.ensure_future(self._handle(handler, request, send))
         watch = asyncio.ensure_future(_until_disconnected(receive))
         try:
             await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
@@ -114,7 +140,7 @@ class HttpApp:
         else:
             await _send_events(send, response.frames)
 
-    def _find(self, scope: Scope) -> tuple[Handler, str]:
+    def _find(self, scope: Scope) -> tuple[Route, str]:
         path = unquote(scope["path"]) or "/"
         methods, rest = self._routes.get(path), ""
         if methods is None:
@@ -126,27 +152,45 @@ class HttpApp:
             methods, rest = self._routes[prefix], path[len(prefix) :]
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         if method not in methods:
-            raise MethodNotAllowed(f"{path[:200]} wants {' or '.join(methods)}, not {scope['method'][:20]}")
+            raise MethodNotAllowed(
+                f"{path[:200]} wants {' or '.join(methods)}, not {scope['method'][:20]}", ", ".join(methods)
+            )
         return methods[method], rest
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
-        """Raises PayloadTooLarge, as early as the header allows, and ConnectionError when the client leaves."""
+        """Raises PayloadTooLarge, as early as the header allows, BodyTimedOut, and ConnectionError when the client leaves."""
+        max_bytes, timeout_seconds = self._limits.max_bytes, self._limits.timeout_seconds
         declared = dict(scope["headers"]).get(b"content-length", b"")
-        if declared.isdigit() and int(declared) > self._max_body_bytes:
-            raise PayloadTooLarge(f"the body has {int(declared)} bytes, the limit is {self._max_body_bytes}")
-        parts, size = [], 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ConnectionError("the client left")
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self._max_body_bytes:
-                raise PayloadTooLarge(
-                    f"the body has more than {self._max_body_bytes} bytes, which is the limit"
-                )
-            if not message.get("more_body", False):
-                return b"".join(parts)
+        if declared.isdigit() and int(declared[:20]) > max_bytes:
+            raise PayloadTooLarge(f"the body has {declared[:20].decode()} bytes, the limit is {max_bytes}")
+        try:
+            return await within(timeout_seconds, _body(receive, max_bytes))
+        except asyncio.TimeoutError:
+            raise BodyTimedOut(f"the body did not arrive within {timeout_seconds:g} seconds") from None
+
+
+async def _body(receive: Receive, max_bytes: int) -> bytes:
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionError("the client left")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > max_bytes:
+            raise PayloadTooLarge(f"the body has more than {max_bytes} bytes, which is the limit")
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _visitor(scope: Scope) -> Visitor:
+    headers = scope["headers"]
+    return Visitor(
+        authorization=tuple(value.decode("latin-1") for name, value in headers if name == b"authorization"),
+        address=scope["client"][0] if scope.get("client") else None,
+        is_from_page=any(name == b"origin" for name, _ in headers),
+        is_forwarded=any(name.decode("latin-1") in FORWARDED for name, _ in headers),
+    )
 
 
 def _timeout(scope: Scope) -> str | None:
@@ -155,10 +199,14 @@ def _timeout(scope: Scope) -> str | None:
 
 
 def error_response(error: ClientError) -> HttpResponse:
-    """An error in OpenAI's shape, with Retry-After where trying again makes sense."""
+    """An error in OpenAI's shape, with the header that belongs to its status."""
     headers: tuple[tuple[bytes, bytes], ...] = ()
     if isinstance(error, TooManyRequests | ServerUnavailable):
         headers = ((b"retry-after", str(error.retry_after_seconds).encode()),)
+    elif isinstance(error, Unauthenticated):
+        headers = ((b"www-authenticate", b"Bearer"),)
+    elif isinstance(error, MethodNotAllowed):
+        headers = ((b"allow", error.allowed.encode()),)
     return HttpResponse(value=openai_body(error), status=outcome(error).status, headers=headers)
 
 

@@ -10,8 +10,11 @@ from typing import Any
 
 import msgspec
 
+from cluster.access import Access, Doorkeeper
+from cluster.admin import Admin
+from cluster.admin_bodies import parse_drain, parse_nothing, parse_scale
 from cluster.errors import ModelNotFound, ServerUnavailable
-from cluster.http_app import EventStream, HttpApp, HttpRequest, HttpResponse, Routes
+from cluster.http_app import BodyLimits, EventStream, HttpApp, HttpRequest, HttpResponse, Route, Routes
 from cluster.openai.assembler import OutputPiece, merged
 from cluster.openai.encoding import SSE_DONE, decode_body, sse_frame
 from cluster.openai.limits import Limits
@@ -27,30 +30,49 @@ from cluster.openai.tokenize import (
     tokenize_response,
     tokenized,
 )
+from cluster.openapi.document import openapi_document
 from cluster.service import DRAIN_RETRY_SECONDS, Answer, Service
 
 
-def http_app(service: Service) -> HttpApp:
+def http_app(service: Service, doorkeeper: Doorkeeper) -> HttpApp:
     """The ASGI application of one ingress replica."""
-    routes = _Routes(service)
-    table: Routes = {
-        "/v1/models": {"GET": routes.models},
-        "/v1/models/": {"GET": routes.model},
-        "/v1/completions": {"POST": routes.completions},
-        "/v1/chat/completions": {"POST": routes.chat_completions},
-        "/tokenize": {"POST": routes.tokenize},
-        "/detokenize": {"POST": routes.detokenize},
-        "/health": {"GET": routes.health},
-        "/version": {"GET": routes.version},
-        "/cluster": {"GET": routes.cluster},
-        "/load": {"GET": routes.load},
+    config = service.config
+    limits = BodyLimits(max_bytes=config.max_body_bytes, timeout_seconds=config.body_timeout_seconds)
+    return HttpApp(routes(service, doorkeeper), doorkeeper, limits)
+
+
+def routes(service: Service, doorkeeper: Doorkeeper) -> Routes:
+    """Every route: path -> method -> handler and access."""
+    own, admin = _Routes(service, doorkeeper), _AdminRoutes(Admin(service))
+    table: dict[str, dict[str, Route]] = {
+        "/v1/models": {"GET": Route(handler=own.models)},
+        "/v1/models/": {"GET": Route(handler=own.model)},
+        "/v1/completions": {"POST": Route(handler=own.completions)},
+        "/v1/chat/completions": {"POST": Route(handler=own.chat_completions)},
+        "/tokenize": {"POST": Route(handler=own.tokenize)},
+        "/detokenize": {"POST": Route(handler=own.detokenize)},
+        "/health": {"GET": Route(handler=own.health, access=Access.PUBLIC)},
+        "/version": {"GET": Route(handler=own.version, access=Access.PUBLIC)},
+        "/cluster": {"GET": Route(handler=own.cluster)},
+        "/load": {"GET": Route(handler=own.load)},
+        "/admin/status": {"GET": Route(handler=admin.status, access=Access.ADMIN)},
+        "/admin/drain": {"POST": Route(handler=admin.drain, access=Access.ADMIN)},
+        "/admin/rebalance": {"POST": Route(handler=admin.rebalance, access=Access.ADMIN)},
+        "/admin/scale": {"POST": Route(handler=admin.scale, access=Access.ADMIN)},
+        "/admin/restart": {"POST": Route(handler=admin.restart, access=Access.ADMIN)},
+        "/openapi.json": {"GET": Route(handler=own.openapi, access=Access.PUBLIC)},
     }
-    return HttpApp(table, service.config.max_body_bytes)
+    own.access = {
+        (path, method): route.access for path, methods in table.items() for method, route in methods.items()
+    }
+    return table
 
 
 class _Routes:
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, doorkeeper: Doorkeeper) -> None:
+        self._service, self._doorkeeper = service, doorkeeper
+        self.access: dict[tuple[str, str], Access] = {}
+        """Of every route, for the document."""
 
     async def models(self, request: HttpRequest) -> HttpResponse:
         service = self._service
@@ -93,6 +115,10 @@ class _Routes:
     async def version(self, request: HttpRequest) -> HttpResponse:
         return HttpResponse(value={"version": package_version()})
 
+    async def openapi(self, request: HttpRequest) -> HttpResponse:
+        limits, has_keys = self._service.limits, self._doorkeeper.has_keys
+        return HttpResponse(value=openapi_document(self.access, limits, package_version(), has_keys=has_keys))
+
     async def cluster(self, request: HttpRequest) -> HttpResponse:
         return HttpResponse(value=msgspec.to_builtins(await self._service.view()))
 
@@ -130,6 +156,36 @@ class _Routes:
                 yield b"".join([*opening, sse_frame(chunks.chunk(order, piece))])
                 opening.clear()
         yield b"".join([*(sse_frame(body) for body in chunks.closing()), SSE_DONE])
+
+
+class _AdminRoutes:
+    """Each answers with the view of all actors, as it is when the operation is done."""
+
+    def __init__(self, admin: Admin) -> None:
+        self._admin = admin
+
+    async def status(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse(value=msgspec.to_builtins(await self._admin.status()))
+
+    async def drain(self, request: HttpRequest) -> HttpResponse:
+        grace_seconds = parse_drain(_optional_body(request))
+        return HttpResponse(value=msgspec.to_builtins(await self._admin.drain(grace_seconds)))
+
+    async def rebalance(self, request: HttpRequest) -> HttpResponse:
+        parse_nothing(_optional_body(request))
+        return HttpResponse(value=msgspec.to_builtins(await self._admin.rebalance()))
+
+    async def scale(self, request: HttpRequest) -> HttpResponse:
+        expert_actors = parse_scale(decode_body(request.body))
+        return HttpResponse(value=msgspec.to_builtins(await self._admin.scale(expert_actors)))
+
+    async def restart(self, request: HttpRequest) -> HttpResponse:
+        parse_nothing(_optional_body(request))
+        return HttpResponse(value=msgspec.to_builtins(await self._admin.restart()))
+
+
+def _optional_body(request: HttpRequest) -> object:
+    return decode_body(request.body) if request.body else {}
 
 
 def package_version() -> str:

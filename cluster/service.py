@@ -31,7 +31,7 @@ from cluster.config import ClusterConfig
 from cluster.errors import ClientError, ServerUnavailable, TooManyRequests
 from cluster.hosting import model_source
 from cluster.openai.assembler import ChoiceAssembler, OutputPiece
-from cluster.openai.limits import Limits
+from cluster.openai.limits import limits_of
 from cluster.openai.model_context import ModelContext, load_model_context
 from cluster.openai.models import check_model
 from cluster.openai.prepare import prepare
@@ -56,6 +56,10 @@ class SupervisorLink(Protocol):
 
     async def view(self, deadline_seconds: float) -> ClusterView: ...
     async def doors(self, known_version: int, wait_seconds: float, deadline_seconds: float) -> Doors: ...
+    async def scale(self, expert_actors: int, deadline_seconds: float) -> None: ...
+    async def rebalance(self, deadline_seconds: float) -> None: ...
+    async def restart(self, deadline_seconds: float) -> None: ...
+    async def drain(self, grace_seconds: float, deadline_seconds: float) -> None: ...
 
 
 class Answer:
@@ -92,7 +96,7 @@ class Service:
         self, config: ClusterConfig, find_supervisor: Callable[[], Awaitable[SupervisorLink]]
     ) -> None:
         self.config = config
-        self.limits = Limits()
+        self.limits = limits_of(config)
         self.started_at = int(time.time())
         self._find_supervisor = find_supervisor
         self.channels = Channels(uuid.uuid4().hex, config.dense_silence_seconds)
@@ -159,12 +163,18 @@ class Service:
         """How busy each dense actor is, as it said last."""
         return [channel.load for channel in self.channels]
 
-    async def view(self) -> ClusterView:
-        """All actors. Raises ServerUnavailable while the supervisor cannot be reached."""
+    @property
+    def supervisor(self) -> SupervisorLink:
+        """Where admin operations go. Raises ServerUnavailable while there is none."""
         if self._supervisor is None:
             raise ServerUnavailable("the supervisor is starting", 5)
+        return self._supervisor
+
+    async def view(self) -> ClusterView:
+        """All actors. Raises ServerUnavailable while the supervisor cannot be reached."""
+        supervisor = self.supervisor
         try:
-            return await self._supervisor.view(_CALL_SECONDS)
+            return await supervisor.view(_CALL_SECONDS)
         except Exception as error:
             raise ServerUnavailable("the supervisor cannot be reached") from error
 

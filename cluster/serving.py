@@ -14,13 +14,22 @@ from cluster.config import ClusterConfig
 def open_doors(config: ClusterConfig) -> None:
     """Start Serve where it is not running yet, with doors on the config's host and ports, and deploy the application.
 
-    Returns when its replicas run. Raises RuntimeError with Serve's reason where they cannot.
+    Returns when its replicas run. Raises RuntimeError with Serve's reason where they cannot. With TLS Serve's own gRPC door,
+    which would speak plain text, stays closed: `cluster.grpc_tls` opens one.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location=ProxyLocation.HeadOnly if config.address is None else ProxyLocation.EveryNode,
-        http_options=HTTPOptions(host=config.host, port=config.port),
-        grpc_options=gRPCOptions(port=config.grpc_port, grpc_servicer_functions=list(GRPC_SERVICERS)),
+        http_options=HTTPOptions(
+            host=config.host,
+            port=config.port,
+            ssl_keyfile=config.tls_key_file,
+            ssl_certfile=config.tls_cert_file,
+        ),
+        grpc_options=gRPCOptions(
+            port=config.grpc_port,
+            grpc_servicer_functions=[] if config.has_tls else list(GRPC_SERVICERS),
+        ),
     )
     serve.run(build_from(config), name=APPLICATION_NAME, route_prefix="/")
 

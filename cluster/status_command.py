@@ -11,27 +11,34 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from cluster.run_state import running_states
+from cluster.client_options import DEFAULT_URL, add_trust_flags, api_headers, service_url, verification
 from cluster.view import ActorView, ClusterView
 
-_DEFAULT_URL = "http://127.0.0.1:8000"
 _COLUMNS = ("actor", "state", "restarts", "pid", "node", "device", "memory", "experts")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `phimoe status`."""
-    parser.add_argument("--url", help=f"the service (default: the one that runs here, else {_DEFAULT_URL})")
+    parser.add_argument("--url", help=f"the service (default: the one that runs here, else {DEFAULT_URL})")
+    add_trust_flags(parser)
     parser.add_argument("--json", action="store_true", help="print /cluster as it is")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0 if every actor is ready, 3 if one is not, 1 if the service cannot be reached."""
-    url = args.url or next((state.url for state in running_states()), _DEFAULT_URL)
+    """Exit status 0 if every actor is ready, 3 if one is not, 1 if the service cannot be reached or asked."""
+    url = service_url(args.url)
     try:
-        response = httpx.get(f"{url.rstrip('/')}/cluster", timeout=15.0, trust_env=False)
+        headers, verify = api_headers(args.api_key_file), verification(args.ca_file)
+        response = httpx.get(f"{url}/cluster", headers=headers, verify=verify, timeout=15.0, trust_env=False)
+        if response.status_code in (401, 403):
+            print(f"phimoe status: {url} wants an API key (PHIMOE_API_KEY, --api-key-file)", file=sys.stderr)
+            return 1
         response.raise_for_status()
         view = msgspec.json.decode(response.content, type=ClusterView)
-    except (httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError) as error:
+    except ValueError as error:  # msgspec's errors are ValueErrors as well
+        print(f"phimoe status: {error}", file=sys.stderr)
+        return 1
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         print(f"phimoe status: {url} does not answer: {error}", file=sys.stderr)
         return 1
     if args.json:

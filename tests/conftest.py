@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.end_to_end.running import Running, serving
 from tests.small_checkpoints import CATALOGUE, Spec, write
 
 
@@ -21,6 +23,13 @@ def small_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     """Every checkpoint of the catalogue, written once, by name."""
     root = tmp_path_factory.mktemp("checkpoints")
     return {spec.name: write(spec, _new_directory(root, spec)) for spec in CATALOGUE}
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One service for all tests that do not need their own: the tiny model in float32, two expert actors over links."""
+    with serving(tmp_path_factory.mktemp("service"), "--expert-actors", "2", "--dtype", "float32") as running:
+        yield running
 
 
 def _new_directory(root: Path, spec: Spec) -> Path:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import ClusterConfig, add_flags, from_flags, from_mapping, read_yaml, to_yaml
+from cluster.config import ClusterConfig, from_mapping
+from cluster.config_sources import add_flags, from_flags, read_yaml, to_yaml
 
 
 def parse(*arguments: str) -> ClusterConfig:

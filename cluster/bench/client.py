@@ -9,6 +9,7 @@ tells which of the two it was.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,13 +93,18 @@ class BenchError(Exception):
     """A server that cannot be measured at all; the text names it and says why."""
 
 
-def open_client(api_key: str | None, timeout_seconds: float) -> httpx.AsyncClient:
+def open_client(
+    headers: Mapping[str, str], verify: ssl.SSLContext | bool, timeout_seconds: float
+) -> httpx.AsyncClient:
     """A client that opens as many connections as there are calls under way."""
-    headers = {"Accept-Encoding": "identity"}
-    if api_key is not None:
-        headers["Authorization"] = f"Bearer {api_key}"
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=600)
-    return httpx.AsyncClient(headers=headers, timeout=timeout_seconds, limits=limits, trust_env=False)
+    return httpx.AsyncClient(
+        headers={"Accept-Encoding": "identity", **headers},
+        verify=verify,
+        timeout=timeout_seconds,
+        limits=limits,
+        trust_env=False,
+    )
 
 
 async def first_model(client: httpx.AsyncClient, url: str) -> str:

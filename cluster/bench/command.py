@@ -21,8 +21,7 @@ from cluster.bench.figures import Figures, summarise
 from cluster.bench.load import LoadPlan, run_load
 from cluster.bench.view import show_comparisons, show_figures, show_rates
 from cluster.bench.workload import LAST_TOKEN_ID, RandomCalls, Span, parse_span, read_dataset
-
-DEFAULT_URL = "http://127.0.0.1:8000"
+from cluster.client_options import DEFAULT_URL, add_trust_flags, api_headers, verification
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--url", action="append", metavar="URL", help=f"server, without /v1 (default: {DEFAULT_URL})"
     )
     parser.add_argument("--model", help="model to ask for (default: the first of /v1/models)")
-    parser.add_argument("--api-key", metavar="KEY", help="sent as a bearer token")
+    add_trust_flags(parser)
     parser.add_argument("--endpoint", choices=("completions", "chat"), default="completions")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of compare (default: 3)")
@@ -182,7 +181,8 @@ def _single(text: str, name: str) -> Span:
 
 
 async def _measure_all(plan: _Plan, args: argparse.Namespace, errors: Console) -> list[list[Measurement]]:
-    async with open_client(args.api_key, args.timeout) as client:
+    headers, verify = api_headers(args.api_key_file), verification(args.ca_file)
+    async with open_client(headers, verify, args.timeout) as client:
         models = {url: args.model or await first_model(client, url) for url in plan.urls}
         with _progress(errors) as progress:
 

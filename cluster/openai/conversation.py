@@ -15,9 +15,9 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
 """Names that chat_template_kwargs may not replace."""
 
-_MAX_NAME_CHARS = 256
+MAX_NAME_CHARS = 256
 # What clients send back of an answer that they got; none of it says anything when empty.
-_NEUTRAL: dict[str, tuple[object, ...]] = {
+NEUTRAL: dict[str, tuple[object, ...]] = {
     "annotations": ([],),
     "audio": (),
     "function_call": (),
@@ -56,17 +56,17 @@ def parse_conversation(fields: Fields, limits: Limits) -> ChatInput:
 
 def _message(name: str, value: object, limits: Limits) -> dict[str, Any]:
     fields = Fields(value, f"{name}.")
-    role = checked_text(f"{name}.role", fields.required("role"), _MAX_NAME_CHARS)
+    role = checked_text(f"{name}.role", fields.required("role"), MAX_NAME_CHARS)
     if role not in ROLES:
         raise InvalidRequest(f"{name}.role: {shown(role)} is not one of {', '.join(ROLES)}", f"{name}.role")
     message = {
         "role": ROLES[role],
         "content": _content(f"{name}.content", fields.required("content"), limits),
     }
-    author = fields.text("name", _MAX_NAME_CHARS)
+    author = fields.text("name", MAX_NAME_CHARS)
     if author is not None:
         message["name"] = author
-    fields.finish(_NEUTRAL)
+    fields.finish(NEUTRAL)
     return message
 
 
@@ -83,7 +83,7 @@ def _content(name: str, value: object, limits: Limits) -> str:
 
 def _part(name: str, value: object, limits: Limits) -> str:
     fields = Fields(value, f"{name}.")
-    kind = checked_text(f"{name}.type", fields.required("type"), _MAX_NAME_CHARS)
+    kind = checked_text(f"{name}.type", fields.required("type"), MAX_NAME_CHARS)
     if kind != "text":
         raise UnsupportedParameter(
             f"{name}.type: {shown(kind)} is not supported by this server, expected 'text'", f"{name}.type"

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Upper bounds that do not depend on the model; each violation is a 400 that names field, value and bound."""
+    """Upper bounds that do not depend on the model; each violation is a 400 that names field, value and bound.
+
+    Those that are keys of the config (all but the last two) have the same names and defaults there.
+    """
 
     max_n: int = 128
     """Choices per prompt."""
     max_prompts: int = 1024
     """Prompts in one completions request."""
-    max_sequences: int = 2048
+    max_choices: int = 2048
     """Prompts times n."""
     max_prompt_chars: int = 4_000_000
     """Characters of one text prompt or of one conversation."""
+    max_prompt_tokens: int | None = None
+    """Tokens of one prompt; None is what the context holds."""
     max_messages: int = 4096
     max_logprobs: int = 20
     """Alternatives per token."""
@@ -32,6 +37,12 @@ class Limits:
     max_timeout_seconds: float = 86_400.0
     completion_max_tokens: int = 16
     """max_tokens of a completions request that names none."""
+
+
+def limits_of(config: object) -> Limits:
+    """The limits that a config sets, by the names of its fields."""
+    names = [item.name for item in fields(Limits) if hasattr(config, item.name)]
+    return Limits(**{name: getattr(config, name) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,15 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.errors import InvalidRequest, UnsupportedParameter
+from cluster.openai import ranges
 from cluster.openai.conversation import parse_conversation
 from cluster.openai.fields import Fields, checked_int, checked_number, checked_text, shown
 from cluster.openai.limits import Limits
+from cluster.openai.ranges import MAX_COUNT, MAX_LOGIT_BIAS, MAX_MODEL_CHARS, MAX_TOKEN_ID, MIN_LOGIT_BIAS
 from cluster.openai.request import OutputOptions, ParsedRequest, Prompt, SamplingFields, StreamOptions
-
-MAX_TOKEN_ID = 2**31 - 1
-"""Bound that needs no vocabulary; the vocabulary's own is checked when the request is prepared."""
-_MAX_COUNT = 2**31 - 1
-_MAX_MODEL_CHARS = 512
 
 IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 """Accepted without effect: they do not change the output."""
@@ -59,11 +56,11 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
 def parse_completion(body: object, limits: Limits) -> ParsedRequest:
     """The body of /v1/completions. Raises InvalidRequest, whose `param` is the field to blame."""
     fields = Fields(body)
-    model = fields.text("model", _MAX_MODEL_CHARS)
+    model = fields.text("model", MAX_MODEL_CHARS)
     prompts = _prompts(fields, limits)
     n = _num_choices(fields, limits)
-    if len(prompts) * n > limits.max_sequences:
-        raise InvalidRequest(f"n: {len(prompts)} prompts times {n} are more than {limits.max_sequences}", "n")
+    if len(prompts) * n > limits.max_choices:
+        raise InvalidRequest(f"n: {len(prompts)} prompts times {n} are more than {limits.max_choices}", "n")
     echo = fields.boolean("echo", False)
     sampling = _sampling(fields, limits, min_max_tokens=0 if echo else 1)
     logprobs = fields.integer("logprobs", 0, limits.max_logprobs)
@@ -90,7 +87,7 @@ def parse_completion(body: object, limits: Limits) -> ParsedRequest:
 def parse_chat(body: object, limits: Limits) -> ParsedRequest:
     """The body of /v1/chat/completions. Raises InvalidRequest, whose `param` is the field to blame."""
     fields = Fields(body)
-    model = fields.text("model", _MAX_MODEL_CHARS)
+    model = fields.text("model", MAX_MODEL_CHARS)
     chat = parse_conversation(fields, limits)
     n = _num_choices(fields, limits)
     echo = fields.boolean("echo", False)
@@ -171,19 +168,18 @@ def _num_choices(fields: Fields, limits: Limits) -> int:
 
 
 def _sampling(fields: Fields, limits: Limits, min_max_tokens: int) -> SamplingFields:
-    seed = fields.integer("seed", -(2**63), 2**64 - 1)
-    top_k = fields.integer("top_k", -1, _MAX_COUNT)
+    seed, top_k = ranges.integer(fields, "seed"), ranges.integer(fields, "top_k")
     stop_token_ids = checked_ids("stop_token_ids", fields.items("stop_token_ids", limits.max_stop_token_ids))
     return SamplingFields(
         max_tokens=_max_tokens(fields, min_max_tokens),
-        min_tokens=fields.integer("min_tokens", 0, _MAX_COUNT, 0),
-        temperature=fields.number("temperature", 0, 2),
-        top_p=fields.number("top_p", 0, 1, is_low_open=True),
+        min_tokens=ranges.integer(fields, "min_tokens") or 0,
+        temperature=ranges.number(fields, "temperature"),
+        top_p=ranges.number(fields, "top_p"),
         top_k=None if top_k is None else max(top_k, 0),
-        min_p=fields.number("min_p", 0, 1),
-        frequency_penalty=fields.number("frequency_penalty", -2, 2, default=0.0),
-        presence_penalty=fields.number("presence_penalty", -2, 2, default=0.0),
-        repetition_penalty=fields.number("repetition_penalty", 0, 10, is_low_open=True),
+        min_p=ranges.number(fields, "min_p"),
+        frequency_penalty=ranges.number(fields, "frequency_penalty") or 0.0,
+        presence_penalty=ranges.number(fields, "presence_penalty") or 0.0,
+        repetition_penalty=ranges.number(fields, "repetition_penalty"),
         seed=None if seed is None else seed % 2**64,
         stop_token_ids=tuple(dict.fromkeys(stop_token_ids)),
         ignore_eos=fields.boolean("ignore_eos", False),
@@ -192,8 +188,8 @@ def _sampling(fields: Fields, limits: Limits, min_max_tokens: int) -> SamplingFi
 
 
 def _max_tokens(fields: Fields, low: int) -> int | None:
-    old = fields.integer("max_tokens", low, _MAX_COUNT)
-    new = fields.integer("max_completion_tokens", low, _MAX_COUNT)
+    old = fields.integer("max_tokens", low, MAX_COUNT)
+    new = fields.integer("max_completion_tokens", low, MAX_COUNT)
     if old is not None and new is not None and old != new:
         raise InvalidRequest(
             f"max_completion_tokens: {new} differs from max_tokens {old}", "max_completion_tokens"
@@ -216,7 +212,7 @@ def _logit_bias(fields: Fields, limits: Limits) -> dict[int, float]:
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
             raise InvalidRequest(f"logit_bias: {shown(key)} is not a token id", "logit_bias")
         token_id = checked_int("logit_bias", int(key), 0, MAX_TOKEN_ID)
-        biases[token_id] = checked_number("logit_bias", bias, -100, 100)
+        biases[token_id] = checked_number("logit_bias", bias, MIN_LOGIT_BIAS, MAX_LOGIT_BIAS)
     return biases
 
 
@@ -275,7 +271,7 @@ def _stream_options(fields: Fields, stream: bool) -> StreamOptions:
 
 
 def _truncation(fields: Fields) -> int | None:
-    kept = fields.integer("truncate_prompt_tokens", -1, _MAX_COUNT)
+    kept = ranges.integer(fields, "truncate_prompt_tokens")
     if kept == 0:
         raise InvalidRequest(
             "truncate_prompt_tokens: 0 leaves nothing of the prompt", "truncate_prompt_tokens"

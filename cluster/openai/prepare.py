@@ -32,6 +32,7 @@ def prepare(
     sequences: list[SequenceRequest] = []
     for prompt_index, prompt in enumerate(texts_or_ids):
         ids = _prompt_ids(prompt, parsed, model)
+        _check_length(ids, parsed, limits)
         params = _sampling_params(parsed, model, limits, len(ids))
         echo_text = _echo_text(prompt, ids, parsed, model) if parsed.output.echo else ""
         seed = draw_seed() if parsed.sampling.seed is None else parsed.sampling.seed
@@ -95,6 +96,14 @@ def _prompt_ids(prompt: Prompt, parsed: ParsedRequest, model: ModelContext) -> t
     if kept == -1:
         kept = max(model.limits.max_model_len - max(parsed.sampling.max_tokens or 1, 1), 1)
     return ids if kept is None else ids[-kept:]
+
+
+def _check_length(ids: tuple[int, ...], parsed: ParsedRequest, limits: Limits) -> None:
+    if limits.max_prompt_tokens is not None and len(ids) > limits.max_prompt_tokens:
+        name = "prompt" if parsed.chat is None else "messages"
+        raise ContextLengthExceeded(
+            f"{name}: {len(ids)} tokens are more than {limits.max_prompt_tokens} (max_prompt_tokens)", name
+        )
 
 
 def _sampling_params(

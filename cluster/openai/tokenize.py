@@ -13,10 +13,10 @@ from cluster.openai.limits import Limits
 from cluster.openai.model_context import ModelContext
 from cluster.openai.parse import IGNORED, checked_ids
 from cluster.openai.prepare import chat_prompt, checked_prompt_ids
+from cluster.openai.ranges import MAX_MODEL_CHARS
 from cluster.openai.request import ChatInput
 
-_MAX_MODEL_CHARS = 512
-_UNSUPPORTED: dict[str, tuple[object, ...]] = {"chat_template": (), "tools": (), "mm_processor_kwargs": ()}
+UNSUPPORTED: dict[str, tuple[object, ...]] = {"chat_template": (), "tools": (), "mm_processor_kwargs": ()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,13 +45,13 @@ def parse_tokenize(body: object, limits: Limits) -> TokenizeRequest:
         raise InvalidRequest("prompt: expected either prompt or messages", "prompt")
     is_chat = fields.has("messages")
     request = TokenizeRequest(
-        model=fields.text("model", _MAX_MODEL_CHARS),
+        model=fields.text("model", MAX_MODEL_CHARS),
         prompt=None if is_chat else fields.text("prompt", limits.max_prompt_chars),
         chat=parse_conversation(fields, limits) if is_chat else None,
         add_special_tokens=fields.boolean("add_special_tokens", not is_chat),
         return_token_strs=fields.boolean("return_token_strs", False),
     )
-    fields.finish(_UNSUPPORTED, IGNORED)
+    fields.finish(UNSUPPORTED, IGNORED)
     return request
 
 
@@ -60,7 +60,7 @@ def parse_detokenize(body: object, limits: Limits) -> DetokenizeRequest:
     fields = Fields(body)
     fields.required("tokens")
     token_ids = checked_ids("tokens", fields.items("tokens", limits.max_prompt_chars))
-    request = DetokenizeRequest(model=fields.text("model", _MAX_MODEL_CHARS), token_ids=token_ids)
+    request = DetokenizeRequest(model=fields.text("model", MAX_MODEL_CHARS), token_ids=token_ids)
     fields.finish({}, IGNORED)
     return request
 

@@ -71,6 +71,13 @@ def test_cluster_shows_every_actor(service: Running) -> None:
     assert experts == list(range(16))
 
 
+def test_without_keys_this_host_may_operate_and_web_pages_may_not(service: Running) -> None:
+    with service.client() as client:
+        assert client.get("/admin/status").json()["model"] == "phimoe-tiny"
+        refused = client.get("/admin/status", headers={"Origin": "http://localhost:8000"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "admin_key_required")
+
+
 def test_a_streamed_answer_ends_with_done(service: Running) -> None:
     with service.client() as client:
         body = {"prompt": "Hello", "max_tokens": 3, "stream": True}

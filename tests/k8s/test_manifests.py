@@ -131,7 +131,9 @@ def test_the_gpu_overlay_has_one_gpu_for_each_actor_of_its_group() -> None:
         resources = json.loads(json.loads(group.start_params["resources"]))
         assert resources[f"phimoe_{group.name}"] == 1
         claims = [
-            volume["persistentVolumeClaim"]["claimName"] for volume in group.template["spec"]["volumes"]
+            volume["persistentVolumeClaim"]["claimName"]
+            for volume in group.template["spec"]["volumes"]
+            if "persistentVolumeClaim" in volume
         ]
         assert claims == [of_kind(objects, "PersistentVolumeClaim")["metadata"]["name"]]
 
@@ -191,7 +193,7 @@ def test_service_and_policies_select_the_pods_that_they_are_meant_for(overlay: s
 
 def test_secret_templates_are_valid_and_hold_no_secret() -> None:
     paths = sorted((FOLDER / "secrets").glob("*.yaml"))
-    assert [path.stem for path in paths] == ["hugging-face", "ray-auth"]
+    assert [path.stem for path in paths] == ["hugging-face", "keys", "ray-auth"]
     for path in paths:
         secret = yaml.safe_load(path.read_text(encoding="utf-8"))
         kubernetes_validate.validate(secret, KUBERNETES_VERSION, strict=True)
@@ -219,3 +221,26 @@ def _project_version() -> str:
     lines = (Path(ROOT) / "pyproject.toml").read_text(encoding="utf-8").splitlines()
     (version,) = (line.split('"')[1] for line in lines if line.startswith("version = "))
     return version
+
+
+@overlay
+def test_pods_with_a_door_see_keys_and_certificate_where_they_exist(overlay: str) -> None:
+    seen = 0
+    for group in groups(render(overlay)):
+        pod = group.template
+        if pod["metadata"]["labels"].get("phimoe/ingress") != "true":
+            continue
+        volumes = {item["name"]: item.get("secret") for item in pod["spec"]["volumes"]}
+        assert volumes["keys"] == {"secretName": "phimoe-keys", "optional": True}
+        assert volumes["tls"] == {"secretName": "phimoe-tls", "optional": True}
+        mounts = {item["name"]: item["mountPath"] for item in pod["spec"]["containers"][0]["volumeMounts"]}
+        assert (mounts["keys"], mounts["tls"]) == ("/etc/phimoe/keys", "/etc/phimoe/tls")
+        seen += 1
+    assert seen == 1
+
+
+@overlay
+def test_doors_of_a_serve_config_count_as_open_to_everybody(overlay: str, app: ModuleType) -> None:
+    application = app.build(serve_config(render(overlay))["applications"][0]["args"])
+    mapping = application._bound_deployment.init_args[0]
+    assert from_mapping(mapping).host == "0.0.0.0"

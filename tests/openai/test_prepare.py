@@ -114,6 +114,19 @@ def test_lengths_beyond_the_context_name_both_numbers() -> None:
     assert _completion(prompt=[9] * 30, max_tokens=10)[0].params.max_tokens == 10
 
 
+def test_a_prompt_may_be_bounded_below_the_context() -> None:
+    limits = Limits(max_prompt_tokens=5)
+    for body, parse, name in (
+        ({"prompt": [9] * 6}, parse_completion, "prompt"),
+        ({"messages": [{"role": "user", "content": "solve x"}]}, parse_chat, "messages"),
+    ):
+        with pytest.raises(ContextLengthExceeded, match=f"{name}: .* tokens are more than 5") as caught:
+            prepare(parse(body, limits), MODEL, limits, lambda: 77)
+        assert caught.value.param == name
+    truncated = parse_completion({"prompt": [9] * 6, "truncate_prompt_tokens": 5}, limits)
+    assert len(prepare(truncated, MODEL, limits, lambda: 77)) == 1
+
+
 def test_ids_must_be_in_the_models_vocabulary() -> None:
     size = MODEL.limits.vocab_size
     _completion(prompt=[size - 1], stop_token_ids=[size - 1], logit_bias={str(size - 1): 1})

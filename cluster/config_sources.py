@@ -1,0 +1,70 @@
+"""Where a ClusterConfig comes from: one YAML file, flags of `phimoe serve`, or both, of which flags count more."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.config import ClusterConfig, base_type, field_types, from_mapping
+
+
+def read_yaml(path: Path) -> dict[str, object]:
+    """The keys of one config file. Raises ValueError that names the file."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read config {path}: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"config {path} must hold keys and values, not {type(content).__name__}")
+    return content
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give a parser `[MODEL]`, `--config` and one flag for each field; flags that are not given leave no trace."""
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS, help=_help_of("model")
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, default=None, help="YAML file with the same keys"
+    )
+    for name, hint in field_types().items():
+        if name == "model":
+            continue
+        flag = "--" + name.replace("_", "-")
+        if hint is bool:
+            parser.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=_help_of(name)
+            )
+            continue
+        metavar = "|".join(_metadata(name)["choices"]) or name.rsplit("_", 1)[-1].upper()
+        parser.add_argument(
+            flag, type=base_type(hint), default=argparse.SUPPRESS, metavar=metavar, help=_help_of(name)
+        )
+
+
+def from_flags(namespace: argparse.Namespace) -> ClusterConfig:
+    """The config of a parsed command line: the file's keys, overridden by the flags that were given."""
+    mapping = read_yaml(namespace.config) if namespace.config is not None else {}
+    mapping.update({name: value for name, value in vars(namespace).items() if name in field_types()})
+    return from_mapping(mapping)
+
+
+def to_yaml(config: ClusterConfig) -> str:
+    """Every key with its value, as a config file."""
+    return yaml.safe_dump(asdict(config), sort_keys=False)
+
+
+def _metadata(name: str) -> Mapping[str, Any]:
+    return next(item.metadata for item in fields(ClusterConfig) if item.name == name)
+
+
+def _help_of(name: str) -> str:
+    item = next(item for item in fields(ClusterConfig) if item.name == name)
+    return f"{item.metadata['help']} (default: {'none' if item.default is None else item.default})"

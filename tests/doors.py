@@ -1,0 +1,157 @@
+"""The doors of one ingress replica in the test's own process, before a supervisor that a test leads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from cluster.access import Doorkeeper, make_doorkeeper
+from cluster.admin import Admin
+from cluster.config import ClusterConfig
+from cluster.grpc_admin import GrpcAdmin
+from cluster.grpc_calls import Calls
+from cluster.grpc_methods import GrpcMethods
+from cluster.http_routes import http_app
+from cluster.service import Service, SupervisorLink
+from cluster.view import ActorView, ClusterView, Doors
+
+CLIENT_KEY, ADMIN_KEY = "client-0123456789abcdef", "admin-0123456789abcdef"
+
+
+@dataclass(slots=True)
+class LedSupervisor:
+    """`cluster.service.SupervisorLink` whose operations change its view, or fail as a test says."""
+
+    expert_actors: int = 2
+    epoch: int = 1
+    operations: list[str] = field(default_factory=list)
+    failure: Exception | None = None
+    pause_seconds: float = 0.0
+
+    async def view(self, deadline_seconds: float) -> ClusterView:
+        actors = tuple(
+            ActorView(
+                name=f"phimoe-expert-{index}",
+                kind="expert",
+                index=index,
+                pid=100 + index,
+                node_ip="127.0.0.1",
+                device="cpu",
+                state="ready",
+                restarts=0,
+                experts=(index,),
+                memory_bytes=1 << 33,
+            )
+            for index in range(self.expert_actors)
+        )
+        return ClusterView(model="phimoe-tiny", epoch=self.epoch, actors=actors)
+
+    async def doors(self, known_version: int, wait_seconds: float, deadline_seconds: float) -> Doors:
+        if known_version:
+            await asyncio.sleep(wait_seconds)
+        return Doors(version=1, token="", dense=())
+
+    async def scale(self, expert_actors: int, deadline_seconds: float) -> None:
+        await self._do(f"scale {expert_actors}")
+        self.expert_actors = expert_actors
+
+    async def rebalance(self, deadline_seconds: float) -> None:
+        await self._do("rebalance")
+
+    async def restart(self, deadline_seconds: float) -> None:
+        await self._do("restart")
+
+    async def drain(self, grace_seconds: float, deadline_seconds: float) -> None:
+        assert deadline_seconds > grace_seconds
+        await self._do(f"drain {grace_seconds:g}")
+
+    async def _do(self, what: str) -> None:
+        await asyncio.sleep(self.pause_seconds)
+        if self.failure is not None:
+            raise self.failure
+        self.operations.append(what)
+        self.epoch += 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenDoors:
+    """What a test talks to."""
+
+    config: ClusterConfig
+    supervisor: LedSupervisor
+    service: Service
+    doorkeeper: Doorkeeper
+    methods: GrpcMethods
+    admin: GrpcAdmin
+
+    def client(self, key: str | None = None, address: str = "127.0.0.1") -> httpx.AsyncClient:
+        """An HTTP client that calls the application as a server would."""
+        app = http_app(self.service, self.doorkeeper)
+        transport = httpx.ASGITransport(app=app, client=(address, 50000))
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return httpx.AsyncClient(transport=transport, base_url="http://phimoe", headers=headers)
+
+
+@contextlib.asynccontextmanager
+async def open_doors(config: ClusterConfig | None = None) -> AsyncIterator[OpenDoors]:
+    """Doors whose service has found its supervisor; no dense actor is behind them."""
+    config, supervisor = config or ClusterConfig(), LedSupervisor()
+
+    async def find() -> SupervisorLink:
+        return supervisor
+
+    service, doorkeeper = Service(config, find), make_doorkeeper(config)
+    calls = Calls(doorkeeper, config.max_body_bytes)
+    tasks = asyncio.all_tasks()
+    service.start()
+    try:
+        for _ in range(100):
+            await asyncio.sleep(0)
+        yield OpenDoors(
+            config=config,
+            supervisor=supervisor,
+            service=service,
+            doorkeeper=doorkeeper,
+            methods=GrpcMethods(service, calls),
+            admin=GrpcAdmin(Admin(service), calls),
+        )
+    finally:
+        begun = asyncio.all_tasks() - tasks
+        for task in begun:
+            task.cancel()
+        await asyncio.gather(*begun, return_exceptions=True)
+
+
+def with_keys(folder: Path, **keys: object) -> ClusterConfig:
+    """A config whose clients and operators have one key each."""
+    (folder / "api-keys").write_text(f"client:{CLIENT_KEY}\n")
+    (folder / "admin-keys").write_text(f"operator:{ADMIN_KEY}\n")
+    files = {"api_keys_file": str(folder / "api-keys"), "admin_keys_file": str(folder / "admin-keys")}
+    return ClusterConfig(**files, **keys)  # type: ignore[arg-type]
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Certificate and key for localhost and 127.0.0.1, signed by itself."""
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command, *names, *files], check=True, capture_output=True, timeout=60)
+    return certificate, key

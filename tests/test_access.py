@@ -1,0 +1,142 @@
+"""Who is let in, for every kind of door and every configuration of keys."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.access import Access, Doorkeeper, Visitor, is_loopback, is_this_host
+from cluster.api_keys import KeyRing, KeySource
+from cluster.errors import ClientError, Forbidden, TooManyRequests, Unauthenticated
+
+CLIENT, OPERATOR = "client-0123456789abcdef", "operator-0123456789abcdef"
+HERE, ELSEWHERE = "127.0.0.1", "192.0.2.7"
+
+
+def doorkeeper(
+    *, clients: str = "", operators: str = "", is_loopback: bool = True, max_per_key: int = 256
+) -> Doorkeeper:
+    sources = (
+        KeySource(file=None, variable="PHIMOE_API_KEYS", entries=clients, is_admin=False),
+        KeySource(file=None, variable="PHIMOE_ADMIN_KEYS", entries=operators, is_admin=True),
+    )
+    return Doorkeeper(KeyRing(sources), is_loopback=is_loopback, max_requests_per_key=max_per_key)
+
+
+def shows(key: str, address: str = ELSEWHERE) -> Visitor:
+    return Visitor(authorization=(f"Bearer {key}",), address=address)
+
+
+def result(keeper: Doorkeeper, access: Access, visitor: Visitor) -> type[ClientError] | None:
+    try:
+        with keeper.admitted(access, visitor):
+            return None
+    except ClientError as error:
+        return type(error)
+
+
+@pytest.mark.parametrize("access", Access)
+@pytest.mark.parametrize(
+    ("visitor", "expected"),
+    [
+        pytest.param(
+            Visitor(), {"public": None, "client": Unauthenticated, "admin": Unauthenticated}, id="nothing"
+        ),
+        pytest.param(
+            shows("wrong-0123456789abcdef"),
+            {"public": None, "client": Unauthenticated, "admin": Unauthenticated},
+            id="wrong-key",
+        ),
+        pytest.param(shows(CLIENT), {"public": None, "client": None, "admin": Forbidden}, id="client"),
+        pytest.param(shows(OPERATOR), {"public": None, "client": None, "admin": None}, id="operator"),
+        pytest.param(
+            Visitor(authorization=(f"Basic {CLIENT}",)),
+            {"public": None, "client": Unauthenticated, "admin": Unauthenticated},
+            id="other-scheme",
+        ),
+        pytest.param(
+            Visitor(authorization=(f"Bearer {CLIENT}", f"Bearer {CLIENT}")),
+            {"public": None, "client": Unauthenticated, "admin": Unauthenticated},
+            id="two-headers",
+        ),
+        pytest.param(
+            Visitor(authorization=(f"bearer   {OPERATOR} ",)),
+            {"public": None, "client": None, "admin": None},
+            id="scheme-in-small-letters",
+        ),
+    ],
+)
+def test_with_keys_each_door_wants_its_own(
+    access: Access, visitor: Visitor, expected: dict[str, type[ClientError] | None]
+) -> None:
+    assert result(doorkeeper(clients=CLIENT, operators=OPERATOR), access, visitor) is expected[access.value]
+
+
+def test_admin_keys_alone_close_the_clients_door_as_well() -> None:
+    keeper = doorkeeper(operators=OPERATOR)
+    assert result(keeper, Access.CLIENT, Visitor()) is Unauthenticated
+    assert result(keeper, Access.CLIENT, shows(OPERATOR)) is None
+
+
+def test_client_keys_alone_leave_admin_closed_even_for_this_host() -> None:
+    keeper = doorkeeper(clients=CLIENT)
+    assert result(keeper, Access.ADMIN, shows(CLIENT, HERE)) is Forbidden
+    assert result(keeper, Access.ADMIN, Visitor(address=HERE)) is Unauthenticated
+
+
+@pytest.mark.parametrize(
+    ("is_loopback", "visitor", "expected"),
+    [
+        pytest.param(True, Visitor(address=HERE), None, id="this-host"),
+        pytest.param(True, Visitor(address="::ffff:127.0.0.1"), None, id="this-host-mapped"),
+        pytest.param(True, Visitor(address=ELSEWHERE), Forbidden, id="another-host"),
+        pytest.param(True, Visitor(), Forbidden, id="unknown-host"),
+        pytest.param(True, Visitor(address=HERE, is_from_page=True), Forbidden, id="web-page"),
+        pytest.param(True, Visitor(address=HERE, is_forwarded=True), Forbidden, id="through-a-proxy"),
+        pytest.param(False, Visitor(address=HERE), Forbidden, id="doors-open-to-all"),
+    ],
+)
+def test_without_keys_admin_is_for_this_host_on_loopback_alone(
+    is_loopback: bool, visitor: Visitor, expected: type[ClientError] | None
+) -> None:
+    keeper = doorkeeper(is_loopback=is_loopback)
+    assert result(keeper, Access.ADMIN, visitor) is expected
+    assert result(keeper, Access.CLIENT, visitor) is None
+
+
+def test_each_key_has_its_own_places_and_gets_them_back() -> None:
+    other = "other-0123456789abcdef"
+    keeper = doorkeeper(clients=f"{CLIENT},{other}", operators=OPERATOR, max_per_key=2)
+    with keeper.admitted(Access.CLIENT, shows(CLIENT)):
+        with pytest.raises(ZeroDivisionError), keeper.admitted(Access.CLIENT, shows(CLIENT)):
+            assert result(keeper, Access.CLIENT, shows(CLIENT)) is TooManyRequests
+            assert result(keeper, Access.CLIENT, shows(other)) is None
+            assert result(keeper, Access.PUBLIC, shows(CLIENT)) is None
+            assert result(keeper, Access.ADMIN, shows(OPERATOR)) is None
+            raise ZeroDivisionError
+        assert keeper.num_under_way == 1
+        assert result(keeper, Access.CLIENT, shows(CLIENT)) is None
+    assert keeper.num_under_way == 0
+
+
+def test_no_message_holds_the_key() -> None:
+    keeper = doorkeeper(clients=CLIENT, max_per_key=1)
+    messages = []
+    with keeper.admitted(Access.CLIENT, shows(CLIENT)):
+        for access, visitor in (
+            (Access.CLIENT, shows(CLIENT)),
+            (Access.ADMIN, shows(CLIENT)),
+            (Access.CLIENT, shows("x" * 20)),
+        ):
+            with pytest.raises(ClientError) as caught, keeper.admitted(access, visitor):
+                pass
+            messages.append(str(caught.value))
+    assert not any(CLIENT in message or "x" * 20 in message for message in messages)
+
+
+def test_addresses_of_this_host_are_known() -> None:
+    assert all(is_this_host(address) for address in ("127.0.0.1", "127.1.2.3", "::1"))
+    assert not any(
+        is_this_host(address) for address in (ELSEWHERE, "0.0.0.0", "::", "2001:db8::1", "name", "")
+    )
+    assert is_loopback("localhost") and is_loopback("::1") and is_loopback("127.0.0.1")
+    assert not is_loopback("0.0.0.0") and not is_loopback("example.com")
