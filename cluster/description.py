@@ -39,6 +39,7 @@ def _actor_view(roster: Roster, key: ActorKey) -> ActorView:
         experts=_experts(roster, key, settings, report),
         memory_bytes=report.memory_bytes if report is not None else 0,
         lost_links=report.lost_links if report is not None else (),
+        products=report.products if report is not None else "",
     )
 
 

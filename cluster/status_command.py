@@ -14,7 +14,7 @@ from rich.table import Table
 from cluster.client_options import DEFAULT_URL, add_trust_flags, api_headers, service_url, verification
 from cluster.view import ActorView, ClusterView
 
-_COLUMNS = ("actor", "state", "restarts", "pid", "node", "device", "memory", "experts")
+_COLUMNS = ("actor", "state", "restarts", "pid", "node", "device", "products", "memory", "experts")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +58,6 @@ def _show(view: ClusterView) -> None:
 
 
 def _row(actor: ActorView) -> tuple[str, ...]:
-    experts = f"{actor.experts[0]}-{actor.experts[-1]}" if actor.experts else ""
     memory = f"{actor.memory_bytes / 2**20:,.0f} MiB"
     return (
         actor.name,
@@ -67,6 +66,18 @@ def _row(actor: ActorView) -> tuple[str, ...]:
         str(actor.pid),
         actor.node_ip,
         actor.device,
+        actor.products,
         memory,
-        experts,
+        ranges(actor.experts),
     )
+
+
+def ranges(numbers: tuple[int, ...]) -> str:
+    """Ascending numbers in few words: 0-3 5 8-9."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -25,6 +25,8 @@ class ActorView(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     lost_links: tuple[str, ...] = ()
     """Peers that it has no working link with."""
+    products: str = ""
+    """How it multiplies matrices: "avx512" (the project's kernels), "onednn" or "torch"; empty where it computes nothing."""
 
 
 class OperationView(msgspec.Struct, frozen=True, kw_only=True):

@@ -37,7 +37,7 @@ class RestartRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ActorStatus(_message.Message):
-    __slots__ = ("name", "kind", "index", "pid", "node_ip", "device", "state", "restarts", "experts", "memory_bytes", "lost_links")
+    __slots__ = ("name", "kind", "index", "pid", "node_ip", "device", "state", "restarts", "experts", "memory_bytes", "lost_links", "products")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -49,6 +49,7 @@ class ActorStatus(_message.Message):
     EXPERTS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     LOST_LINKS_FIELD_NUMBER: _ClassVar[int]
+    PRODUCTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     index: int
@@ -60,7 +61,8 @@ class ActorStatus(_message.Message):
     experts: _containers.RepeatedScalarFieldContainer[int]
     memory_bytes: int
     lost_links: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., index: _Optional[int] = ..., pid: _Optional[int] = ..., node_ip: _Optional[str] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., restarts: _Optional[int] = ..., experts: _Optional[_Iterable[int]] = ..., memory_bytes: _Optional[int] = ..., lost_links: _Optional[_Iterable[str]] = ...) -> None: ...
+    products: str
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., index: _Optional[int] = ..., pid: _Optional[int] = ..., node_ip: _Optional[str] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., restarts: _Optional[int] = ..., experts: _Optional[_Iterable[int]] = ..., memory_bytes: _Optional[int] = ..., lost_links: _Optional[_Iterable[str]] = ..., products: _Optional[str] = ...) -> None: ...
 
 class OperationStatus(_message.Message):
     __slots__ = ("name", "step", "done", "total")

@@ -29,6 +29,7 @@ from actors.exchange.rendezvous import host_store
 from actors.exchange.roster import Roster
 from actors.exchange.site import Site
 from actors.expert.experts import GroupedExperts
+from actors.linear import product_name
 from actors.loading import Loading
 from actors.memory import memory_bytes, release_free_memory
 from actors.messages import ActorReport, Membership, Progress
@@ -118,6 +119,7 @@ class DenseActor:
             lost_links=roster.lost() if roster is not None else (),
             suspected_links=roster.suspected() if roster is not None else (),
             expert_load=loaded.load.rows() if loaded is not None else (),
+            products=loaded.products if loaded is not None else "",
             detail=detail,
         )
 
@@ -169,6 +171,7 @@ class _Loaded:
             else None
         )
         self._config, self._dtype, self._device = config, dtype, device
+        self.products = product_name(dtype, device)
         self._links: DenseLinks | None = None
         self.load = ExpertLoad(config.num_experts)
         self._make_engine(settings, config, model)

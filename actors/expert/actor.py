@@ -14,6 +14,7 @@ from actors.exchange.open import open_expert
 from actors.exchange.serve_all_to_all import AllToAllServer
 from actors.exchange.site import Site
 from actors.expert.held import HeldExperts
+from actors.linear import product_name
 from actors.loading import Loading
 from actors.memory import memory_bytes
 from actors.messages import ActorReport, Membership, Progress
@@ -123,6 +124,7 @@ class ExpertActor:
             experts=experts,
             memory_bytes=memory_bytes(self._device),
             lost_links=lost,
+            products=product_name(held.dtype, self._device) if held is not None else "",
             detail=detail,
         )
 
