@@ -161,7 +161,7 @@ class ClusterConfig:
         low=1,
     )
     dense_silence_seconds: float = _option(
-        0.75,
+        0.6,
         "a dense actor that is silent for longer counts as hung; more where beats are irregular",
         low=0.3,
     )
