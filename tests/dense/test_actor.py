@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
@@ -15,7 +15,7 @@ import pytest
 from actors.dense.actor import DenseActor
 from actors.errors import StaleEpochError
 from actors.expert.actor import ExpertActor
-from actors.messages import DenseMember, ExpertMember, Hello, Membership, StepOutput, Submit
+from actors.messages import ActorReport, DenseMember, ExpertMember, Hello, Membership, StepOutput, Submit
 from actors.settings import DenseSettings, ExchangeSettings, ExpertSettings, ModelSource
 from actors.wire import encode_frame, read_frame
 from tests.dense.local_engine import greedy
@@ -24,6 +24,7 @@ from tests.small_checkpoints import ORIGINAL_MAX
 
 CHECKPOINT = "like-the-real-one"
 NUM_EXPERTS = 16
+NUM_LAYERS = 2
 CASES = [(prompt(n, n), 8) for n in (1, 5, ORIGINAL_MAX - 4, ORIGINAL_MAX, ORIGINAL_MAX + 30)]
 SETUPS = [
     pytest.param("local", "auto", 0, id="local"),
@@ -55,38 +56,57 @@ class Service:
             ExpertMember(index=index, experts=tuple(range(start, end)))
             for index, (start, end) in enumerate(pairwise(bounds))
         )
-        self.experts = [
-            ExpertActor(
-                ExpertSettings(
-                    index=member.index,
-                    experts=member.experts,
-                    source=source,
-                    exchange=exchange,
-                    dtype="float32",
-                )
+        self._source, self._exchange = source, exchange
+        self.experts = [self._make_expert(member) for member in self.members]
+
+    def _make_expert(self, member: ExpertMember) -> ExpertActor:
+        return ExpertActor(
+            ExpertSettings(
+                index=member.index,
+                experts=member.experts,
+                source=self._source,
+                exchange=self._exchange,
+                dtype="float32",
             )
-            for member in self.members
-        ]
+        )
+
+    def replace_expert(self, index: int) -> None:
+        """A new actor in place of one that was stopped, loaded but not linked."""
+        self.experts[index] = self._make_expert(self.members[index])
+        self._load([self.experts[index]])
 
     @property
     def actors(self) -> list[DenseActor | ExpertActor]:
         return [self.dense, *self.experts]
 
     def start(self) -> None:
-        for actor in self.actors:
+        self._load(self.actors)
+        self.host, self.port, self.store_host, self.store_port = self.dense.listen()
+        self.join(1)
+
+    @staticmethod
+    def _load(actors: Sequence[DenseActor | ExpertActor]) -> None:
+        for actor in actors:
             actor.start_loading()
         deadline = time.monotonic() + 60
-        for actor in self.actors:
+        for actor in actors:
             while (progress := actor.progress()).state != "loaded":
                 assert progress.error is None and time.monotonic() < deadline
                 time.sleep(0.01)
             assert 0 < progress.bytes_done == progress.bytes_total
-        self.host, self.port, self.store_host, self.store_port = self.dense.listen()
-        self.join(1)
 
     def join(self, epoch: int) -> None:
-        member = DenseMember(index=0, store_host=self.store_host, store_port=self.store_port)
-        membership = Membership(epoch=epoch, dense=(member,), experts=self.members)
+        member = DenseMember(
+            index=0,
+            store_host=self.store_host,
+            store_port=self.store_port,
+            incarnation=self.dense.incarnation,
+        )
+        experts = tuple(
+            ExpertMember(index=member.index, experts=member.experts, incarnation=actor.incarnation)
+            for member, actor in zip(self.members, self.experts, strict=True)
+        )
+        membership = Membership(epoch=epoch, dense=(member,), experts=experts)
         with ThreadPoolExecutor(1 + len(self.experts)) as pool:
             for done in [pool.submit(actor.join, membership) for actor in self.actors]:
                 done.result(60)
@@ -112,6 +132,13 @@ class Service:
                 num_running -= delta.finish_reason is not None
         writer.close()
         return tokens
+
+
+def wait_for(service: Service, is_so: Callable[[ActorReport], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so(service.dense.report()):
+        assert time.monotonic() < deadline, service.dense.report()
+        time.sleep(0.005)
 
 
 @contextmanager
@@ -154,6 +181,42 @@ def test_a_new_membership_takes_over_while_sequences_run(
         with pytest.raises(StaleEpochError):
             service.join(3)
         assert service.dense.report().epoch == 3
+
+
+def test_actors_that_end_and_come_back_cost_running_sequences_nothing_but_time(
+    small_checkpoints: dict[str, Path],
+) -> None:
+    """One of two expert actors, without a replica, is replaced time and again while sequences run."""
+    directory = small_checkpoints[CHECKPOINT]
+    cases = [(prompt(n, n), 60) for n in (3, 20, ORIGINAL_MAX)]
+    expected = [[token for token, _ in greedy_reference(directory, tuple(p), n)] for p, n in cases]
+    with running(directory, "links", "tcp", 2) as service, ThreadPoolExecutor(1) as pool:
+        steps_before = 0
+        generated = pool.submit(asyncio.run, service.generate(cases))
+        for epoch in range(2, 6):
+            wait_for(service, lambda report, n=steps_before: int(report.detail["steps"]) > n + 5)
+            steps_before = int(service.dense.report().detail["steps"])
+            service.experts[1].stop()
+            wait_for(service, lambda report: report.state == "lost")
+            assert service.dense.report().lost_links == ("expert-1",)
+            assert not generated.done()
+            service.replace_expert(1)
+            service.join(epoch)
+            assert service.dense.report().lost_links == ()
+        assert generated.result(60) == expected
+        report = service.dense.report()
+        assert report.detail["failed_steps"] == 0
+        assert len(report.expert_load) == NUM_LAYERS
+        assert len({sum(rows) for rows in report.expert_load}) == 1
+
+
+def test_an_idle_dense_actor_notices_within_a_second_that_an_expert_actor_is_gone(
+    small_checkpoints: dict[str, Path],
+) -> None:
+    with running(small_checkpoints[CHECKPOINT], "links", "tcp", 2) as service:
+        service.experts[0].stop()
+        wait_for(service, lambda report: report.lost_links == ("expert-0",), 1.0)
+        wait_for(service, lambda report: report.state == "lost", 2.0)
 
 
 def test_a_checkpoint_that_cannot_be_read_is_told_with_its_reason(tmp_path: Path) -> None:
