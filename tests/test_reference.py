@@ -85,7 +85,7 @@ def test_catalogue_spans_what_a_checkpoint_may_say() -> None:
     assert {(spec.attention_bias, spec.lm_head_bias) for spec in CATALOGUE} == {
         (False, False), (False, True), (True, False), (True, True),
     }  # fmt: skip
-    assert {spec.num_heads // spec.num_kv_heads for spec in CATALOGUE} == {1, 2, 4, 8}
+    assert {spec.num_heads // spec.num_kv_heads for spec in CATALOGUE} == {1, 2, 3, 4, 8}
     assert {(spec.dialect, spec.rope_type) for spec in CATALOGUE} == {
         ("original", "longrope"), ("original", "default"), ("newer", "longrope"), ("newer", "default"),
     }  # fmt: skip

@@ -112,6 +112,12 @@ def _common(limits: Limits, min_max_tokens: int) -> dict[str, Schema]:
         ),
         "model": _text(MAX_MODEL_CHARS),
         "request_id": {**_text(limits.max_request_id_chars), "pattern": _PRINTABLE},
+        "priority": _integer(-limits.max_priority, limits.max_priority),
+        "timeout": {
+            "type": ["number", "null"],
+            "exclusiveMinimum": 0,
+            "maximum": limits.max_timeout_seconds,
+        },
         "prompt_logprobs": _integer(0, limits.max_logprobs),
         "stop": _stop(limits),
         "stop_token_ids": {
