@@ -140,6 +140,15 @@ class ClusterConfig:
     exchange_deadline_seconds: float = _option(
         30.0, "longest wait for one message of a step", low=0.01, actors=True
     )
+    late_seconds: float = _option(
+        0.15,
+        "no answer of an expert actor counts as late before; a late one's rows go to another holder as well",
+        low=0.001,
+        actors=True,
+    )
+    park_deadline_seconds: float = _option(
+        120.0, "longest wait of a step for an expert that nobody holds at present", low=0.1, actors=True
+    )
     connect_deadline_seconds: float = _option(
         60.0, "longest wait for a link to come up", low=0.01, actors=True
     )

@@ -90,6 +90,8 @@ def plan_actors(
         backend=config.link_backend,
         deadline_seconds=config.exchange_deadline_seconds,
         connect_deadline_seconds=config.connect_deadline_seconds,
+        late_seconds=config.late_seconds,
+        park_deadline_seconds=config.park_deadline_seconds,
         max_rows=config.max_batch_tokens,
     )
     dense = [

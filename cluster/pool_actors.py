@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import os
 import threading
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -55,7 +54,6 @@ class HostedActor:
 
     def __init__(self, settings: DenseSettings | ExpertSettings) -> None:
         limit_threads(settings.num_threads)
-        self._incarnation = uuid.uuid4().hex
         self._node_id, self._node_ip = this_node()
         self._started = process_start(os.getpid()) or ""
         self._end = threading.Event()
@@ -73,7 +71,7 @@ class HostedActor:
     def pulse(self) -> Pulse:
         """Who is there and how far it is."""
         return Pulse(
-            incarnation=self._incarnation,
+            incarnation=self._actor.incarnation,
             pid=os.getpid(),
             node_ip=self._node_ip,
             progress=self._actor.progress(),

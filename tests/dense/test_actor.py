@@ -134,6 +134,10 @@ class Service:
         return tokens
 
 
+def has_made_steps(count: int) -> Callable[[ActorReport], bool]:
+    return lambda report: int(report.detail["steps"]) > count
+
+
 def wait_for(service: Service, is_so: Callable[[ActorReport], bool], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not is_so(service.dense.report()):
@@ -194,7 +198,7 @@ def test_actors_that_end_and_come_back_cost_running_sequences_nothing_but_time(
         steps_before = 0
         generated = pool.submit(asyncio.run, service.generate(cases))
         for epoch in range(2, 6):
-            wait_for(service, lambda report, n=steps_before: int(report.detail["steps"]) > n + 5)
+            wait_for(service, has_made_steps(steps_before + 5))
             steps_before = int(service.dense.report().detail["steps"])
             service.experts[1].stop()
             wait_for(service, lambda report: report.state == "lost")
