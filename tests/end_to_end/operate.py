@@ -1,0 +1,40 @@
+"""Ask the supervisor of a running service for an operation: `python -m ... ADDRESS OPERATION [NUMBER]`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from cluster.config import ClusterConfig
+from cluster.environment import prepare_ray
+from tests.end_to_end.running import Running
+
+SECONDS = 120.0
+
+
+def head_address(service: Running) -> str:
+    """Where the Ray cluster of a service is reached."""
+    for process in service.descendants():
+        for argument in process.cmdline() if process.is_running() else []:
+            if argument.startswith("--gcs-address="):
+                return argument.partition("=")[2]
+    raise AssertionError("the service has no raylet")
+
+
+def command(service: Running, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "tests.end_to_end.operate", head_address(service), *arguments]
+
+
+async def main(address: str, operation: str, *numbers: str) -> None:
+    prepare_ray(use_haproxy=False, scratch=None)
+    from cluster import pool
+
+    pool.start_ray(ClusterConfig(address=address))
+    supervisor = pool.find_supervisor()
+    assert supervisor is not None
+    await getattr(supervisor, operation)(*[int(number) for number in numbers], deadline_seconds=SECONDS)
+    pool.stop_ray()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
