@@ -319,7 +319,7 @@ def _reserve(bundles: Mapping[str, Mapping[str, float]]) -> None:
             _soft_target_node_id=places[name] or None,
         )
     end = time.monotonic() + _GROUP_SECONDS
-    homeless = [name for name, group in new.items() if not group.wait(max(1.0, end - time.monotonic()))]
+    homeless = [name for name, group in new.items() if not group.wait(max(1, int(end - time.monotonic())))]
     if homeless:
         for group in new.values():
             remove_placement_group(group)
