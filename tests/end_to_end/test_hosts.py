@@ -73,7 +73,10 @@ class Service:
             return client.get(path)
 
     def view(self) -> dict[str, Any]:
-        response = self.get("/cluster")
+        """Once the supervisor, which may have been on the host that was lost, answers."""
+        give_up = time.monotonic() + _WHOLE_SECONDS
+        while (response := self.get("/cluster")).status_code != 200 and time.monotonic() < give_up:
+            time.sleep(0.2)
         assert response.status_code == 200, response.text
         found: dict[str, Any] = response.json()
         return found
