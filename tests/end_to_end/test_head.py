@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from tests.end_to_end.running import free_ports
-from tests.end_to_end.test_hosts import Service, check, serving_on, undisturbed
+from tests.end_to_end.test_hosts import PAUSE_SECONDS, Service, check, serving_on, undisturbed
 from tests.hosts import network, why_not
 
 _WHY_NOT = why_not() or (None if shutil.which("redis-server") else "redis-server is not installed")
@@ -43,7 +43,7 @@ def test_a_service_outlives_a_restart_of_the_head(service: Service) -> None:
         time.sleep(5.0)
         service.net.start_head(h1, 0, HEAD)
         time.sleep(15.0)
-    check("head restarted", streams, pause_seconds=3.0)
+    check("head restarted", streams, pause_seconds=PAUSE_SECONDS)
     actors = {name for name in places if "supervisor" not in name}
     service.wait_until_on({name: _host_of(service, places[name]) for name in actors})
     assert service.view()["epoch"] >= epoch
@@ -52,7 +52,7 @@ def test_a_service_outlives_a_restart_of_the_head(service: Service) -> None:
     with service.streams() as streams:
         psutil.Process(before["pid"]).kill()
         time.sleep(10.0)
-    check("an expert actor killed under the new head", streams, pause_seconds=3.0)
+    check("an expert actor killed under the new head", streams, pause_seconds=PAUSE_SECONDS)
     service.wait_until_on({name: _host_of(service, places[name]) for name in actors})
     after = next(item for item in service.view()["actors"] if item["name"] == "phimoe-expert-0")
     assert (after["pid"] != before["pid"], after["restarts"]) == (True, before["restarts"] + 1)
