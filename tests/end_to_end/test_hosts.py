@@ -6,6 +6,10 @@
 
 A stream goes on wherever a dense actor and every expert live somewhere. Room for what was lost is taken away from the hosts
 that are left (`tenants`), so that it comes back where it was as soon as its host is there again.
+
+What Ray decides, with the health checks of k8s/base: a host that is silent for some ten seconds counts as dead. When it can be
+reached again after that, its raylet ends itself and everything that it runs, and the host is back once somebody starts a
+raylet there, as Kubernetes does. Streams notice nothing of it either way.
 """
 
 from __future__ import annotations
@@ -147,12 +151,7 @@ def test_a_rank_of_an_older_epoch_is_refused(service: Service) -> None:
 
 
 def test_streams_go_on_when_the_host_of_a_dense_actor_dies(service: Service) -> None:
-    places = service.places()
-    lost = {
-        name: "h2"
-        for name, address in places.items()
-        if address == service.h2.address and "supervisor" not in name
-    }
+    lost = actors_on(service, "h2")
     assert {name.rpartition("-")[0] for name in lost} == {"phimoe-dense", "phimoe-expert"}
     with service.streams() as streams:
         time.sleep(3.0)
@@ -168,6 +167,7 @@ def test_what_a_host_that_is_cut_off_for_good_had_is_placed_where_there_is_room(
     with service.streams() as streams:
         time.sleep(3.0)
         service.h3.cut()
+        began = time.monotonic()
         h1, h2 = service.net.hosts["h1"], service.h2
         run_on(
             h1,
@@ -178,13 +178,16 @@ def test_what_a_host_that_is_cut_off_for_good_had_is_placed_where_there_is_room(
             h2.address,
             "phimoe_expert",
         )
-        seconds = service.wait_until_on({name: "h2"})
+        service.wait_until_on({name: "h2"})
+        seconds = time.monotonic() - began
         time.sleep(2.0)
     check(f"cut for good, placed again after {seconds:.0f} s", streams, pause_seconds=PAUSE_SECONDS)
 
 
 def test_without_any_holder_every_request_ends_with_the_documented_error(service: Service) -> None:
     """The host of both expert actors dies, and the only other one that may have any is cut off."""
+    lost = actors_on(service, "h2")
+    assert {name for name in lost if "expert" in name} == {"phimoe-expert-0", "phimoe-expert-1"}
     with reading(service) as readings:
         time.sleep(3.0)
         service.h2.kill_all()
@@ -200,7 +203,7 @@ def test_without_any_holder_every_request_ends_with_the_documented_error(service
     assert late.error["code"] == "unavailable"
     assert service.get("/health").status_code == 503
     restart_raylet(service, service.h2, BOTH)
-    service.wait_until_on({"phimoe-dense-1": "h2", "phimoe-expert-0": "h2", "phimoe-expert-1": "h2"})
+    service.wait_until_on(lost)
     assert read_stream(service.url, 0).token_ids == service.expected[0]
 
 
@@ -295,10 +298,19 @@ def restart_raylet(service: Service, host: Host, resources: str) -> None:
     service.net.start_raylet(host, 1, resources)
 
 
-def expert_on(service: Service, host: str) -> str:
-    """The expert actor of that host, once all actors are where they began."""
+def actors_on(service: Service, host: str) -> dict[str, str]:
+    """Dense and expert actors of that host -> its name."""
     address = service.net.hosts[host].address
-    found = [name for name, place in service.places().items() if place == address and "expert" in name]
+    return {
+        name: host
+        for name, place in service.places().items()
+        if place == address and "supervisor" not in name
+    }
+
+
+def expert_on(service: Service, host: str) -> str:
+    """The only expert actor of that host."""
+    found = [name for name in actors_on(service, host) if "expert" in name]
     assert len(found) == 1, service.places()
     return found[0]
 
