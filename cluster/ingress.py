@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, cast
+from typing import Any
 
 from ray import serve
 
@@ -16,9 +16,6 @@ from cluster.grpc_methods import GrpcMethods
 from cluster.grpc_tls import start_tls_server
 from cluster.http_routes import http_app
 from cluster.service import Service, SupervisorLink
-
-_TLS_GRACE_SECONDS = 20.0
-"""For calls of the TLS server when the replica ends; below what Serve gives a replica (cluster.app)."""
 
 
 @serve.ingress()
@@ -40,13 +37,13 @@ class Ingress:
     async def __del__(self) -> None:
         """Serve calls this when the replica's own requests have ended, and waits for it."""
         if self._tls_server is not None:
-            await self._tls_server.stop(_TLS_GRACE_SECONDS)
+            await self._tls_server.stop(self._service.config.drain_grace_seconds)
 
     async def _find_supervisor(self) -> SupervisorLink:
         """The running supervisor, or a new one: a Serve config file starts the service without `phimoe serve`."""
         from cluster.pool import ensure_supervisor
 
-        return cast(SupervisorLink, await ensure_supervisor(self._service.config))
+        return await ensure_supervisor(self._service.config)
 
     async def __serve_build_asgi_app__(self) -> Any:
         return http_app(self._service, self._doorkeeper)

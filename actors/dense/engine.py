@@ -155,8 +155,10 @@ class Engine:
         self._tell()
 
     def _plan(self) -> list[Chunk]:
-        num_decodes = sum(sequence.num_uncomputed == 1 for sequence in self._scheduler.running)
-        return self._scheduler.plan(self._pace.max_prefill_tokens(num_decodes))
+        scheduler = self._scheduler
+        num_decodes = sum(sequence.num_uncomputed == 1 for sequence in scheduler.running)
+        num_places = min(scheduler.limits.max_num_sequences, len(scheduler.running) + len(scheduler.waiting))
+        return scheduler.plan(self._pace.max_prefill_tokens(num_decodes, num_places - num_decodes))
 
     def _run(self) -> None:
         while not self._is_stopping:

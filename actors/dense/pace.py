@@ -7,6 +7,9 @@ A step with prompts in it takes longer, and every sequence that decodes waits fo
 
 Both are measured. The first depends on how many sequences decode, so it is kept per power of two of them; where that was
 not measured for a while, a step without prompts is asked for.
+
+Where more sequences wait for their prompt than decode, as at the start of a burst, there is no bound: the many would wait
+longer, for the few, than the other way round, since every further step reads all weights again.
 """
 
 from __future__ import annotations
@@ -31,9 +34,10 @@ class PrefillPace:
         self._token_seconds: float | None = None
         self._num_mixed = 0
 
-    def max_prefill_tokens(self, num_decodes: int) -> int:
-        """For a step in which that many sequences decode; 0 asks for a step without prompts."""
-        if num_decodes == 0:
+    def max_prefill_tokens(self, num_decodes: int, num_prefills: int) -> int:
+        """For a step in which so many sequences decode and so many could compute of their prompts; 0 asks for a step
+        without prompts."""
+        if num_decodes < num_prefills or num_decodes == 0:
             return self._max_tokens
         size = num_decodes.bit_length()
         if size not in self._decode_seconds or self._num_mixed >= _MEASURE_EVERY:

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 
 from cluster.client_options import add_ca_flag, admin_headers, service_url, verification
-from cluster.view import ClusterView
+from cluster.view import ClusterView, OperationView
 
 _POLL_SECONDS = 1.0
 _CONNECT_SECONDS = 10.0
@@ -119,4 +119,10 @@ def summary(view: ClusterView) -> str:
             f"{sum(actor.state == 'ready' for actor in actors)} of {len(actors)} {kind} actors ready"
         )
     waiting = [f"{actor.name} {actor.state}" for actor in view.actors if actor.state != "ready"]
-    return ", ".join([f"epoch {view.epoch}", *parts, *waiting])
+    doing = [] if view.operation is None else [_progress(view.operation)]
+    return ", ".join([*doing, f"epoch {view.epoch}", *parts, *waiting])
+
+
+def _progress(operation: OperationView) -> str:
+    count = f" ({operation.done} of {operation.total})" if operation.total else ""
+    return f"{operation.name}: {operation.step}{count}"

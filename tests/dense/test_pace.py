@@ -16,7 +16,7 @@ def run_steps(
     """(prefill tokens, seconds) of steps that are as long as the machine is said to take for them."""
     steps = []
     for _ in range(count):
-        tokens = pace.max_prefill_tokens(num_decodes)
+        tokens = pace.max_prefill_tokens(num_decodes, 1)
         seconds = alone + per_token * tokens
         pace.note_step(num_decodes, tokens, seconds)
         steps.append((tokens, seconds))
@@ -60,8 +60,15 @@ def test_one_step_that_hung_does_not_open_the_door_to_long_ones() -> None:
     pace = PrefillPace(2.0, 2048)
     before = max(run_steps(pace, 8, 0.02, 1e-4))[0]
     pace.note_step(8, 0, 30.0)
-    assert pace.max_prefill_tokens(8) <= 2 * before
+    assert pace.max_prefill_tokens(8, 1) <= 2 * before
 
 
 def test_where_nobody_decodes_prompts_take_the_whole_step() -> None:
-    assert PrefillPace(2.0, 2048).max_prefill_tokens(0) == 2048
+    assert PrefillPace(2.0, 2048).max_prefill_tokens(0, 3) == 2048
+
+
+def test_a_few_that_decode_do_not_hold_up_many_prompts() -> None:
+    pace = PrefillPace(2.0, 2048)
+    run_steps(pace, 4, 0.02, 1e-3)
+    assert pace.max_prefill_tokens(4, 5) == 2048
+    assert pace.max_prefill_tokens(4, 4) < 64

@@ -17,7 +17,7 @@ def head_address(service: Running) -> str:
     for process in service.descendants():
         for argument in process.cmdline() if process.is_running() else []:
             if argument.startswith("--gcs-address="):
-                return argument.partition("=")[2]
+                return str(argument).partition("=")[2]
     raise AssertionError("the service has no raylet")
 
 
