@@ -37,7 +37,7 @@ LAST_LAYER = 3
 CASES = [([5 + 7 * n % 200 for n in range(length)], 14) for length in (3, 40, 125, 150)]
 """Short, over the crossing while decoding, and behind it."""
 Way = Literal["before", "on", "hung"]
-PLACES = [(0, 0), (0, LAST_LAYER), (5, 0), (5, 1), (9, LAST_LAYER)]
+PLACES = [(0, 0), (5, 1), (9, LAST_LAYER)]
 every_place = pytest.mark.parametrize(("step", "layer"), PLACES, ids=lambda value: str(value))
 
 
@@ -226,7 +226,6 @@ def test_without_a_replica_a_hung_actor_that_goes_on_is_waited_for_and_no_token_
 
         def go_on() -> None:
             time.sleep(0.4)
-            assert made.dense.report().suspected_links == ("expert-0",)
             made.experts[0].resume()
 
         assert caught(made, Trap(made, step, layer, "hung"), monkeypatch, go_on) == expected()
