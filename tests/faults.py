@@ -8,7 +8,7 @@
 
 Every stream that ends is compared with the truth, token for token. Between two deltas of a choice is a gap; it belongs to
 the first fault that happened in it, or else to the last one before it. A pause is the longest gap of a choice that
-belongs to one fault.
+belongs to one fault; the time until the first delta is counted apart, as a wait.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class Injected:
     """Seconds until the place was filled again and worked; None where that was not waited for."""
     pauses: list[float] = field(default_factory=list)
     """Of each choice that was open."""
+    waits: list[float] = field(default_factory=list)
+    """For the first delta of each choice that was asked for."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,6 +64,7 @@ class Outcome:
     injected: list[Injected] = field(default_factory=list)
     undisturbed: list[float] = field(default_factory=list)
     """Pauses without any fault."""
+    undisturbed_waits: list[float] = field(default_factory=list)
     num_streams: int = 0
     num_tokens: int = 0
     failed: list[str] = field(default_factory=list)
@@ -176,13 +179,15 @@ async def disturb(
     broken = [stream.failure for stream in truth if stream.failure is not None]
     assert not broken, f"a stream fails without any fault: {broken}"
     outcome, injector = Outcome(), Injector(service, needs_all=needs_all)
-    quiet = await _keep(service, bodies, truth, outcome, asyncio.sleep(undisturbed_seconds))
-    outcome.undisturbed = [pause for stream in quiet for pause in _longest_gaps(stream)]
+    quiet = Injected(fault=Fault(kind="supervisor", index=0, way="pause"), at=time.monotonic(), pid=0)
+    streams = await _keep(service, bodies, truth, outcome, asyncio.sleep(undisturbed_seconds))
+    _share_out(streams, [quiet])
+    outcome.undisturbed, outcome.undisturbed_waits = quiet.pauses, quiet.waits
     assert not outcome.failed and not outcome.wrong, (
         f"wrong without any fault: {outcome.failed} {outcome.wrong}"
     )
-    outcome.injected = injector.injected
     streams = await _keep(service, bodies, truth, outcome, injector.run(plan))
+    outcome.injected = injector.injected
     _share_out(streams, outcome.injected)
     load = await asyncio.to_thread(service.wait_until_idle)
     if load["running"] or load["waiting"] or load["free_blocks"] != load["total_blocks"]:
@@ -210,23 +215,25 @@ async def _keep(
     return streams
 
 
-def _longest_gaps(stream: Stream) -> list[float]:
-    return [max(b - a for a, b in pairwise(times)) for times in stream.arrivals.values() if len(times) > 1]
-
-
 def _share_out(streams: Sequence[Stream], injected: Sequence[Injected]) -> None:
-    """Give each fault its pauses."""
+    """Give each fault its pauses and waits."""
     starts = [item.at for item in injected]
+
+    def number_of(begin: float, end: float) -> int:
+        first = bisect_left(starts, begin)
+        return first if first < len(starts) and starts[first] <= end else first - 1
+
     for stream in streams:
         for times in stream.arrivals.values():
             longest: defaultdict[int, float] = defaultdict(float)
-            for begin, end in pairwise(times):
-                first = bisect_left(starts, begin)
-                number = first if first < len(starts) and starts[first] <= end else first - 1
+            for begin, end in pairwise(times[1:]):
+                number = number_of(begin, end)
                 longest[number] = max(longest[number], end - begin)
             for number, pause in longest.items():
                 if number >= 0:
                     injected[number].pauses.append(pause)
+            if len(times) > 1 and (number := number_of(times[0], times[1])) >= 0:
+                injected[number].waits.append(times[1] - times[0])
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -242,21 +249,23 @@ def table(outcome: Outcome) -> str:
         groups[item.fault.label].append(item)
         groups[f"{item.fault.kind} (all)"].append(item)
     lines = [
-        "| fault | number | pause p50 | p90 | p99 | max | worst client of a fault p50 | p90 | back p50 | max |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-        _row(_UNDISTURBED, 0, outcome.undisturbed, [], []),
+        "| fault | number | pause p50 | p90 | p99 | max | worst client of a fault p50 | p90 "
+        "| first token p50 | p99 | back p50 | max |",
+        "|" + "---|" * 12,
+        _row(_UNDISTURBED, 0, [outcome.undisturbed, [], outcome.undisturbed_waits, []]),
     ]
     for label, items in sorted(groups.items()):
         pauses = [pause for item in items for pause in item.pauses]
         worst = [max(item.pauses, default=0.0) for item in items]
+        waits = [wait for item in items for wait in item.waits]
         back = [item.back_after for item in items if item.back_after is not None]
-        lines.append(_row(label, len(items), pauses, worst, back))
+        lines.append(_row(label, len(items), [pauses, worst, waits, back]))
     return "\n".join(lines)
 
 
-def _row(label: str, number: int, pauses: list[float], worst: list[float], back: list[float]) -> str:
-    figures = [percentile(pauses, share) for share in (0.5, 0.9, 0.99, 1.0)]
-    figures += [percentile(worst, 0.5), percentile(worst, 0.9), percentile(back, 0.5), percentile(back, 1.0)]
+def _row(label: str, number: int, seconds: list[list[float]]) -> str:
+    shares = ((0.5, 0.9, 0.99, 1.0), (0.5, 0.9), (0.5, 0.99), (0.5, 1.0))
+    figures = [percentile(values, share) for values, of in zip(seconds, shares, strict=True) for share in of]
     return f"| {label} | {number} | " + " | ".join(f"{figure:.2f}" for figure in figures) + " |"
 
 
