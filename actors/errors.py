@@ -15,6 +15,7 @@
             StaleEpochError         a membership is not newer than the one in force
             ExpertFailedError       an expert actor got the rows and could not compute
             NoHolderError           rows waited in vain for an actor that holds their experts
+            NotReadyError           sequences waited in vain for a step to be possible
 
 They cross processes, so every exception takes positional values only, all of them picklable, and hands all of them
 to its base class. The sentence for people is `str(error)`.
@@ -160,6 +161,17 @@ class NoHolderError(ExchangeError):
     def __str__(self) -> str:
         names = ", ".join(str(expert) for expert in self.experts)
         return f"no expert actor with experts {names}{_at_layer(self.layer)} for {self.seconds:g} s"
+
+
+class NotReadyError(ExchangeError):
+    """Between two steps some expert had no holder, or there was no exchange at all, for as long as sequences may wait."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"not linked to holders of all experts for {self.seconds:g} s"
 
 
 def _at_layer(layer: int | None) -> str:

@@ -98,6 +98,8 @@ class SequenceDelta(Message, frozen=True, kw_only=True):
     """The token that ended it, where finish_reason is "stop"."""
     error: str | None = None
     """What went wrong, where finish_reason is "error"."""
+    is_worth_retrying: bool = False
+    """Whether the sequence was sound and an actor stayed lost for too long, where finish_reason is "error"."""
 
 
 class Load(Message, frozen=True, kw_only=True):

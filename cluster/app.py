@@ -8,6 +8,7 @@ from typing import Any
 from ray import serve
 
 from cluster.config import ClusterConfig, from_mapping
+from cluster.hosting import INGRESS_LABEL, LABEL_SHARE
 from cluster.ingress import Ingress
 
 APPLICATION_NAME = "phimoe"
@@ -32,8 +33,13 @@ def build(args: Mapping[str, object]) -> serve.Application:
     return build_from(from_mapping({"host": "0.0.0.0", **args}))
 
 
-def build_from(config: ClusterConfig) -> serve.Application:
-    """The Serve application of a config that is already checked."""
+def build_from(config: ClusterConfig, labels: frozenset[str] = frozenset()) -> serve.Application:
+    """The Serve application of a config that is already checked.
+
+    `labels` are the resources that nodes of the cluster have: where some are meant for ingress replicas, those run there. A
+    Serve config file says so itself, in the `ray_actor_options` of the deployment.
+    """
+    claims = {INGRESS_LABEL: LABEL_SHARE} if INGRESS_LABEL in labels else {}
     deployment: Any = serve.deployment(
         name="Ingress",
         num_replicas=config.ingress_replicas,
@@ -42,7 +48,7 @@ def build_from(config: ClusterConfig) -> serve.Application:
         graceful_shutdown_timeout_s=config.drain_grace_seconds + _BEYOND_GRACE_SECONDS,
         graceful_shutdown_wait_loop_s=0.2,
         health_check_period_s=5,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "resources": claims},
     )(Ingress)
     application: serve.Application = deployment.bind(config.to_mapping())
     return application

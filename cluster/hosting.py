@@ -9,11 +9,12 @@ from cluster.config import ClusterConfig
 from cluster.environment import hub_token
 from cluster.placement import spread_experts
 
-DENSE_LABEL, EXPERT_LABEL = "phimoe_dense", "phimoe_expert"
-"""Custom resources of Ray nodes that are meant for one kind of actor (k8s/overlays/gpu gives them to its groups)."""
+DENSE_LABEL, EXPERT_LABEL, INGRESS_LABEL = "phimoe_dense", "phimoe_expert", "phimoe_ingress"
+"""Custom resources of Ray nodes that are meant for one kind of actor (k8s/overlays/gpu gives them to its groups), or for
+ingress replicas."""
 CPUS_PER_ACTOR = 0.05
 """Claimed so that Ray spreads the actors; their threads are counted by `share_threads`."""
-_LABEL_SHARE = 0.001
+LABEL_SHARE = 0.001
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,5 +135,5 @@ def bundle(settings: DenseSettings | ExpertSettings, gpus_per_actor: float, flee
         claims["GPU"] = gpus_per_actor
     label = DENSE_LABEL if isinstance(settings, DenseSettings) else EXPERT_LABEL
     if label in fleet.labels:
-        claims[label] = _LABEL_SHARE
+        claims[label] = LABEL_SHARE
     return claims

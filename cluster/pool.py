@@ -51,6 +51,12 @@ def stop_ray() -> None:
     ray.shutdown()
 
 
+def node_labels() -> frozenset[str]:
+    """Names of all resources that some node has, custom ones included. Blocks."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return frozenset(resources)
+
+
 class HostedSupervisor:
     """The process of the supervisor: an asyncio actor."""
 

@@ -89,7 +89,7 @@ class Request:
     async def deltas(self) -> AsyncGenerator[tuple[int, SequenceDelta], None]:
         """(index of the sequence, what is new), in the order of arrival, until all sequences have finished.
 
-        Raises DeadlineExceeded, ServerUnavailable when no dense actor came back in time, RequestFailed when the dense
+        Raises DeadlineExceeded, ServerUnavailable when a lost actor did not come back in time, RequestFailed when the dense
         actor cannot compute a sequence, and what `abort` was given. However it ends, no sequence stays behind at a dense
         actor.
         """
@@ -143,6 +143,8 @@ class Request:
     def _take(self, run: _Run, delta: SequenceDelta) -> SequenceDelta:
         if delta.finish_reason == "error":
             run.is_finished = True
+            if delta.is_worth_retrying:
+                raise ServerUnavailable("an actor stayed lost for too long; the request may be sent again")
             raise RequestFailed(delta.error or "the dense actor failed")
         run.is_finished = delta.finish_reason is not None
         run.output_ids.extend(delta.token_ids)

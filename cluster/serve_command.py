@@ -140,11 +140,12 @@ async def _until_up_or(stop: _Signals, config: ClusterConfig, view: StartupView)
 
 async def _bring_up(config: ClusterConfig, view: StartupView) -> None:
     """Actors and doors start side by side; returns when a request would be answered. Raises StartError."""
-    from cluster.pool import ensure_supervisor
+    from cluster.pool import ensure_supervisor, node_labels
     from cluster.serving import open_doors
 
     supervisor = await ensure_supervisor(config)
-    doors = asyncio.create_task(asyncio.to_thread(open_doors, config))
+    labels = await asyncio.to_thread(node_labels)
+    doors = asyncio.create_task(asyncio.to_thread(open_doors, config, labels))
     try:
         await _until_actors_ready(supervisor, config, view)
         await doors

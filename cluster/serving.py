@@ -11,11 +11,11 @@ from cluster.app import APPLICATION_NAME, GRPC_SERVICERS, build_from
 from cluster.config import ClusterConfig
 
 
-def open_doors(config: ClusterConfig) -> None:
+def open_doors(config: ClusterConfig, labels: frozenset[str]) -> None:
     """Start Serve where it is not running yet, with doors on the config's host and ports, and deploy the application.
 
-    Returns when its replicas run. Raises RuntimeError with Serve's reason where they cannot. With TLS Serve's own gRPC door,
-    which would speak plain text, stays closed: `cluster.grpc_tls` opens one.
+    `labels`: see `build_from`. Returns when its replicas run. Raises RuntimeError with Serve's reason where they cannot. With
+    TLS Serve's own gRPC door, which would speak plain text, stays closed: `cluster.grpc_tls` opens one.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
@@ -31,7 +31,7 @@ def open_doors(config: ClusterConfig) -> None:
             grpc_servicer_functions=[] if config.has_tls else list(GRPC_SERVICERS),
         ),
     )
-    serve.run(build_from(config), name=APPLICATION_NAME, route_prefix="/")
+    serve.run(build_from(config, labels), name=APPLICATION_NAME, route_prefix="/")
 
 
 def close_doors() -> None:

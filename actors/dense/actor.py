@@ -197,7 +197,8 @@ class _Loaded:
         cache = KVCache(config, capacity.num_blocks, settings.block_size, self._dtype, self._device)
         self.front = Front(settings.index, settings.cluster_token, capacity.max_model_len)
         pace = PrefillPace(settings.max_step_stretch, settings.max_batch_tokens)
-        self.engine = Engine(model, cache, scheduler, self.front.emit, pace)
+        park_seconds = settings.exchange.park_deadline_seconds
+        self.engine = Engine(model, cache, scheduler, self.front.emit, pace, park_seconds)
 
     def open_doors(self, settings: DenseSettings, incarnation: str) -> tuple[str, int, str, int]:
         self._store, store_host, store_port = host_store(settings.node_ip)

@@ -26,7 +26,7 @@ from actors.dense.pace import PrefillPace
 from actors.dense.sampler import Sample, sample, token_logprobs
 from actors.dense.scheduler import Chunk, Scheduler
 from actors.dense.sequence import Sequence
-from actors.errors import ExchangeError, NoHolderError
+from actors.errors import ExchangeError, NoHolderError, NotReadyError
 from actors.exchange.interface import Exchange
 from actors.messages import Cancel, Load, SequenceDelta, StepOutput, Submit, TokenLogprobs
 
@@ -63,13 +63,23 @@ class Engine:
     """Runs sequences to their end. `start` it once, `stop` it once."""
 
     def __init__(
-        self, model: DenseModel, cache: KVCache, scheduler: Scheduler, emit: Emit, pace: PrefillPace
+        self,
+        model: DenseModel,
+        cache: KVCache,
+        scheduler: Scheduler,
+        emit: Emit,
+        pace: PrefillPace,
+        park_seconds: float,
     ) -> None:
+        """park_seconds: how long sequences wait here between two steps while some expert has no holder."""
         self._model = model
         self._cache = cache
         self._scheduler = scheduler
         self._emit = emit
         self._pace = pace
+        self._park_seconds = park_seconds
+        self._parked_since: float | None = None
+        """Since when there are sequences that cannot be computed."""
         self._exchange: Exchange | None = None
         self._sequences: dict[tuple[int, str], Sequence] = {}
         self._deltas: defaultdict[int, list[SequenceDelta]] = defaultdict(list)
@@ -153,6 +163,7 @@ class Engine:
             self._step(chunks)
         elif self._exchange is not None:
             self._tend(self._exchange)
+        self._end_parked()
         if self.is_ready != self._was_ready:
             self._tell_readiness()
         self._tell()
@@ -322,19 +333,34 @@ class Engine:
 
     def _fail(self, chunk: Chunk, error: Exception) -> None:
         """Answer the sequence of a chunk that cannot be computed; nothing where it was, after all."""
-        sequence = chunk.sequence
-        if sequence.num_computed >= chunk.end:
-            return
+        if chunk.sequence.num_computed < chunk.end:
+            self._end_with_error(chunk.sequence, error)
+            self.num_failed_steps += 1
+
+    def _end_parked(self) -> None:
+        """Answer all sequences once none could be computed for too long: no step waits that would notice."""
+        now = time.monotonic()
+        if self.is_ready or not self._sequences:
+            self._parked_since = None
+        elif self._parked_since is None:
+            self._parked_since = now
+        elif now - self._parked_since >= self._park_seconds:
+            error = NotReadyError(self._park_seconds)
+            logger.warning("%d sequences are given up: %s", len(self._sequences), error)
+            for sequence in list(self._sequences.values()):
+                self._end_with_error(sequence, error)
+
+    def _end_with_error(self, sequence: Sequence, error: Exception) -> None:
         self._deltas[sequence.owner].append(
             SequenceDelta(
                 sequence_id=sequence.sequence_id,
                 token_ids=[],
                 finish_reason="error",
                 error=f"{type(error).__name__}: {error}",
+                is_worth_retrying=isinstance(error, NoHolderError | NotReadyError),
             )
         )
         self._forget(sequence)
-        self.num_failed_steps += 1
 
     def _drop_exchange(self) -> None:
         assert self._exchange is not None

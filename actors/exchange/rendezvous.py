@@ -18,6 +18,8 @@ from actors.errors import DeadlineError, LinkError
 from actors.exchange.deadline import Deadline
 
 _CONNECT_SLICE_SECONDS = 2.0
+_RESOLVER_SECONDS = 30.0
+"""A resolver that does not answer, as on a host that is cut off, is asked twice for 5 s each by default."""
 _POLL_SECONDS = 0.005
 
 
@@ -79,15 +81,26 @@ class Rendezvous:
 def connect_store(host: str, port: int, peer: str, deadline: Deadline, stop: threading.Event) -> TCPStore:
     """The store that a dense actor hosts. Raises DeadlineError, or LinkError when `stop` is set meanwhile."""
     while True:
-        seconds = min(_CONNECT_SLICE_SECONDS, deadline.remaining_seconds)
         try:
-            return TCPStore(
-                host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds)
-            )
-        except RuntimeError as error:
+            _check_reachable(host, port, deadline)
+            return _client(host, port, deadline)
+        except (OSError, RuntimeError) as error:
             if stop.is_set():
                 raise LinkError(peer, None, "given up while it came up") from error
             if deadline.has_passed:
                 raise DeadlineError(
                     peer, None, f"connection to its store {host}:{port}", deadline.seconds
                 ) from error
+        stop.wait(_POLL_SECONDS)
+
+
+def _check_reachable(host: str, port: int, deadline: Deadline) -> None:
+    """Raises OSError where nobody answers within a slice."""
+    seconds = max(0.001, min(_CONNECT_SLICE_SECONDS, deadline.remaining_seconds))
+    socket.create_connection((host, port), timeout=seconds).close()
+
+
+def _client(host: str, port: int, deadline: Deadline) -> TCPStore:
+    """torch asks the resolver for the name of the host and counts that as time to connect, so it must not be short."""
+    seconds = max(0.001, min(_RESOLVER_SECONDS, deadline.remaining_seconds))
+    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds))

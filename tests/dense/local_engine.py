@@ -36,6 +36,7 @@ class LocalEngine:
         max_batch_tokens: int = 64,
         emit: Emit | None = None,
         device: str = "cpu",
+        park_seconds: float = 60.0,
     ) -> None:
         self.config = ModelConfig.from_directory(directory)
         reader = CheckpointReader(directory)
@@ -49,9 +50,8 @@ class LocalEngine:
         )
         self.pool = BlockPool(num_blocks, block_size)
         self.scheduler = Scheduler(limits, self.pool)
-        self.engine = Engine(
-            model, cache, self.scheduler, emit or self._note, PrefillPace(2.0, max_batch_tokens)
-        )
+        pace = PrefillPace(2.0, max_batch_tokens)
+        self.engine = Engine(model, cache, self.scheduler, emit or self._note, pace, park_seconds)
         self.exchange: Exchange = LocalExchange(experts.forward)
         self.deltas: dict[str, list[SequenceDelta]] = {}
         self.outputs: list[StepOutput] = []

@@ -234,6 +234,7 @@ def test_rows_that_nobody_came_to_compute_are_answered_with_an_error(engine: Loc
         engine.deltas["a"][-1].error
         == "NoHolderError: no expert actor with experts 3, 5 in layer 1 for 120 s"
     )
+    assert engine.deltas["a"][-1].is_worth_retrying
     assert engine.pool.num_free == engine.pool.num_blocks
 
 
@@ -248,6 +249,23 @@ def test_nothing_is_begun_while_an_expert_cannot_be_reached(engine: LocalEngine)
     engine.engine.step_once()
     assert engine.engine.num_steps == 1
     assert engine.outputs[-1].is_ready
+
+
+def test_sequences_that_wait_between_steps_are_answered_too(small_checkpoints: dict[str, Path]) -> None:
+    engine = LocalEngine(small_checkpoints["like-the-real-one"], park_seconds=0.2)
+    exchange = FailingExchange(engine.exchange, -1, LinkError("nobody", None, "never raised"))
+    engine.engine.use_exchange(exchange)
+    engine.submit("a", prompt(5), greedy(4))
+    engine.engine.step_once()
+    exchange.is_ready = False
+    began = time.monotonic()
+    while engine.finish_reason("a") is None and time.monotonic() < began + 20:
+        engine.engine.step_once()
+    assert time.monotonic() >= began + 0.2
+    last = engine.deltas["a"][-1]
+    assert last.error == "NotReadyError: not linked to holders of all experts for 0.2 s"
+    assert last.is_worth_retrying
+    assert engine.pool.num_free == engine.pool.num_blocks
 
 
 def first_row(engine: LocalEngine, prompt_ids: list[int]) -> torch.Tensor:

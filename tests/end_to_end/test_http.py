@@ -48,7 +48,7 @@ def test_tokenize_and_detokenize_are_inverse(service: Running) -> None:
 
 def test_cluster_shows_every_actor(service: Running) -> None:
     view = service.cluster()
-    assert set(view) == {"model", "epoch", "actors"}
+    assert set(view) == {"model", "epoch", "actors", "placement_version", "operation"}
     names = ["phimoe-dense-0", "phimoe-expert-0", "phimoe-expert-1", "phimoe-supervisor"]
     assert sorted(actor["name"] for actor in view["actors"]) == names
     keys = {
@@ -62,6 +62,8 @@ def test_cluster_shows_every_actor(service: Running) -> None:
         "restarts",
         "experts",
         "memory_bytes",
+        "lost_links",
+        "products",
     }
     pids = {process.pid for process in service.descendants()}
     for actor in view["actors"]:
