@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from actors.settings import DenseSettings, ExchangeSettings, ExpertSettings, ModelSource
@@ -137,3 +138,21 @@ def bundle(settings: DenseSettings | ExpertSettings, gpus_per_actor: float, flee
     if label in fleet.labels:
         claims[label] = LABEL_SHARE
     return claims
+
+
+def choose_node(
+    claims: Mapping[str, float],
+    nodes: Mapping[str, Mapping[str, float]],
+    num_alike: Mapping[str, int],
+    num_actors: Mapping[str, int],
+) -> str | None:
+    """Where one more actor belongs: of the nodes that could hold it, the one with the fewest of its kind, then of any kind.
+
+    `nodes` are the resources of each node, taken or not; the counts are of actors per node. None where no node could.
+    """
+    able = [
+        node
+        for node, resources in nodes.items()
+        if all(resources.get(name, 0.0) >= claim for name, claim in claims.items())
+    ]
+    return min(able, key=lambda node: (num_alike.get(node, 0), num_actors.get(node, 0), node), default=None)

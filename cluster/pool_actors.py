@@ -1,12 +1,11 @@
 """Dense and expert actors as Ray actors: create, call with deadlines, watch and kill them.
 
-    placement group "phimoe"            one bundle per actor of the config, spread over the nodes
-    placement group "phimoe-expert-E"   one bundle, for an actor that was added later
-    phimoe-dense-D                      HostedActor with a DenseActor
-    phimoe-expert-E                     HostedActor with an ExpertActor
+    phimoe-dense-D     HostedActor with a DenseActor, in a placement group of that name with one bundle
+    phimoe-expert-E    HostedActor with an ExpertActor, in another one
 
-All of them are detached, named and restarted without limit. A bundle of the first group stays reserved for its actor when
-that is removed. Calls that need the head (GCS) run in threads: they block while it is away.
+All of them are detached, named and restarted without limit. Each has a group of its own since Ray places again either all
+lost bundles of a group or none: an actor for which there is no room would keep others away from theirs. Calls that need
+the head (GCS) run in threads: they block while it is away.
 """
 
 from __future__ import annotations
@@ -15,7 +14,9 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Awaitable, Callable
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -30,14 +31,14 @@ from actors.messages import ActorReport, Membership
 from actors.settings import DenseSettings, ExpertSettings
 from cluster.config import ClusterConfig
 from cluster.environment import NAMESPACE, limit_threads
-from cluster.hosting import CPUS_PER_ACTOR, Fleet, bundle, plan_actors
+from cluster.hosting import CPUS_PER_ACTOR, Fleet, bundle, choose_node, plan_actors
 from cluster.process import kill_process, process_start
 from cluster.remote import ActorDeadError, ActorLostError
 from cluster.roster import actor_name, key_of
 from cluster.view import Pulse
 from cluster.waiting import within
 
-GROUP_NAME = "phimoe"
+_PREFIX = "phimoe-"
 
 _NOTES_KEY = "notes"
 _CALLS_AT_ONCE = 32
@@ -195,8 +196,6 @@ class RayPool:
     """The machines of one Ray cluster: `remote.ActorPool` over Ray. Lives in the supervisor's process."""
 
     def __init__(self) -> None:
-        self._first: dict[str, int] = {}
-        """Actors that have a bundle of the first group, and which."""
         self._bundles: dict[str, dict[str, float]] = {}
         self._gpus_per_actor = 0.0
         self._node_id, _ = this_node()
@@ -204,28 +203,22 @@ class RayPool:
     async def plan(
         self, config: ClusterConfig, token: str, num_experts: int, device: str | None
     ) -> list[DenseSettings | ExpertSettings]:
-        """Choose device and threads for the nodes that are alive, and reserve places for the actors of the config."""
+        """Choose device and threads for the nodes that are alive, and reserve places for the actors."""
         fleet = await _in_thread(_fleet, _HEAD_SECONDS)
         settings = plan_actors(config, token, fleet, num_experts, device)
         self._gpus_per_actor = config.gpus_per_actor if settings[0].device == "cuda" else 0.0
-        first = plan_actors(config, token, fleet, config.num_expert_actors, settings[0].device)
-        self._first = {actor_name(key_of(item)): index for index, item in enumerate(first)}
         self._bundles = {
-            actor_name(key_of(item)): bundle(item, config.gpus_per_actor, fleet)
-            for item in (*first, *settings)
+            actor_name(key_of(item)): bundle(item, config.gpus_per_actor, fleet) for item in settings
         }
-        await self._find_or_create_group(GROUP_NAME, [self._bundles[name] for name in self._first])
+        await _in_thread(lambda: _reserve(self._bundles), _GROUP_SECONDS + _HEAD_SECONDS)
         return settings
 
     async def find_or_create(self, settings: DenseSettings | ExpertSettings) -> RayActor:
         """The actor of that name, which may be there from before the supervisor's last restart."""
         name = actor_name(key_of(settings))
-        if name in self._first:
-            group, index = await _in_thread(lambda: _find_group(GROUP_NAME), _HEAD_SECONDS), self._first[name]
-        else:
-            group, index = await self._find_or_create_group(name, [self._bundles[name]]), 0
+        group = await _in_thread(lambda: _find_group(name), _HEAD_SECONDS)
         if group is None:
-            raise ActorLostError(name, f"placement group {GROUP_NAME} is gone")
+            raise ActorLostError(name, f"placement group {name} is gone")
         options = {
             "name": name,
             "namespace": NAMESPACE,
@@ -237,7 +230,7 @@ class RayPool:
             "num_cpus": CPUS_PER_ACTOR,
             "num_gpus": self._gpus_per_actor,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                placement_group=group, placement_group_bundle_index=index
+                placement_group=group, placement_group_bundle_index=0
             ),
         }
         try:
@@ -250,14 +243,12 @@ class RayPool:
         return RayActor(handle, name, self._node_id)
 
     async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
-        """The first group stays whole: its bundle waits for the actor to be added again."""
         name = actor_name(key_of(settings))
-        if name not in self._first:
-            await _in_thread(lambda: _remove_groups(name), _HEAD_SECONDS)
+        await _in_thread(lambda: _remove_groups(lambda found: found == name), _HEAD_SECONDS)
 
     async def release(self) -> None:
         """Give the reserved places back, and forget the notes."""
-        await _in_thread(lambda: _remove_groups(GROUP_NAME, is_prefix=True), _HEAD_SECONDS)
+        await _in_thread(lambda: _remove_groups(lambda found: found.startswith(_PREFIX)), _HEAD_SECONDS)
         await _in_thread(lambda: internal_kv._internal_kv_del(_NOTES_KEY, namespace=NAMESPACE), _HEAD_SECONDS)
 
     async def save(self, notes: bytes) -> None:
@@ -273,20 +264,6 @@ class RayPool:
             lambda: internal_kv._internal_kv_get(_NOTES_KEY, namespace=NAMESPACE), _HEAD_SECONDS
         )
         return found
-
-    async def _find_or_create_group(self, name: str, bundles: list[dict[str, float]]) -> Any:
-        found = await _in_thread(lambda: _find_group(name), _HEAD_SECONDS)
-        if found is not None:
-            return found
-        group = await _in_thread(
-            lambda: placement_group(bundles, strategy="SPREAD", name=name, lifetime="detached"), _HEAD_SECONDS
-        )
-        try:
-            await within(_GROUP_SECONDS, as_future(group.ready()))
-        except asyncio.TimeoutError:
-            remove_placement_group(group)
-            raise ActorLostError(name, f"the cluster has no room for {bundles}") from None
-        return group
 
 
 def this_node() -> tuple[str, str]:
@@ -322,19 +299,49 @@ def _fleet() -> Fleet:
     )
 
 
+def _reserve(bundles: Mapping[str, Mapping[str, float]]) -> None:
+    """A group for each name that has none. Raises ActorLostError, with none of the new ones left, where there is no room."""
+    described: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = {node["NodeID"]: node["Resources"] for node in described if node["Alive"]}
+    places = {item["name"]: str(item["bundles_to_node_id"].get(0, "")) for item in _live_groups()}
+    new: dict[str, Any] = {}
+    for name, claims in bundles.items():
+        if name in places:
+            continue
+        kind = name.rpartition("-")[0]
+        alike = Counter(node for other, node in places.items() if other.rpartition("-")[0] == kind)
+        places[name] = choose_node(claims, nodes, alike, Counter(places.values())) or ""
+        new[name] = placement_group(
+            [dict(claims)],
+            strategy="STRICT_PACK",
+            name=name,
+            lifetime="detached",
+            _soft_target_node_id=places[name] or None,
+        )
+    end = time.monotonic() + _GROUP_SECONDS
+    homeless = [name for name, group in new.items() if not group.wait(max(1, int(end - time.monotonic())))]
+    if homeless:
+        for group in new.values():
+            remove_placement_group(group)
+        claims = bundles[homeless[0]]
+        raise ActorLostError(", ".join(homeless), f"the cluster has no room for {claims} each")
+
+
 def _find_group(name: str) -> Any:
     with contextlib.suppress(ValueError):
         return ray.util.get_placement_group(name)
     return None
 
 
-def _remove_groups(name: str, *, is_prefix: bool = False) -> None:
-    """The group of that name, or all whose names begin with it."""
+def _live_groups() -> list[dict[str, Any]]:
     table: dict[str, dict[str, Any]] = placement_group_table()
-    for item in table.values():
-        if item["state"] != "REMOVED" and (
-            item["name"] == name or (is_prefix and item["name"].startswith(name))
-        ):
-            group = _find_group(item["name"])
-            if group is not None:
-                remove_placement_group(group)
+    return [
+        item for item in table.values() if item["state"] != "REMOVED" and item["name"].startswith(_PREFIX)
+    ]
+
+
+def _remove_groups(is_unwanted: Callable[[str], bool]) -> None:
+    for item in _live_groups():
+        group = _find_group(item["name"]) if is_unwanted(item["name"]) else None
+        if group is not None:
+            remove_placement_group(group)

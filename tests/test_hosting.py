@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from actors.settings import DenseSettings, ExpertSettings
 from cluster.config import ClusterConfig
-from cluster.hosting import CPUS_PER_ACTOR, Fleet, bundle, plan_actors, share_threads
+from cluster.hosting import CPUS_PER_ACTOR, Fleet, bundle, choose_node, plan_actors, share_threads
 
 GPU_NODES = Fleet(
     num_nodes=3,
@@ -64,3 +64,16 @@ def test_actors_of_a_kind_share_the_cores_of_their_node(
         per_node = -(-count // num_nodes)
         assert num_threads == 1 or num_threads * per_node <= num_cores
         assert num_threads == max(1, num_cores // max(1, per_node))
+
+
+def test_an_actor_is_placed_away_from_its_kind_where_nodes_can_hold_it() -> None:
+    dense, expert = {"CPU": 0.05, "phimoe_dense": 0.001}, {"CPU": 0.05, "phimoe_expert": 0.001}
+    nodes = {
+        "a": {"CPU": 2.0, "phimoe_dense": 1.0},
+        "b": {"CPU": 2.0, "phimoe_dense": 1.0, "phimoe_expert": 1.0},
+        "c": {"CPU": 2.0, "phimoe_expert": 1.0},
+    }
+    assert choose_node(dense, nodes, {"a": 1}, {"a": 1}) == "b"
+    assert choose_node(expert, nodes, {}, {"a": 1, "b": 1}) == "c"
+    assert choose_node(expert, nodes, {"c": 1}, {"a": 1, "b": 1, "c": 1}) == "b"
+    assert choose_node({"GPU": 1.0}, nodes, {}, {}) is None
