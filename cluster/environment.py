@@ -28,6 +28,9 @@ _ALWAYS = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Serve kills a door that is not up after three times as long; its default of 5 is too little on cores where all
+    # actors start at the same time.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cluster.http_header.install",
     # What gRPC refuses unread; max_body_bytes has the clear error. It also bounds answers, so it must not be small.
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(64 * 1024 * 1024),

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,6 +37,9 @@ def run_in_own_session(work: Callable[[], int], scratch: Path) -> int:
         status = 1
         try:
             status = work()
+        except BaseException:
+            # Nothing above this frame would show it.
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -23,15 +23,21 @@ class RecentLoads:
     """What each process had counted when it was last asked."""
 
     def add(self, incarnation: str, counts: Counts, now: float) -> RecentLoads:
-        """With what a dense actor counts now; its first report counts from its start."""
+        """With what a dense actor counts now; its first report counts from its start.
+
+        One whose first step is under way has not counted all layers yet.
+        """
         if not counts:
             return self
         before = dict(self.seen).get(incarnation)
         new = np.asarray(counts, dtype=np.float64)
-        if before is not None and len(before) == len(counts):
-            new = np.maximum(new - np.asarray(before), 0)
+        num_layers = max(len(counts), 0 if self.rows is None else len(self.rows))
+        new = _with_layers(new, num_layers)
+        if before is not None:
+            new = np.maximum(new - _with_layers(np.asarray(before, dtype=np.float64), num_layers), 0)
         if self.rows is not None:
-            new = new + self.rows * 0.5 ** (max(0.0, now - self.at) / self.half_life_seconds)
+            fading = 0.5 ** (max(0.0, now - self.at) / self.half_life_seconds)
+            new = new + _with_layers(self.rows, num_layers) * fading
         seen = tuple(item for item in self.seen if item[0] != incarnation)
         return replace(self, at=now, rows=new, seen=(*seen[-_MOST_SEEN:], (incarnation, counts)))
 
@@ -65,6 +71,11 @@ class Hysteresis:
         if now - self.since < self.interval_seconds:
             return self, False
         return replace(self, since=None), True
+
+
+def _with_layers(rows: Matrix, num_layers: int) -> Matrix:
+    """[num_layers, E]; no rows were routed in layers that are missing."""
+    return np.pad(rows, ((0, num_layers - len(rows)), (0, 0)))
 
 
 _LEAST_ROWS = 32

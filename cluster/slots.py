@@ -126,6 +126,7 @@ class Slots:
         pulse = seat.pulse
         if place.phase == "failed":
             raise OperationError("placement", f"{key} cannot load: {place.error}")
-        was_asked = seat.asked is not None and seat.asked[0] == place.incarnation
+        # A failure to load something else, asked for before, is no answer.
+        was_asked = seat.asked == (place.incarnation, self._missing(key))
         if was_asked and self._missing(key) and pulse is not None and pulse.progress.state == "failed":
             raise OperationError("placement", f"{key} cannot load: {pulse.progress.error}")

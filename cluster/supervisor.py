@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 _REPORT_SECONDS = 1.0
 _PLAN_AGAIN_SECONDS = 2.0
 _SAVE_AGAIN_SECONDS = 1.0
+_WATCH_AGAIN_SECONDS = 0.5
 _PLACEMENT_SECONDS = 600.0
 _DRAIN_POLL_SECONDS = 0.2
 _BEYOND_GRACE_SECONDS = 2.0
@@ -185,7 +186,16 @@ class Supervisor:
         return await self._pool.plan(self._config, self._token, num_experts, self._device)
 
     def _watch(self, key: ActorKey) -> None:
-        self._keepers[key] = self._spawn(self._watcher.keep(key))
+        self._keepers[key] = self._spawn(self._keep(key))
+
+    async def _keep(self, key: ActorKey) -> None:
+        """Whatever goes wrong at one look, the place is looked at again: nobody else would notice the next death."""
+        while True:
+            try:
+                await self._watcher.keep(key)
+            except Exception:
+                logger.exception("watching %s failed and begins anew", key)
+                await asyncio.sleep(_WATCH_AGAIN_SECONDS)
 
     def _unwatch(self, key: ActorKey) -> None:
         self._keepers.pop(key).cancel()

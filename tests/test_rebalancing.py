@@ -59,3 +59,10 @@ def test_a_few_rows_say_nothing() -> None:
     assert RecentLoads().loads() is None
     assert RecentLoads().add("a", counts(3, 3), 0).loads() is None
     assert RecentLoads().add("a", (), 0).loads() is None
+
+
+def test_a_dense_actor_in_its_first_step_has_not_counted_all_layers_yet() -> None:
+    full = counts(100)
+    loads = RecentLoads(half_life_seconds=1e9).add("a", full[:1], 0).add("a", full, 0).add("b", full[:1], 0)
+    rows = loads.loads()
+    assert rows is not None and [layer[0] for layer in rows] == [200.0, 100.0]

@@ -49,6 +49,7 @@ class LocalActor:
         self.is_removed = False
         self.num_running = 0
         self.num_replaced = 0
+        self.num_reports = 0
         self.hold_seconds = 0.05
         self.hold_error: str | None = None
         self.started_with: list[tuple[int, ...] | None] = []
@@ -123,6 +124,7 @@ class LocalActor:
 
     async def report(self, deadline_seconds: float) -> ActorReport:
         await self._answer(deadline_seconds)
+        self.num_reports += 1
         return ActorReport(
             kind=key_of(self.settings).kind,
             index=self.settings.index,
@@ -283,6 +285,23 @@ async def test_places_are_taken_once_the_cluster_has_room(supervisor: Supervisor
     await until(lambda: supervisor.startup().failure == "no room yet")
     await until_ready(supervisor)
     assert supervisor.startup().failure is None
+
+
+@supervised()
+async def test_an_actor_whose_report_makes_no_sense_is_still_watched(
+    supervisor: Supervisor, pool: LocalPool
+) -> None:
+    supervisor.start()
+    await until_ready(supervisor)
+    dense = pool.actors[DENSE]
+    dense.expert_load = ((1, 2), (3,))
+    dense.num_reports = 0
+    await until(lambda: dense.num_reports >= 3)
+    dense.expert_load = ()
+    dense.die()
+    await until(lambda: not supervisor.startup().is_ready)
+    await until_ready(supervisor)
+    assert (await restarts(supervisor))["dense-0"] == 1
 
 
 @supervised()

@@ -39,6 +39,9 @@ EVERYBODY = -1
 
 _TICK_SECONDS = 1.0
 """How long an idle engine sleeps at most before it looks after its exchange."""
+_RESUMED_COUNTS = 4
+"""A sequence that ran elsewhere before counts for so many that wait for their prompt: its stream stands still. So what
+another dense actor leaves behind is taken over in few steps."""
 _PROMPT_LOGITS_ROWS = 256
 """Prompt positions whose logits are held at once when log-probabilities of a prompt are asked for."""
 
@@ -169,7 +172,11 @@ class Engine:
         scheduler = self._scheduler
         num_decodes = sum(sequence.num_uncomputed == 1 for sequence in scheduler.running)
         num_places = min(scheduler.limits.max_num_sequences, len(scheduler.running) + len(scheduler.waiting))
-        return scheduler.plan(self._pace.max_prefill_tokens(num_decodes, num_places - num_decodes))
+        interrupted = (
+            s.is_resumed and s.num_uncomputed > 1 for s in [*scheduler.running, *scheduler.waiting]
+        )
+        num_prefills = num_places - num_decodes + (_RESUMED_COUNTS - 1) * sum(interrupted)
+        return scheduler.plan(self._pace.max_prefill_tokens(num_decodes, num_prefills))
 
     def _run(self) -> None:
         while not self._is_stopping:

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 
 _FACTOR = 4.0
 """An answer is late when it takes so many times as long as the recent peak."""
+_UNKNOWN = 8.0
+"""While nothing is known yet, in units of the shortest: the first answers of all are slow, but one that hangs must not
+be waited for until its deadline."""
 _FADING = 0.05
 """Share of the difference by which a peak sinks with each answer that is faster."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PatienceLimits:
-    """Seconds; the second is also what is granted when nothing is known yet."""
+    """Seconds."""
 
     shortest: float
     longest: float
@@ -36,7 +39,7 @@ class Patience:
         if peak is None:
             peak = self._scaled(size)
         if peak is None:
-            return self._limits.longest
+            return min(_UNKNOWN * self._limits.shortest, self._limits.longest)
         return min(max(_FACTOR * peak, self._limits.shortest), self._limits.longest)
 
     def learn(self, num_rows: int, seconds: float) -> None:

@@ -8,8 +8,9 @@ from actors.exchange.patience import Patience, PatienceLimits
 LIMITS = PatienceLimits(shortest=0.15, longest=30.0)
 
 
-def test_without_experience_it_is_the_longest() -> None:
-    assert Patience(LIMITS).seconds(1) == 30.0
+def test_without_experience_it_is_some_of_the_shortest_and_at_most_the_longest() -> None:
+    assert Patience(LIMITS).seconds(1) == 8 * 0.15
+    assert Patience(PatienceLimits(shortest=0.15, longest=0.5)).seconds(1) == 0.5
 
 
 def test_fast_answers_leave_the_shortest() -> None:

@@ -1,15 +1,21 @@
 """A dense actor with its experts in a process of its own: prints where it listens, and ends with its input.
 
-Arguments: index, token, tokens per step.
+Arguments: index, token, tokens per step; and, where it is to die, the step and the layer before which it does.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 
+import torch
+
 from actors.dense.actor import DenseActor
+from actors.exchange.interface import Handle
+from actors.exchange.local import LocalExchange
 from actors.messages import DenseMember, Membership
 from actors.settings import DenseSettings, ExchangeSettings, ModelSource
 
@@ -18,6 +24,8 @@ _LOAD_SECONDS = 60.0
 
 def main() -> None:
     index, token, max_batch_tokens = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    if len(sys.argv) > 4:
+        die_at(int(sys.argv[4]), int(sys.argv[5]))
     actor = DenseActor(
         DenseSettings(
             index=index,
@@ -42,6 +50,26 @@ def main() -> None:
     print(json.dumps([host, port]), flush=True)
     sys.stdin.read()
     actor.stop()
+
+
+def die_at(step: int, layer: int) -> None:
+    """The first step, and the first layer, is 0: at layer 0 it dies between two steps."""
+    dispatch, num_steps = LocalExchange.dispatch, 0
+
+    def trapped(
+        exchange: LocalExchange,
+        at_layer: int,
+        rows: torch.Tensor,
+        expert_ids: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> Handle:
+        nonlocal num_steps
+        num_steps += at_layer == 0
+        if (num_steps - 1, at_layer) == (step, layer):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return dispatch(exchange, at_layer, rows, expert_ids, weights)
+
+    LocalExchange.dispatch = trapped  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":

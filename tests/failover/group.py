@@ -31,8 +31,9 @@ class DenseProcess:
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
-    async def start(self) -> None:
-        arguments = [str(self.index), TOKEN, str(self._max_batch_tokens)]
+    async def start(self, death: tuple[int, int] | None = None) -> None:
+        """`death` is the step and the layer before which it kills itself."""
+        arguments = [str(self.index), TOKEN, str(self._max_batch_tokens), *map(str, death or ())]
         command = [sys.executable, "-m", "tests.failover.dense_process", *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(
@@ -45,6 +46,10 @@ class DenseProcess:
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+    @property
+    def is_dead(self) -> bool:
+        return self._process is not None and self._process.poll() is not None
 
     def end(self) -> None:
         """Kill it, also where it is stopped."""
@@ -84,10 +89,10 @@ class Group:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def restart(self, index: int) -> None:
-        """A new process takes the place."""
+    async def restart(self, index: int, death: tuple[int, int] | None = None) -> None:
+        """A new process takes the place; see DenseProcess.start."""
         self.processes[index].end()
-        await self.processes[index].start()
+        await self.processes[index].start(death)
         self.tell()
 
     async def doors(self, known_version: int, wait_seconds: float, deadline_seconds: float) -> Doors:

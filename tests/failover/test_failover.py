@@ -76,6 +76,20 @@ async def test_dense_actors_killed_one_by_one_fail_no_request(group: Group, serv
 
 
 @served(2)
+async def test_a_dense_actor_that_dies_at_an_exact_step_and_layer_changes_no_token(
+    group: Group, service: Service
+) -> None:
+    expected = await streams(service)
+    for place in ((0, 3), (40, 2), (90, 0)):
+        await group.restart(0, death=place)
+        await _until_ready(service, 2)
+        assert await streams(service) == expected
+        assert group.processes[0].is_dead, f"it did not come to step and layer {place}"
+    await group.restart(0)
+    await until_idle(service, 5)
+
+
+@served(2)
 async def test_a_rolling_restart_that_is_announced_fails_no_request(group: Group, service: Service) -> None:
     expected = await streams(service)
     running = asyncio.create_task(_again_and_again(service, expected))
