@@ -122,9 +122,10 @@ def test_a_killed_ingress_replica_leaves_nothing_and_the_other_one_answers(pair:
     replicas = [process for process in pair.descendants() if "ServeReplica" in " ".join(process.cmdline())]
     assert len(replicas) == 2
     expected = [stream(pair, seed) for seed in range(NUM_STREAMS)]
+    begun: list[list[int]] = [[] for _ in range(NUM_STREAMS)]
     with ThreadPoolExecutor(NUM_STREAMS) as threads:
-        futures = [threads.submit(stream, pair, seed) for seed in range(NUM_STREAMS)]
-        while sum(pair.load()[name] for name in ("running", "waiting")) < NUM_STREAMS:
+        futures = [threads.submit(stream, pair, seed, begun[seed]) for seed in range(NUM_STREAMS)]
+        while not all(begun) and not any(future.done() for future in futures):
             time.sleep(0.01)
         replicas[0].kill()
         ends: list[str] = []
