@@ -60,10 +60,14 @@ def test_actors_of_a_kind_share_the_cores_of_their_node(
     num_cores: int, num_experts: int, num_nodes: int, num_dense: int
 ) -> None:
     threads = share_threads(num_cores, num_dense, num_experts, num_nodes)
-    for count, num_threads in ((num_dense, threads.dense), (num_experts, threads.expert)):
+    dense_cores = num_cores // 2 if num_experts else num_cores
+    for count, num_threads, cores in (
+        (num_dense, threads.dense, dense_cores),
+        (num_experts, threads.expert, num_cores),
+    ):
         per_node = -(-count // num_nodes)
-        assert num_threads == 1 or num_threads * per_node <= num_cores
-        assert num_threads == max(1, num_cores // max(1, per_node))
+        assert num_threads == 1 or num_threads * per_node <= cores
+        assert num_threads == max(1, cores // max(1, per_node))
 
 
 def test_an_actor_is_placed_away_from_its_kind_where_nodes_can_hold_it() -> None:
