@@ -42,6 +42,7 @@ def check(outcome: Outcome, num_faults: int) -> None:
     assert all(item.back_after is not None for item in outcome.injected)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_ten_faults_fail_no_stream_and_change_no_token(tmp_path: Path) -> None:
     with serving(tmp_path, *flags(2)) as service:
