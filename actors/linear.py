@@ -2,7 +2,7 @@
 
 CPU with AVX-512, bfloat16 or float32    the project's own kernels (`actors.kernels`): a row's result is the same bits
                                          whatever rows are computed beside it
-other CPU, bfloat16 or float32           oneDNN's packed layout: up to twice as fast as `F.linear` at decode batch sizes
+other CPU, where oneDNN takes the dtype   oneDNN's packed layout: up to twice as fast as `F.linear` at decode batch sizes
 otherwise                                F.linear
 """
 
@@ -27,7 +27,7 @@ def make_product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Prod
     kernels = kernels_for(weight.dtype, weight.shape[1])
     if kernels is not None:
         return _own(kernels, weight, bias)
-    if weight.dtype in (torch.bfloat16, torch.float32) and torch._C._has_mkldnn:
+    if _has_packed_products(weight.dtype):
         return _packed(torch.ops.mkldnn._reorder_linear_weight(weight, None), bias)
     return _plain(weight.clone(), bias)
 
@@ -38,8 +38,16 @@ def product_name(dtype: torch.dtype, device: torch.device) -> str:
         return "torch"
     if kernels_for(dtype, 2) is not None:
         return "avx512"
-    is_packed = dtype in (torch.bfloat16, torch.float32) and torch._C._has_mkldnn
-    return "onednn" if is_packed else "torch"
+    return "onednn" if _has_packed_products(dtype) else "torch"
+
+
+def _has_packed_products(dtype: torch.dtype) -> bool:
+    """oneDNN refuses bfloat16 on processors that cannot convert it."""
+    if not torch._C._has_mkldnn:
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
 
 
 def _plain(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
