@@ -1,7 +1,7 @@
 """y = x @ weight.T + bias, by whatever product reads weights fastest on the device; chosen once, at load.
 
-CPU with AVX-512, bfloat16 or float32    the project's own kernels (`actors.kernels`): a row's result is the same bits
-                                         whatever rows are computed beside it
+CPU with AVX-512 (bfloat16) or AVX2,     the project's own kernels (`actors.kernels`): a row's result is the same bits
+bfloat16 or float32                      whatever rows are computed beside it
 other CPU, where oneDNN takes the dtype   oneDNN's packed layout: up to twice as fast as `F.linear` at decode batch sizes
 otherwise                                F.linear
 """
@@ -33,11 +33,11 @@ def make_product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Prod
 
 
 def product_name(dtype: torch.dtype, device: torch.device) -> str:
-    """What `make_product` chooses, for people: "avx512", "onednn" or "torch"."""
+    """What `make_product` chooses, for people: "avx512", "avx2", "onednn" or "torch"."""
     if device.type != "cpu":
         return "torch"
-    if kernels_for(dtype, 2) is not None:
-        return "avx512"
+    if (kernels := kernels_for(dtype)) is not None:
+        return kernels.name
     return "onednn" if _has_packed_products(dtype) else "torch"
 
 
@@ -56,7 +56,7 @@ def _plain(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
 
 def _own(kernels: Kernels, weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
     num_outputs, num_inputs = weight.shape
-    packed = pack(weight)
+    packed = pack(kernels, weight)
     bias = None if bias is None else bias.float()
     weight_address, bias_address = packed.data_ptr(), 0 if bias is None else bias.data_ptr()
     is_bf16 = weight.dtype == torch.bfloat16
@@ -66,7 +66,7 @@ def _own(kernels: Kernels, weight: torch.Tensor, bias: torch.Tensor | None) -> P
         x = x.contiguous()
         num_rows = x.shape[0]
         out = x.new_empty((num_rows, num_outputs))
-        linear(
+        fault = linear(
             x.data_ptr(),
             weight_address,
             bias_address,
@@ -77,6 +77,8 @@ def _own(kernels: Kernels, weight: torch.Tensor, bias: torch.Tensor | None) -> P
             is_bf16,
             torch.get_num_threads(),
         )
+        if fault:
+            raise MemoryError(f"no memory for a product of {num_rows} rows with {num_inputs} inputs")
         return out
 
     return product

@@ -191,6 +191,6 @@ class ActorReport(Message, frozen=True, kw_only=True):
     expert_load: tuple[tuple[int, ...], ...] = ()
     """Of a dense actor: rows routed since its start, per layer and logical expert."""
     products: str = ""
-    """How it multiplies matrices ("avx512", "onednn", "torch"); empty before its weights are loaded."""
+    """How it multiplies matrices ("avx512", "avx2", "onednn", "torch"); empty before its weights are loaded."""
     detail: dict[str, float | int | str] = {}
     """Counters of that kind of actor: load of a dense actor, rows served by an expert actor."""

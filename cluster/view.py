@@ -26,7 +26,7 @@ class ActorView(msgspec.Struct, frozen=True, kw_only=True):
     lost_links: tuple[str, ...] = ()
     """Peers that it has no working link with."""
     products: str = ""
-    """How it multiplies matrices: "avx512" (the project's kernels), "onednn" or "torch"; empty where it computes nothing."""
+    """How it multiplies matrices: "avx512" or "avx2" (the project's kernels), "onednn" or "torch"; empty where it computes nothing."""
 
 
 class OperationView(msgspec.Struct, frozen=True, kw_only=True):

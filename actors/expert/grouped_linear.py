@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from actors.checkpoint.weights import ExpertWeights
-from actors.kernels.library import kernels_for, pack
+from actors.kernels.library import Kernels, kernels_for, pack
 
 _ALIGNMENT = 16
 """The expert width is a multiple of this."""
@@ -24,15 +24,15 @@ class GroupedLinearLayer:
         """slots [E + 1] int64: expert id -> slot, negative for an expert that is not here."""
         self._slots = slots
         self._weights: list[torch.Tensor] = []
+        kernels: Kernels | None = None
         for expert in experts:
+            kernels = kernels or _kernels_of(expert)
             self._hidden_size, self._width = expert.w2.shape
-            self._weights += [pack(torch.cat((expert.w1, expert.w3))), pack(expert.w2)]
+            self._weights += [pack(kernels, torch.cat((expert.w1, expert.w3))), pack(kernels, expert.w2)]
+        assert kernels is not None
         addresses = np.array([weight.data_ptr() for weight in self._weights], dtype=np.uint64)
         self._gate_up, self._down = addresses[::2].copy(), addresses[1::2].copy()
         self._dtype = self._weights[0].dtype
-        kernels = kernels_for(self._dtype)
-        if kernels is None:
-            raise ValueError(f"no kernels for {self._dtype} on this processor")
         self._compute = kernels.experts
         self._tables = (self._slots.data_ptr(), self._gate_up.ctypes.data, self._down.ctypes.data)
 
@@ -70,3 +70,10 @@ class GroupedLinearLayer:
         if fault:
             raise MemoryError(f"no memory for {num_results} rows of experts")
         return out
+
+
+def _kernels_of(expert: ExpertWeights) -> Kernels:
+    kernels = kernels_for(expert.w2.dtype)
+    if kernels is None:
+        raise ValueError(f"no kernels for {expert.w2.dtype} on this processor")
+    return kernels

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import torch
 
-BLOCK_OUTPUTS = 64
-"""Outputs of one block of a packed weight; linear.c has the same number."""
-
 _INPUTS_PER_ROW = {torch.bfloat16: 2, torch.float32: 1}
 _POINTER, _COUNT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
@@ -19,14 +16,16 @@ _POINTER, _COUNT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 class Kernels:
     """Functions that take addresses (0 is none). Callers see to shapes, dtypes, lifetimes and contiguous memory."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        support = {torch.bfloat16: library.phimoe_has_bfloat16, torch.float32: library.phimoe_has_float32}
-        self.dtypes = frozenset(dtype for dtype, is_supported in support.items() if is_supported())
-        """What this processor can compute."""
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        self.name = name
+        """The instructions that they use: "avx512" or "avx2"."""
+        library.phimoe_block_outputs.restype = _COUNT
+        self.block_outputs: int = library.phimoe_block_outputs()
+        """Outputs of one block of a packed weight."""
         self.linear = library.phimoe_linear
-        """(x, weight, bias, out, M, N, K, is_bf16, num_threads); bias is float32."""
+        """(x, weight, bias, out, M, N, K, is_bf16, num_threads) -> 0, 3 out of memory; bias is float32."""
         self.linear.argtypes = [_POINTER] * 4 + [_COUNT] * 3 + [_INT] * 2
-        self.linear.restype = None
+        self.linear.restype = _INT
         self.experts = library.phimoe_experts
         """(rows, expert_ids, weights, slots, gate_up, down, out, num_tokens, num_choices, num_slots, num_results,
         hidden_size, width, is_bf16, num_threads) -> 0, 1 for a foreign expert, 2 for a wrong num_results, 3 out of
@@ -51,22 +50,25 @@ class Kernels:
 def kernels_for(dtype: torch.dtype, num_inputs: int = 2) -> Kernels | None:
     """The library if it can compute products of this dtype with so many inputs on this processor."""
     kernels = _load()
-    if kernels is None or dtype not in kernels.dtypes or num_inputs % _INPUTS_PER_ROW[dtype]:
+    if dtype not in _INPUTS_PER_ROW or num_inputs % _INPUTS_PER_ROW[dtype]:
         return None
     return kernels
 
 
-def pack(weight: torch.Tensor) -> torch.Tensor:
-    """weight [N, K] in the kernels' order: [ceil(N / 64), K / P, 64, P], absent outputs zero; always a copy."""
+def pack(kernels: Kernels, weight: torch.Tensor) -> torch.Tensor:
+    """weight [N, K] in the kernels' order: [ceil(N / B), K / P, B, P] for B outputs a block, absent ones zero.
+
+    P inputs of an output lie together: 2 of bfloat16, 1 of float32. Always a copy.
+    """
     num_outputs, num_inputs = weight.shape
-    per_row = _INPUTS_PER_ROW[weight.dtype]
-    num_blocks = -(-num_outputs // BLOCK_OUTPUTS)
-    packed = weight.new_zeros((num_blocks, num_inputs // per_row, BLOCK_OUTPUTS, per_row))
-    whole = num_outputs // BLOCK_OUTPUTS
-    split = weight[: whole * BLOCK_OUTPUTS].view(whole, BLOCK_OUTPUTS, num_inputs // per_row, per_row)
+    per_row, per_block = _INPUTS_PER_ROW[weight.dtype], kernels.block_outputs
+    num_blocks = -(-num_outputs // per_block)
+    packed = weight.new_zeros((num_blocks, num_inputs // per_row, per_block, per_row))
+    whole = num_outputs // per_block
+    split = weight[: whole * per_block].view(whole, per_block, num_inputs // per_row, per_row)
     packed[:whole] = split.transpose(1, 2)
     if whole < num_blocks:
-        rest = weight[whole * BLOCK_OUTPUTS :].view(-1, num_inputs // per_row, per_row)
+        rest = weight[whole * per_block :].view(-1, num_inputs // per_row, per_row)
         packed[whole, :, : rest.shape[0]] = rest.transpose(0, 1)
     return packed
 
@@ -77,7 +79,10 @@ def _load() -> Kernels | None:
         path = Path(__file__).with_name(f"_kernels{suffix}")
         if path.exists():
             _share_openmp()
-            return Kernels(ctypes.CDLL(str(path)))
+            library = ctypes.CDLL(str(path))
+            library.phimoe_kernels.restype = ctypes.c_char_p
+            name: bytes | None = library.phimoe_kernels()
+            return None if name is None else Kernels(library, name.decode())
     return None
 
 

@@ -1,7 +1,5 @@
 /* The sparse mixer in its inference form; actors/dense/router.py says what it is. One row at a time, in float32. */
 
-#if defined(__x86_64__) && defined(__GNUC__)
-
 #include "common.h"
 
 #include <math.h>
@@ -43,5 +41,3 @@ void phimoe_route(
         ids[2 * t + 1] = choose(row, num_experts, ids[2 * t], 2 * jitter, weights + 2 * t + 1);
     }
 }
-
-#endif

@@ -1,0 +1,133 @@
+/* Attention of decoding sequences over the block cache: one query position per sequence, the cache is read in place.
+ *
+ * Legend: B sequences, A query heads, G key-value heads, Q = A / G, D head dimension, R cache rows, S context positions.
+ *
+ * Scores, softmax and sums are float32. Positions are taken in ascending order, TILE at a time, with the maximum so far
+ * (Milakov and Gimelshein 2018): a sequence's result does not depend on what else is in the batch.
+ */
+
+#include "tasks.h"
+
+#include <math.h>
+
+#define TILE 64
+
+INLINE vec load(const void *base, int64_t index, int is_bf16) {
+    return is_bf16 ? v_load_bf16((const bf16 *)base + index) : v_load((const float *)base + index);
+}
+
+INLINE void store(void *base, int64_t index, vec v, int is_bf16) {
+    if (is_bf16)
+        v_store_bf16((bf16 *)base + index, v);
+    else
+        v_store((float *)base + index, v);
+}
+
+/* Rotate one head (feature i pairs with i + D / 2); the result is rounded to the dtype, as float32 in `out`. */
+INLINE void rotate(const attention_task *t, int64_t sequence, int64_t head, float *out, int is_bf16) {
+    int64_t D = t->head_dim, half = D / 2, at = (sequence * (t->num_heads + 2 * t->num_groups) + head) * D;
+    for (int64_t i = 0; i < half; i += LANES) {
+        vec x = load(t->qkv, at + i, is_bf16), y = load(t->qkv, at + half + i, is_bf16);
+        vec c = v_load(t->cos + sequence * half + i), s = v_load(t->sin + sequence * half + i);
+        vec first = v_sub(v_mul(x, c), v_mul(y, s));
+        vec second = v_add(v_mul(y, c), v_mul(x, s));
+        v_store(out + i, is_bf16 ? v_round_bf16(first) : first);
+        v_store(out + half + i, is_bf16 ? v_round_bf16(second) : second);
+    }
+}
+
+INLINE void write_cache(const attention_task *t, int64_t sequence, int64_t group, int is_bf16) {
+    int64_t D = t->head_dim, to = (t->slots[sequence] * t->num_groups + group) * D;
+    int64_t value = (sequence * (t->num_heads + 2 * t->num_groups) + t->num_heads + t->num_groups + group) * D;
+    float key[MAX_DIM];
+    rotate(t, sequence, t->num_heads + group, key, is_bf16);
+    for (int64_t i = 0; i < D; i += LANES) {
+        store(t->keys, to + i, v_load(key + i), is_bf16);
+        store(t->values, to + i, load(t->qkv, value + i, is_bf16), is_bf16);
+    }
+}
+
+INLINE void attend_group(const attention_task *t, int64_t sequence, int64_t group, int is_bf16) {
+    int64_t D = t->head_dim, G = t->num_groups, per_group = t->num_heads / G;
+    const int64_t *rows = t->context + sequence * t->context_stride;
+    float query[MAX_GROUP][MAX_DIM], sum[MAX_GROUP][MAX_DIM], score[MAX_GROUP][TILE];
+    float best[MAX_GROUP], total[MAX_GROUP];
+    write_cache(t, sequence, group, is_bf16);
+    float scale = 1.0f / sqrtf((float)D);
+    for (int64_t h = 0; h < per_group; h++) {
+        rotate(t, sequence, group * per_group + h, query[h], is_bf16);
+        for (int64_t i = 0; i < D; i += LANES) {
+            v_store(query[h] + i, v_mul(v_load(query[h] + i), v_set(scale)));
+            v_store(sum[h] + i, v_zero());
+        }
+        best[h] = -INFINITY;
+        total[h] = 0;
+    }
+    for (int64_t first = t->starts[sequence]; first < t->ends[sequence]; first += TILE) {
+        int64_t left = t->ends[sequence] - first, count = left < TILE ? left : TILE;
+        for (int64_t p = 0; p < count; p++) {
+            int64_t at = (rows[first + p] * G + group) * D;
+            for (int64_t h = 0; h < per_group; h++) {
+                vec dot = v_zero();
+                for (int64_t i = 0; i < D; i += LANES)
+                    dot = v_fma(v_load(query[h] + i), load(t->keys, at + i, is_bf16), dot);
+                score[h][p] = v_sum(dot);
+            }
+        }
+        for (int64_t h = 0; h < per_group; h++) {
+            for (int64_t p = count; p < TILE; p++) score[h][p] = -INFINITY;
+            vec high = v_load(score[h]);
+            for (int64_t p = LANES; p < TILE; p += LANES) high = v_max(high, v_load(score[h] + p));
+            float before = best[h], highest = v_highest(high);
+            best[h] = highest > before ? highest : before;
+            vec m = v_set(best[h]), added = v_zero();
+            for (int64_t p = 0; p < TILE; p += LANES) {
+                vec e = v_exp(v_sub(v_load(score[h] + p), m));
+                v_store(score[h] + p, e);
+                added = v_add(added, e);
+            }
+            float shrink = v_first(v_exp(v_set(before - best[h])));
+            total[h] = total[h] * shrink + v_sum(added);
+            for (int64_t i = 0; i < D; i += LANES) {
+                vec acc = v_mul(v_load(sum[h] + i), v_set(shrink));
+                v_store(sum[h] + i, acc);
+            }
+        }
+        for (int64_t i = 0; i < D; i += LANES)
+            for (int64_t h = 0; h < per_group; h++) {
+                vec acc = v_load(sum[h] + i);
+                for (int64_t p = 0; p < count; p++) {
+                    vec value = load(t->values, (rows[first + p] * G + group) * D + i, is_bf16);
+                    acc = v_fma(v_set(score[h][p]), value, acc);
+                }
+                v_store(sum[h] + i, acc);
+            }
+    }
+    for (int64_t h = 0; h < per_group; h++)
+        for (int64_t i = 0; i < D; i += LANES) {
+            vec y = v_div(v_load(sum[h] + i), v_set(total[h]));
+            store(t->out, (sequence * t->num_heads + group * per_group + h) * D + i, y, is_bf16);
+        }
+}
+
+static void attention_part(const attention_task *t, int64_t part, int64_t num_parts) {
+    int64_t count = t->num_sequences * t->num_groups;
+    for (int64_t unit = part; unit < count; unit += num_parts) {
+        if (t->is_bf16)
+            attend_group(t, unit / t->num_groups, unit % t->num_groups, 1);
+        else
+            attend_group(t, unit / t->num_groups, unit % t->num_groups, 0);
+    }
+}
+
+static void attention_in_pool(void *t) { attention_part(t, omp_get_thread_num(), omp_get_num_threads()); }
+
+static void attention_run(const attention_task *t) {
+    /* Below some thousand positions, waking a thread takes longer than the work. */
+    int64_t work = 0;
+    for (int64_t b = 0; b < t->num_sequences; b++) work += (t->ends[b] - t->starts[b]) * t->num_groups;
+    if (t->num_threads > 1 && work > 2048 && can_use_threads())
+        GOMP_parallel(attention_in_pool, (void *)t, (unsigned)t->num_threads, 0);
+    else
+        attention_part(t, 0, 1);
+}

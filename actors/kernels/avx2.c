@@ -1,0 +1,15 @@
+/* The kernels for processors with AVX2 and FMA. */
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include "vector_avx2.h"
+
+#include "linear_body.h"
+
+#include "experts_body.h"
+
+#include "attention_body.h"
+
+const kernel_table phimoe_avx2 = {"avx2", BLOCK, LANES, linear_run, experts_run, attention_run};
+
+#endif

@@ -1,0 +1,15 @@
+/* The kernels for processors with AVX-512 and its bfloat16 instructions. */
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include "vector_avx512.h"
+
+#include "linear_body.h"
+
+#include "experts_body.h"
+
+#include "attention_body.h"
+
+const kernel_table phimoe_avx512 = {"avx512", BLOCK, LANES, linear_run, experts_run, attention_run};
+
+#endif

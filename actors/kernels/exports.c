@@ -1,0 +1,56 @@
+/* What Python calls: the kernels that suit the processor. */
+
+#include "tasks.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+static const kernel_table *chosen(void) {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512bf16"))
+        return &phimoe_avx512;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &phimoe_avx2 : NULL;
+}
+
+#else
+
+static const kernel_table *chosen(void) { return NULL; }
+
+#endif
+
+/* "avx512", "avx2", or NULL where there are no kernels for this processor: nothing else may be called then. */
+const char *phimoe_kernels(void) { return chosen() ? chosen()->name : NULL; }
+
+int64_t phimoe_block_outputs(void) { return chosen()->block_outputs; }
+
+/* x [M, K], out [M, N]; K is even for bfloat16. */
+int phimoe_linear(
+    const void *x, const void *weight, const float *bias, void *out, int64_t M, int64_t N, int64_t K, int is_bf16,
+    int num_threads) {
+    int64_t starts[2] = {0, M};
+    linear_task t = {.x = x, .starts = starts, .weights = &weight, .bias = bias, .out = out, .num_groups = 1, .N = N,
+                     .K = K, .is_bf16 = is_bf16, .num_threads = num_threads};
+    return chosen()->linear(&t);
+}
+
+int phimoe_experts(
+    const void *rows, const int64_t *expert_ids, const float *weights, const int64_t *slots,
+    const void *const *gate_up, const void *const *down, void *out, int64_t num_tokens, int64_t num_choices,
+    int64_t num_slots, int64_t num_results, int64_t hidden_size, int64_t width, int is_bf16, int num_threads) {
+    experts_task t = {rows, expert_ids, weights, slots, gate_up, down, out, num_tokens, num_choices, num_slots,
+                      num_results, hidden_size, width, is_bf16, num_threads};
+    return chosen()->experts(&t);
+}
+
+/* Whether these shapes fit the attention kernel. */
+int phimoe_can_attend(int64_t num_heads, int64_t num_groups, int64_t head_dim) {
+    return head_dim % (2 * chosen()->lanes) == 0 && head_dim <= MAX_DIM && num_heads / num_groups <= MAX_GROUP;
+}
+
+void phimoe_decode_attention(
+    const void *qkv, const float *cos, const float *sin, void *keys, void *values, const int64_t *slots,
+    const int64_t *context, const int64_t *starts, const int64_t *ends, void *out, int64_t num_sequences,
+    int64_t num_heads, int64_t num_groups, int64_t head_dim, int64_t context_stride, int is_bf16, int num_threads) {
+    attention_task t = {qkv, cos, sin, keys, values, slots, context, starts, ends, out, num_sequences, num_heads,
+                        num_groups, head_dim, context_stride, is_bf16, num_threads};
+    chosen()->attention(&t);
+}

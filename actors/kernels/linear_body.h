@@ -1,0 +1,192 @@
+/* out = x * weight^T (+ bias) (* scale of the row) on a CPU, for weights that were packed in blocks of outputs.
+ *
+ * Legend: M rows of x, N outputs, K inputs, G groups of rows that have a weight each (the experts of a layer),
+ * B = COLUMNS * LANES outputs of a block.
+ *
+ *   packed weight   [ceil(N / B)] [K / P] [B] [P]    P = 2 for bfloat16, 1 for float32; absent outputs are zero
+ *
+ * A step of few rows takes as long as its weights take to be read, and memory is read fastest as one ascending stream:
+ * so a block is walked through once from its first byte to its last while up to MAX_ROWS rows of x are kept in registers.
+ * Every output is one sum over ascending k, whatever rows stand beside its own: results do not depend on M.
+ */
+
+#include "tasks.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define BLOCK (COLUMNS * LANES)
+#define PREFETCH_BYTES 4096
+
+INLINE void prefetch(const void *w, int num_bytes) {
+    for (int at = 0; at < num_bytes; at += 64) __builtin_prefetch((const char *)w + PREFETCH_BYTES + at);
+}
+
+INLINE int64_t source(const linear_task *t, int64_t row) { return t->sources ? t->sources[row] : row; }
+
+INLINE int64_t target(const linear_task *t, int64_t row) { return t->targets ? t->targets[row] : row; }
+
+/* Bias, rounding and scale of a row's outputs `first` and up, `count` of which exist (LANES or more: all). */
+INLINE void finish(const linear_task *t, int64_t row, int64_t first, int64_t count, vec y, int is_bf16) {
+    int64_t at = target(t, row) * t->N + first;
+    size_t num_outputs = count < LANES ? (size_t)count : LANES;
+    if (t->bias) {
+        float bias[LANES] = {0};
+        memcpy(bias, t->bias + first, num_outputs * sizeof(float));
+        y = v_add(y, v_load(bias));
+    }
+    if (t->scales) y = v_mul(is_bf16 ? v_round_bf16(y) : y, v_set(t->scales[row]));
+    float whole[LANES];
+    bf16 halves[LANES];
+    if (is_bf16) {
+        v_store_bf16(halves, y);
+        memcpy((bf16 *)t->out + at, halves, num_outputs * sizeof(bf16));
+    } else {
+        v_store(whole, y);
+        memcpy((float *)t->out + at, whole, num_outputs * sizeof(float));
+    }
+}
+
+/* One block of outputs for `num_rows` rows, a constant. `num_outputs` of the block's exist. */
+INLINE void bf16_rows(
+    const linear_task *t, int64_t row, int64_t block, const void *weight, int64_t num_outputs, const int num_rows) {
+    const bf16_row *x[MAX_ROWS];
+    const bf16 *w = weight;
+    vec sum[MAX_ROWS][COLUMNS];
+    for (int r = 0; r < num_rows; r++) {
+        x[r] = (const bf16_row *)t->x + source(t, row + r) * t->K;
+        for (int c = 0; c < COLUMNS; c++) sum[r][c] = v_zero();
+    }
+    for (int64_t k = 0; k < t->K; k += 2, w += 2 * BLOCK) {
+        prefetch(w, 2 * BLOCK * sizeof(bf16));
+        v_add_pairs(sum, x, k, w, num_rows);
+    }
+    for (int r = 0; r < num_rows; r++)
+        for (int c = 0; c < COLUMNS && c * LANES < num_outputs; c++)
+            finish(t, row + r, block * BLOCK + c * LANES, num_outputs - c * LANES, sum[r][c], 1);
+}
+
+INLINE void f32_rows(
+    const linear_task *t, int64_t row, int64_t block, const void *weight, int64_t num_outputs, const int num_rows) {
+    const float *x[MAX_ROWS], *w = weight;
+    vec sum[MAX_ROWS][COLUMNS];
+    for (int r = 0; r < num_rows; r++) {
+        x[r] = (const float *)t->x + source(t, row + r) * t->K;
+        for (int c = 0; c < COLUMNS; c++) sum[r][c] = v_zero();
+    }
+    for (int64_t k = 0; k < t->K; k++, w += BLOCK) {
+        vec column[COLUMNS];
+        for (int c = 0; c < COLUMNS; c++) column[c] = v_load(w + LANES * c);
+        prefetch(w, BLOCK * sizeof(float));
+        for (int r = 0; r < num_rows; r++) {
+            vec value = v_set(x[r][k]);
+            for (int c = 0; c < COLUMNS; c++) sum[r][c] = v_fma(column[c], value, sum[r][c]);
+        }
+    }
+    for (int r = 0; r < num_rows; r++)
+        for (int c = 0; c < COLUMNS && c * LANES < num_outputs; c++)
+            finish(t, row + r, block * BLOCK + c * LANES, num_outputs - c * LANES, sum[r][c], 0);
+}
+
+typedef void (*rows_kernel)(const linear_task *, int64_t, int64_t, const void *, int64_t);
+
+#define DEFINE_ROWS(ROWS)                                                                                           \
+    static void bf16_rows_##ROWS(const linear_task *t, int64_t row, int64_t block, const void *w, int64_t outputs) { \
+        bf16_rows(t, row, block, w, outputs, ROWS);                                                                 \
+    }                                                                                                               \
+    static void f32_rows_##ROWS(const linear_task *t, int64_t row, int64_t block, const void *w, int64_t outputs) {  \
+        f32_rows(t, row, block, w, outputs, ROWS);                                                                  \
+    }
+
+DEFINE_ROWS(1) DEFINE_ROWS(2) DEFINE_ROWS(3) DEFINE_ROWS(4)
+#if MAX_ROWS > 4
+DEFINE_ROWS(5) DEFINE_ROWS(6)
+#define UP_TO_MAX(NAME) {NAME##1, NAME##2, NAME##3, NAME##4, NAME##5, NAME##6}
+#else
+#define UP_TO_MAX(NAME) {NAME##1, NAME##2, NAME##3, NAME##4}
+#endif
+
+static const rows_kernel bf16_kernels[MAX_ROWS] = UP_TO_MAX(bf16_rows_);
+static const rows_kernel f32_kernels[MAX_ROWS] = UP_TO_MAX(f32_rows_);
+
+/* Part `part` of `num_parts`: the same share of every group's blocks, so that parts are even whatever the groups are. */
+static void linear_part(const linear_task *t, int part, int num_parts) {
+    const rows_kernel *kernels = t->is_bf16 ? bf16_kernels : f32_kernels;
+    int64_t block_bytes = BLOCK * t->K * (int64_t)(t->is_bf16 ? sizeof(bf16) : sizeof(float));
+    int64_t num_blocks = (t->N + BLOCK - 1) / BLOCK;
+    int64_t first = num_blocks * part / num_parts, end = num_blocks * (part + 1) / num_parts;
+    for (int64_t group = 0; group < t->num_groups; group++) {
+        int64_t first_row = t->starts[group], num_rows = t->starts[group + 1] - first_row;
+        int64_t num_tiles = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
+        for (int64_t block = first; block < end; block++) {
+            const char *weight = (const char *)t->weights[group] + block * block_bytes;
+            int64_t left = t->N - block * BLOCK, num_outputs = left < BLOCK ? left : BLOCK;
+            for (int64_t tile = 0; tile < num_tiles; tile++) {
+                int64_t row = num_rows * tile / num_tiles, rows = num_rows * (tile + 1) / num_tiles - row;
+                kernels[rows - 1](t, first_row + row, block, weight, num_outputs);
+            }
+        }
+    }
+}
+
+static void linear_in_pool(void *t) { linear_part(t, omp_get_thread_num(), omp_get_num_threads()); }
+
+static void linear_all(const linear_task *t) {
+    if (t->num_threads > 1 && can_use_threads())
+        GOMP_parallel(linear_in_pool, (void *)t, (unsigned)t->num_threads, 0);
+    else
+        linear_part(t, 0, 1);
+}
+
+#if WIDENS_ROWS
+
+typedef struct {
+    const linear_task *task;
+    float *rows; /* [M, K] */
+} widening;
+
+static void widen_part(const widening *w, int part, int num_parts) {
+    const linear_task *t = w->task;
+    int64_t num_rows = t->starts[t->num_groups], K = t->K;
+    for (int64_t row = num_rows * part / num_parts; row < num_rows * (part + 1) / num_parts; row++) {
+        const bf16 *from = (const bf16 *)t->x + source(t, row) * K;
+        int64_t k = 0;
+        for (; k + LANES <= K; k += LANES) v_store(w->rows + row * K + k, v_load_bf16(from + k));
+        for (; k < K; k++) {
+            uint32_t bits = (uint32_t)from[k] << 16;
+            memcpy(w->rows + row * K + k, &bits, sizeof bits);
+        }
+    }
+}
+
+static void widen_in_pool(void *w) { widen_part(w, omp_get_thread_num(), omp_get_num_threads()); }
+
+static int linear_run(const linear_task *t) {
+    if (!t->is_bf16) {
+        linear_all(t);
+        return DONE;
+    }
+    int64_t num_values = t->starts[t->num_groups] * t->K;
+    float *rows = malloc((size_t)num_values * sizeof(float) + 1); /* of no rows, too, it is not NULL */
+    if (!rows) return NO_MEMORY;
+    widening w = {t, rows};
+    if (t->num_threads > 1 && num_values > 262144 && can_use_threads())
+        GOMP_parallel(widen_in_pool, &w, (unsigned)t->num_threads, 0);
+    else
+        widen_part(&w, 0, 1);
+    linear_task wide = *t;
+    wide.x = rows;
+    wide.sources = NULL;
+    linear_all(&wide);
+    free(rows);
+    return DONE;
+}
+
+#else
+
+static int linear_run(const linear_task *t) {
+    linear_all(t);
+    return DONE;
+}
+
+#endif

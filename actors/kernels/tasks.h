@@ -1,0 +1,68 @@
+/* What the kernels are asked to do, and the table of a processor's kernels. */
+
+#ifndef PHIMOE_TASKS_H
+#define PHIMOE_TASKS_H
+
+#include "common.h"
+
+enum { DONE = 0, FOREIGN_EXPERT = 1, WRONG_COUNT = 2, NO_MEMORY = 3 };
+
+/* out = x * weight^T for rows in G groups that have a weight each. */
+typedef struct {
+    const void *x;              /* [*, K] */
+    const int64_t *starts;      /* [G + 1]: group g has rows starts[g] .. starts[g + 1] - 1 */
+    const void *const *weights; /* [G], packed */
+    const float *bias;          /* [N] or NULL, the same for all groups */
+    const float *scales;        /* [M] or NULL: factor of a row's result, after the result was rounded */
+    const int64_t *sources;     /* [M] or NULL: which row of x each row is; itself if NULL */
+    const int64_t *targets;     /* [M] or NULL: which row of out it becomes; itself if NULL */
+    void *out;                  /* [M, N] */
+    int64_t num_groups, N, K;
+    int is_bf16, num_threads;
+} linear_task;
+
+/* All rows of one layer through all experts of a rank: w2(silu(w1 x) * (w3 x)) * weight.
+ *
+ * Legend: T tokens, H hidden, K experts per token, F expert width, S slots (experts of this rank), N results. */
+typedef struct {
+    const void *rows;           /* [T, H] */
+    const int64_t *expert_ids;  /* [T, K], -1 for one that is elsewhere */
+    const float *weights;       /* [T, K] */
+    const int64_t *slots;       /* [E + 1]: expert id -> slot; behind the last and for other ranks' experts negative */
+    const void *const *gate_up; /* [S], packed */
+    const void *const *down;    /* [S], packed */
+    void *out;                  /* [N, H], one row for each valid (t, k), row-major */
+    int64_t num_tokens, num_choices, num_slots, num_results, hidden_size;
+    int64_t width; /* a multiple of 16 */
+    int is_bf16, num_threads;
+} experts_task;
+
+/* Legend: B sequences, A query heads, G key-value heads, D head dimension, R cache rows, S context positions. */
+typedef struct {
+    const void *qkv;         /* [B, (A + 2 G) * D] as projected: queries, keys, values */
+    const float *cos, *sin;  /* [B, D / 2], already scaled */
+    void *keys, *values;     /* [R, G, D]: this layer's cache; row slots[b] takes the new position of sequence b */
+    const int64_t *slots;    /* [B] */
+    const int64_t *context;  /* [B, S]: cache rows of positions 0 .. S - 1 */
+    const int64_t *starts;   /* [B]: first visible position */
+    const int64_t *ends;     /* [B]: behind the last one, which is the new one */
+    void *out;               /* [B, A * D] */
+    int64_t num_sequences, num_heads, num_groups, head_dim, context_stride;
+    int is_bf16, num_threads;
+} attention_task;
+
+#define MAX_GROUP 16 /* query heads of one key-value head */
+#define MAX_DIM 256
+
+typedef struct {
+    const char *name;
+    int64_t block_outputs; /* outputs in a block of a packed weight */
+    int64_t lanes;
+    int (*linear)(const linear_task *);   /* DONE or NO_MEMORY */
+    int (*experts)(const experts_task *); /* DONE or what is wrong */
+    void (*attention)(const attention_task *);
+} kernel_table;
+
+extern const kernel_table phimoe_avx2, phimoe_avx512;
+
+#endif

@@ -1,0 +1,99 @@
+/* Vectors of 8 floats: AVX2 with FMA. vector_avx512.h has the same names for 16. */
+
+#include "common.h"
+
+#include <immintrin.h>
+
+#pragma GCC target("avx2,fma")
+
+#define LANES 8
+#define COLUMNS 2  /* vectors of outputs in a block of a packed weight */
+#define MAX_ROWS 4 /* rows of x whose sums fit the registers beside a block's outputs */
+
+typedef __m256 vec;
+
+INLINE vec v_zero(void) { return _mm256_setzero_ps(); }
+INLINE vec v_set(float x) { return _mm256_set1_ps(x); }
+INLINE vec v_load(const float *p) { return _mm256_loadu_ps(p); }
+INLINE void v_store(float *p, vec v) { _mm256_storeu_ps(p, v); }
+INLINE vec v_add(vec a, vec b) { return _mm256_add_ps(a, b); }
+INLINE vec v_sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
+INLINE vec v_mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
+INLINE vec v_div(vec a, vec b) { return _mm256_div_ps(a, b); }
+INLINE vec v_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vec v_max(vec a, vec b) { return _mm256_max_ps(a, b); }
+INLINE float v_first(vec v) { return _mm256_cvtss_f32(v); }
+
+INLINE float v_sum(vec v) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+INLINE float v_highest(vec v) {
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+INLINE vec v_load_bf16(const bf16 *p) {
+    return (__m256)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
+}
+
+/* v rounded to bfloat16, to nearest even, in the upper halves of the lanes; NaN becomes quiet. */
+INLINE __m256i rounded_bits(vec v) {
+    const __m256i upper = _mm256_set1_epi32((int)0xffff0000);
+    __m256i bits = (__m256i)v, odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i near = _mm256_add_epi32(bits, _mm256_add_epi32(_mm256_set1_epi32(0x7fff), odd));
+    __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    __m256i is_nan = (__m256i)_mm256_cmp_ps(v, v, _CMP_UNORD_Q);
+    return _mm256_and_si256(_mm256_blendv_epi8(near, quiet, is_nan), upper);
+}
+
+INLINE vec v_round_bf16(vec v) { return (__m256)rounded_bits(v); }
+
+INLINE void v_store_bf16(bf16 *p, vec v) {
+    __m256i halves = _mm256_srli_epi32(rounded_bits(v), 16);
+    __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(halves, halves), 0x08);
+    _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(packed));
+}
+
+/* exp(x) within 2 ulp: 2^n in two factors, each of which is a normal number; 2^f on [-1/2, 1/2] by its Taylor polynomial
+ * of degree 7. exp(-inf) is 0. */
+INLINE vec v_exp(vec x) {
+    const __m256 log2e = _mm256_set1_ps(1.44269504088896341f);
+    const __m256 ln2_high = _mm256_set1_ps(0.693359375f), ln2_low = _mm256_set1_ps(-2.12194440e-4f);
+    x = _mm256_max_ps(_mm256_set1_ps(-150.0f), x); /* in this order NaN stays */
+    x = _mm256_min_ps(_mm256_set1_ps(130.0f), x);
+    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, log2e), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 f = _mm256_fnmadd_ps(n, ln2_low, _mm256_fnmadd_ps(n, ln2_high, x));
+    __m256 y = _mm256_set1_ps(1.0f / 5040);
+    const float factors[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    for (int i = 0; i < 7; i++) y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(factors[i]));
+    __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1), bias = _mm256_set1_epi32(127);
+    __m256i rest = _mm256_sub_epi32(whole, half);
+    y = _mm256_mul_ps(y, (__m256)_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
+    return _mm256_mul_ps(y, (__m256)_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
+}
+
+/* Without products of bfloat16, rows of x are widened once and weights on the way. */
+#define WIDENS_ROWS 1
+typedef float bf16_row;
+
+/* sum[r][c] += inputs k and k + 1 of row r times theirs in column c; w holds both inputs of an output side by side. */
+INLINE void v_add_pairs(vec sum[][COLUMNS], const bf16_row *const *x, int64_t k, const bf16 *w, int num_rows) {
+    const __m256i upper = _mm256_set1_epi32((int)0xffff0000);
+    __m256i both[COLUMNS];
+    __m256 column[COLUMNS];
+    for (int c = 0; c < COLUMNS; c++) both[c] = _mm256_loadu_si256((const __m256i *)(w + 2 * LANES * c));
+    for (int c = 0; c < COLUMNS; c++) column[c] = (__m256)_mm256_slli_epi32(both[c], 16);
+    for (int r = 0; r < num_rows; r++) {
+        __m256 value = _mm256_broadcast_ss(x[r] + k);
+        for (int c = 0; c < COLUMNS; c++) sum[r][c] = _mm256_fmadd_ps(column[c], value, sum[r][c]);
+    }
+    for (int c = 0; c < COLUMNS; c++) column[c] = (__m256)_mm256_and_si256(both[c], upper);
+    for (int r = 0; r < num_rows; r++) {
+        __m256 value = _mm256_broadcast_ss(x[r] + k + 1);
+        for (int c = 0; c < COLUMNS; c++) sum[r][c] = _mm256_fmadd_ps(column[c], value, sum[r][c]);
+    }
+}

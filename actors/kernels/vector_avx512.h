@@ -1,0 +1,68 @@
+/* Vectors of 16 floats: AVX-512 with its bfloat16 instructions. vector_avx2.h has the same names for 8. */
+
+#include "common.h"
+
+#include <immintrin.h>
+#include <string.h>
+
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16")
+
+#define LANES 16
+#define COLUMNS 4  /* vectors of outputs in a block of a packed weight */
+#define MAX_ROWS 6 /* rows of x whose sums fit the registers beside a block's outputs */
+
+typedef __m512 vec;
+
+INLINE vec v_zero(void) { return _mm512_setzero_ps(); }
+INLINE vec v_set(float x) { return _mm512_set1_ps(x); }
+INLINE vec v_load(const float *p) { return _mm512_loadu_ps(p); }
+INLINE void v_store(float *p, vec v) { _mm512_storeu_ps(p, v); }
+INLINE vec v_add(vec a, vec b) { return _mm512_add_ps(a, b); }
+INLINE vec v_sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
+INLINE vec v_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
+INLINE vec v_div(vec a, vec b) { return _mm512_div_ps(a, b); }
+INLINE vec v_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE vec v_max(vec a, vec b) { return _mm512_max_ps(a, b); }
+INLINE float v_first(vec v) { return _mm512_cvtss_f32(v); }
+INLINE float v_sum(vec v) { return _mm512_reduce_add_ps(v); }
+INLINE float v_highest(vec v) { return _mm512_reduce_max_ps(v); }
+
+INLINE vec v_load_bf16(const bf16 *p) {
+    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
+}
+
+INLINE void v_store_bf16(bf16 *p, vec v) { _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(v)); }
+
+/* v as it is after rounding to bfloat16. */
+INLINE vec v_round_bf16(vec v) {
+    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16);
+}
+
+/* exp(x) within 2 ulp: 2^n by scalef, 2^f on [-1/2, 1/2] by its Taylor polynomial of degree 7. exp(-inf) is 0. */
+INLINE vec v_exp(vec x) {
+    const __m512 log2e = _mm512_set1_ps(1.44269504088896341f);
+    const __m512 ln2_high = _mm512_set1_ps(0.693359375f), ln2_low = _mm512_set1_ps(-2.12194440e-4f);
+    x = _mm512_max_ps(_mm512_set1_ps(-150.0f), x); /* in this order NaN stays */
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, log2e), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 f = _mm512_fnmadd_ps(n, ln2_low, _mm512_fnmadd_ps(n, ln2_high, x));
+    __m512 y = _mm512_set1_ps(1.0f / 5040);
+    const float factors[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    for (int i = 0; i < 7; i++) y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(factors[i]));
+    return _mm512_scalef_ps(y, n);
+}
+
+/* Products of bfloat16 read rows of x as they are. */
+#define WIDENS_ROWS 0
+typedef bf16 bf16_row;
+
+/* sum[r][c] += inputs k and k + 1 of row r times theirs in column c; w holds both inputs of an output side by side. */
+INLINE void v_add_pairs(vec sum[][COLUMNS], const bf16_row *const *x, int64_t k, const bf16 *w, int num_rows) {
+    __m512bh column[COLUMNS];
+    for (int c = 0; c < COLUMNS; c++) column[c] = (__m512bh)_mm512_loadu_si512(w + 2 * LANES * c);
+    for (int r = 0; r < num_rows; r++) {
+        int32_t pair;
+        memcpy(&pair, x[r] + k, sizeof pair);
+        __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+        for (int c = 0; c < COLUMNS; c++) sum[r][c] = _mm512_dpbf16_ps(sum[r][c], column[c], both);
+    }
+}
