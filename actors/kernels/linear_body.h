@@ -27,7 +27,7 @@ INLINE int64_t source(const linear_task *t, int64_t row) { return t->sources ? t
 INLINE int64_t target(const linear_task *t, int64_t row) { return t->targets ? t->targets[row] : row; }
 
 /* Bias, rounding and scale of a row's outputs `first` and up, `count` of which exist (LANES or more: all). */
-INLINE void finish(const linear_task *t, int64_t row, int64_t first, int64_t count, vec y, int is_bf16) {
+INLINE void finish_some(const linear_task *t, int64_t row, int64_t first, int64_t count, vec y, int is_bf16) {
     int64_t at = target(t, row) * t->N + first;
     size_t num_outputs = count < LANES ? (size_t)count : LANES;
     if (t->bias) {
@@ -47,45 +47,52 @@ INLINE void finish(const linear_task *t, int64_t row, int64_t first, int64_t cou
     }
 }
 
+INLINE void finish(
+    const linear_task *t, int64_t row, int64_t block, int64_t num_outputs, vec sum[][COLUMNS], int is_bf16,
+    const int num_rows) {
+    float y[MAX_ROWS][BLOCK];
+    UNROLLED for (int r = 0; r < num_rows; r++)
+        UNROLLED for (int c = 0; c < COLUMNS; c++) v_store(y[r] + c * LANES, sum[r][c]);
+    UNROLLED for (int r = 0; r < num_rows; r++)
+        for (int64_t first = 0; first < num_outputs; first += LANES)
+            finish_some(t, row + r, block * BLOCK + first, num_outputs - first, v_load(y[r] + first), is_bf16);
+}
+
 /* One block of outputs for `num_rows` rows, a constant. `num_outputs` of the block's exist. */
 INLINE void bf16_rows(
     const linear_task *t, int64_t row, int64_t block, const void *weight, int64_t num_outputs, const int num_rows) {
     const bf16_row *x[MAX_ROWS];
     const bf16 *w = weight;
     vec sum[MAX_ROWS][COLUMNS];
-    for (int r = 0; r < num_rows; r++) {
+    UNROLLED for (int r = 0; r < num_rows; r++) {
         x[r] = (const bf16_row *)t->x + source(t, row + r) * t->K;
-        for (int c = 0; c < COLUMNS; c++) sum[r][c] = v_zero();
+        UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = v_zero();
     }
     for (int64_t k = 0; k < t->K; k += 2, w += 2 * BLOCK) {
         prefetch(w, 2 * BLOCK * sizeof(bf16));
         v_add_pairs(sum, x, k, w, num_rows);
     }
-    for (int r = 0; r < num_rows; r++)
-        for (int c = 0; c < COLUMNS && c * LANES < num_outputs; c++)
-            finish(t, row + r, block * BLOCK + c * LANES, num_outputs - c * LANES, sum[r][c], 1);
+    finish(t, row, block, num_outputs, sum, 1, num_rows);
 }
 
 INLINE void f32_rows(
     const linear_task *t, int64_t row, int64_t block, const void *weight, int64_t num_outputs, const int num_rows) {
     const float *x[MAX_ROWS], *w = weight;
     vec sum[MAX_ROWS][COLUMNS];
-    for (int r = 0; r < num_rows; r++) {
+    UNROLLED for (int r = 0; r < num_rows; r++) {
         x[r] = (const float *)t->x + source(t, row + r) * t->K;
-        for (int c = 0; c < COLUMNS; c++) sum[r][c] = v_zero();
+        UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = v_zero();
     }
     for (int64_t k = 0; k < t->K; k++, w += BLOCK) {
         vec column[COLUMNS];
-        for (int c = 0; c < COLUMNS; c++) column[c] = v_load(w + LANES * c);
+        UNROLLED for (int c = 0; c < COLUMNS; c++) column[c] = v_load(w + LANES * c);
         prefetch(w, BLOCK * sizeof(float));
-        for (int r = 0; r < num_rows; r++) {
+        UNROLLED for (int r = 0; r < num_rows; r++) {
             vec value = v_set(x[r][k]);
-            for (int c = 0; c < COLUMNS; c++) sum[r][c] = v_fma(column[c], value, sum[r][c]);
+            UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = v_fma(column[c], value, sum[r][c]);
         }
     }
-    for (int r = 0; r < num_rows; r++)
-        for (int c = 0; c < COLUMNS && c * LANES < num_outputs; c++)
-            finish(t, row + r, block * BLOCK + c * LANES, num_outputs - c * LANES, sum[r][c], 0);
+    finish(t, row, block, num_outputs, sum, 0, num_rows);
 }
 
 typedef void (*rows_kernel)(const linear_task *, int64_t, int64_t, const void *, int64_t);

@@ -85,15 +85,15 @@ INLINE void v_add_pairs(vec sum[][COLUMNS], const bf16_row *const *x, int64_t k,
     const __m256i upper = _mm256_set1_epi32((int)0xffff0000);
     __m256i both[COLUMNS];
     __m256 column[COLUMNS];
-    for (int c = 0; c < COLUMNS; c++) both[c] = _mm256_loadu_si256((const __m256i *)(w + 2 * LANES * c));
-    for (int c = 0; c < COLUMNS; c++) column[c] = (__m256)_mm256_slli_epi32(both[c], 16);
-    for (int r = 0; r < num_rows; r++) {
+    UNROLLED for (int c = 0; c < COLUMNS; c++) both[c] = _mm256_loadu_si256((const __m256i *)(w + 2 * LANES * c));
+    UNROLLED for (int c = 0; c < COLUMNS; c++) column[c] = (__m256)_mm256_slli_epi32(both[c], 16);
+    UNROLLED for (int r = 0; r < num_rows; r++) {
         __m256 value = _mm256_broadcast_ss(x[r] + k);
-        for (int c = 0; c < COLUMNS; c++) sum[r][c] = _mm256_fmadd_ps(column[c], value, sum[r][c]);
+        UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = _mm256_fmadd_ps(column[c], value, sum[r][c]);
     }
-    for (int c = 0; c < COLUMNS; c++) column[c] = (__m256)_mm256_and_si256(both[c], upper);
-    for (int r = 0; r < num_rows; r++) {
+    UNROLLED for (int c = 0; c < COLUMNS; c++) column[c] = (__m256)_mm256_and_si256(both[c], upper);
+    UNROLLED for (int r = 0; r < num_rows; r++) {
         __m256 value = _mm256_broadcast_ss(x[r] + k + 1);
-        for (int c = 0; c < COLUMNS; c++) sum[r][c] = _mm256_fmadd_ps(column[c], value, sum[r][c]);
+        UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = _mm256_fmadd_ps(column[c], value, sum[r][c]);
     }
 }

@@ -58,11 +58,11 @@ typedef bf16 bf16_row;
 /* sum[r][c] += inputs k and k + 1 of row r times theirs in column c; w holds both inputs of an output side by side. */
 INLINE void v_add_pairs(vec sum[][COLUMNS], const bf16_row *const *x, int64_t k, const bf16 *w, int num_rows) {
     __m512bh column[COLUMNS];
-    for (int c = 0; c < COLUMNS; c++) column[c] = (__m512bh)_mm512_loadu_si512(w + 2 * LANES * c);
-    for (int r = 0; r < num_rows; r++) {
+    UNROLLED for (int c = 0; c < COLUMNS; c++) column[c] = (__m512bh)_mm512_loadu_si512(w + 2 * LANES * c);
+    UNROLLED for (int r = 0; r < num_rows; r++) {
         int32_t pair;
         memcpy(&pair, x[r] + k, sizeof pair);
         __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
-        for (int c = 0; c < COLUMNS; c++) sum[r][c] = _mm512_dpbf16_ps(sum[r][c], column[c], both);
+        UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = _mm512_dpbf16_ps(sum[r][c], column[c], both);
     }
 }
