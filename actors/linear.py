@@ -26,7 +26,7 @@ def make_product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Prod
         return _plain(weight.contiguous(), bias)
     kernels = kernels_for(weight.dtype, weight.shape[1])
     if kernels is not None:
-        return _own(kernels, weight, bias)
+        return KernelProduct(kernels, weight, bias)
     if _has_packed_products(weight.dtype):
         return _packed(torch.ops.mkldnn._reorder_linear_weight(weight, None), bias)
     return _plain(weight.clone(), bias)
@@ -54,34 +54,35 @@ def _plain(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
     return lambda x: F.linear(x, weight, bias)
 
 
-def _own(kernels: Kernels, weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
-    num_outputs, num_inputs = weight.shape
-    packed = pack(kernels, weight)
-    bias = None if bias is None else bias.float()
-    weight_address, bias_address = packed.data_ptr(), 0 if bias is None else bias.data_ptr()
-    is_bf16 = weight.dtype == torch.bfloat16
-    linear = kernels.linear
+class KernelProduct:
+    """A product by the project's kernels."""
 
-    def product(x: torch.Tensor, _alive: object = (packed, bias)) -> torch.Tensor:
+    def __init__(self, kernels: Kernels, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._num_outputs, self._num_inputs = weight.shape
+        self._packed = pack(kernels, weight)
+        self._bias = None if bias is None else bias.float()
+        self._is_bf16 = weight.dtype == torch.bfloat16
+        self._linear = kernels.linear
+        self.addresses = (self._packed.data_ptr(), 0 if self._bias is None else self._bias.data_ptr())
+        """Of the packed weight and of the float32 bias (0 is none), for as long as this object lives."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = x.contiguous()
         num_rows = x.shape[0]
-        out = x.new_empty((num_rows, num_outputs))
-        fault = linear(
+        out = x.new_empty((num_rows, self._num_outputs))
+        fault = self._linear(
             x.data_ptr(),
-            weight_address,
-            bias_address,
+            *self.addresses,
             out.data_ptr(),
             num_rows,
-            num_outputs,
-            num_inputs,
-            is_bf16,
+            self._num_outputs,
+            self._num_inputs,
+            self._is_bf16,
             torch.get_num_threads(),
         )
         if fault:
-            raise MemoryError(f"no memory for a product of {num_rows} rows with {num_inputs} inputs")
+            raise MemoryError(f"no memory for a product of {num_rows} rows with {self._num_inputs} inputs")
         return out
-
-    return product
 
 
 def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:

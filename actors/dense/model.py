@@ -9,30 +9,20 @@ Legend: T tokens, H hidden, A query heads, G key-value heads, D head dimension, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 
 from actors.checkpoint.config import ModelConfig
-from actors.checkpoint.weights import DenseWeights, LayerWeights, Norm
+from actors.checkpoint.weights import DenseWeights, LayerWeights
 from actors.dense.attention import Attention
 from actors.dense.batch import StepBatch
+from actors.dense.decode_layers import DecodeLayers, Layer
 from actors.dense.kv_cache import KVCache
+from actors.dense.norm import make_norm
 from actors.dense.rope import RotaryEmbedding
 from actors.dense.router import make_route
 from actors.exchange.interface import Exchange
-from actors.linear import Product, make_product
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Layer:
-    input_norm: Norm
-    qkv: Product
-    """[H] -> [(A + 2 G) * D]: queries, keys, values."""
-    out: Product
-    post_attention_norm: Norm
-    gate: Product
+from actors.linear import make_product
 
 
 class DenseModel:
@@ -47,6 +37,8 @@ class DenseModel:
         self._norm = weights.norm
         self._lm_head = make_product(*weights.lm_head)
         self._attention = Attention(config, self.dtype, self.device)
+        self._normalise = make_norm(config, self.dtype, self.device)
+        self._decode_layers = DecodeLayers.make(config, self._layers, self.dtype, self.device)
         self._route = make_route(self.dtype, self.device)
         self._rope = RotaryEmbedding(config.rope, config.head_dim, self.device)
 
@@ -58,6 +50,8 @@ class DenseModel:
         """
         x = F.embedding(batch.token_ids, self._embed)
         tables = self._rope.tables(batch.positions, batch.is_long)
+        if self._decode_layers is not None and not batch.prefills:
+            return self._decode_layers.forward(x, batch, cache, exchange, tables)
         for index, layer in enumerate(self._layers):
             qkv = layer.qkv(self._normalise(x, layer.input_norm))
             x = x + layer.out(self._attention(cache, index, batch, qkv, tables))
@@ -71,14 +65,11 @@ class DenseModel:
         """Scores [rows, V] float32 of the next token for rows [rows, H] of `forward`'s result."""
         return self._lm_head(self._normalise(x, self._norm)).float()
 
-    def _normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
-        return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, self.config.layer_norm_eps)
 
-
-def _prepare(layer: LayerWeights) -> _Layer:
+def _prepare(layer: LayerWeights) -> Layer:
     parts = (layer.q, layer.k, layer.v)
     biases = [part.bias for part in parts if part.bias is not None]
-    return _Layer(
+    return Layer(
         input_norm=layer.input_norm,
         qkv=make_product(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None),
         out=make_product(*layer.o),

@@ -6,22 +6,12 @@
  * (Milakov and Gimelshein 2018): a sequence's result does not depend on what else is in the batch.
  */
 
+#include "either.h"
 #include "tasks.h"
 
 #include <math.h>
 
 #define TILE 64
-
-INLINE vec load(const void *base, int64_t index, int is_bf16) {
-    return is_bf16 ? v_load_bf16((const bf16 *)base + index) : v_load((const float *)base + index);
-}
-
-INLINE void store(void *base, int64_t index, vec v, int is_bf16) {
-    if (is_bf16)
-        v_store_bf16((bf16 *)base + index, v);
-    else
-        v_store((float *)base + index, v);
-}
 
 /* Rotate one head (feature i pairs with i + D / 2); the result is rounded to the dtype, as float32 in `out`. */
 INLINE void rotate(const attention_task *t, int64_t sequence, int64_t head, float *out, int is_bf16) {

@@ -10,6 +10,11 @@
 
 #include "attention_body.h"
 
-const kernel_table phimoe_avx512 = {"avx512", BLOCK, LANES, linear_run, experts_run, attention_run};
+#include "norm_body.h"
+
+#include "layer_body.h"
+
+const kernel_table phimoe_avx512 = {
+    "avx512", BLOCK, LANES, linear_run, experts_run, attention_run, norm_run, layer_run};
 
 #endif

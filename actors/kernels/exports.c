@@ -54,3 +54,12 @@ void phimoe_decode_attention(
                         num_groups, head_dim, context_stride, is_bf16, num_threads};
     chosen()->attention(&t);
 }
+
+/* x, out [M, H], gain and shift [H]; H is a multiple of 16. */
+void phimoe_layer_norm(
+    const void *x, const void *gain, const void *shift, void *out, int64_t M, int64_t H, float eps, int is_bf16) {
+    norm_task t = {x, gain, shift, out, M, H, eps, is_bf16};
+    chosen()->norm(&t);
+}
+
+int phimoe_decode_layer(const layer_task *task, const layer_weights *weights) { return chosen()->layer(task, weights); }

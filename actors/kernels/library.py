@@ -41,6 +41,14 @@ class Kernels:
         head_dim, context_stride, is_bf16, num_threads)."""
         self.decode_attention.argtypes = [_POINTER] * 10 + [_COUNT] * 5 + [_INT] * 2
         self.decode_attention.restype = None
+        self.layer_norm = library.phimoe_layer_norm
+        """(x, gain, shift, out, num_rows, hidden_size, eps, is_bf16); hidden_size is a multiple of 16."""
+        self.layer_norm.argtypes = [_POINTER] * 4 + [_COUNT] * 2 + [ctypes.c_float, _INT]
+        self.layer_norm.restype = None
+        self.decode_layer = library.phimoe_decode_layer
+        """(step, layer) -> 0, 3 out of memory; addresses of the structures of `actors.kernels.layer`."""
+        self.decode_layer.argtypes = [_POINTER] * 2
+        self.decode_layer.restype = _INT
         self.route = library.phimoe_route
         """(scores, num_tokens, num_experts, jitter, ids, weights, is_bf16)."""
         self.route.argtypes = [_POINTER, _COUNT, _COUNT, ctypes.c_float, _POINTER, _POINTER, _INT]

@@ -1,6 +1,6 @@
 /* The sparse mixer in its inference form; actors/dense/router.py says what it is. One row at a time, in float32. */
 
-#include "common.h"
+#include "tasks.h"
 
 #include <math.h>
 #include <string.h>
@@ -28,7 +28,6 @@ static int64_t choose(const float *scores, int64_t num_experts, int64_t taken, f
     return best;
 }
 
-/* scores [T, E] -> ids [T, 2], weights [T, 2]. At most 256 experts, at least 2. */
 void phimoe_route(
     const void *scores, int64_t num_tokens, int64_t num_experts, float jitter, int64_t *ids, float *weights,
     int is_bf16) {

@@ -51,6 +51,56 @@ typedef struct {
     int is_bf16, num_threads;
 } attention_task;
 
+typedef struct {
+    const void *x, *gain, *shift; /* [M, H], [H], [H] */
+    void *out;                    /* [M, H] */
+    int64_t num_rows, hidden_size;
+    float eps;
+    int is_bf16;
+} norm_task;
+
+typedef struct {
+    const void *packed;
+    const float *bias; /* or NULL */
+} product_weights;
+
+typedef struct {
+    const void *gain, *shift;
+} norm_weights;
+
+/* A layer without its experts, and its cache. actors/kernels/layer.py has the same fields. */
+typedef struct {
+    norm_weights input_norm;
+    product_weights qkv, out;
+    norm_weights post_attention_norm;
+    product_weights gate;
+    void *keys, *values;
+} layer_weights;
+
+/* A step of decoding sequences. actors/kernels/layer.py has the same fields.
+ *
+ * Legend: B sequences, H hidden, A query heads, G key-value heads, D head dimension, E experts, S context positions. */
+typedef struct {
+    void *x;              /* [B, H]: the residual stream, in and out */
+    const void *combined; /* [B, H] or NULL: what the experts of the layer before have added to it */
+    void *normed;         /* [B, H]: out, what the experts are given */
+    void *qkv;            /* [B, (A + 2 G) * D]: room */
+    void *attended;       /* [B, A * D]: room */
+    void *scores;         /* [B, E]: room */
+    int64_t *expert_ids;  /* [B, 2]: out */
+    float *expert_weights; /* [B, 2]: out */
+    const float *cos, *sin; /* as in attention_task, down to ends */
+    const int64_t *slots, *context, *starts, *ends;
+    int64_t num_sequences, hidden_size, num_heads, num_groups, head_dim, context_stride, num_experts;
+    float eps, jitter;
+    int is_bf16, num_threads;
+} layer_task;
+
+/* scores [T, E] -> ids [T, 2], weights [T, 2]. At most 256 experts, at least 2. */
+void phimoe_route(
+    const void *scores, int64_t num_tokens, int64_t num_experts, float jitter, int64_t *ids, float *weights,
+    int is_bf16);
+
 #define MAX_GROUP 16 /* query heads of one key-value head */
 #define MAX_DIM 256
 
@@ -61,6 +111,8 @@ typedef struct {
     int (*linear)(const linear_task *);   /* DONE or NO_MEMORY */
     int (*experts)(const experts_task *); /* DONE or what is wrong */
     void (*attention)(const attention_task *);
+    void (*norm)(const norm_task *);
+    int (*layer)(const layer_task *, const layer_weights *); /* DONE or NO_MEMORY */
 } kernel_table;
 
 extern const kernel_table phimoe_avx2, phimoe_avx512;

@@ -1,0 +1,48 @@
+"""LayerNorm with weight and bias, by the project's kernel where it computes on a CPU: chosen once, at load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+
+from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.weights import Norm
+from actors.kernels.library import Kernels, kernels_for
+
+Normalise: TypeAlias = Callable[[torch.Tensor, Norm], torch.Tensor]
+"""(x [T, H], weights) -> [T, H] in x's dtype; statistics are float32."""
+
+_ALIGNMENT = 16
+"""The kernel takes hidden sizes that are multiples of this."""
+
+
+def make_norm(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Normalise:
+    """The norm of all layers. One for all steps of a model: whatever a row is computed with, its bits are the same."""
+    kernels = norm_kernels(config, dtype, device)
+    eps = config.layer_norm_eps
+    if kernels is None:
+        return lambda x, norm: F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, eps)
+    return _in_one_call(kernels, eps, dtype == torch.bfloat16)
+
+
+def norm_kernels(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Kernels | None:
+    """The kernels, where they take device, dtype and hidden size."""
+    if device.type != "cpu" or config.hidden_size % _ALIGNMENT:
+        return None
+    return kernels_for(dtype)
+
+
+def _in_one_call(kernels: Kernels, eps: float, is_bf16: bool) -> Normalise:
+    layer_norm = kernels.layer_norm
+
+    def normalise(x: torch.Tensor, norm: Norm) -> torch.Tensor:
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        addresses = (x.data_ptr(), norm.weight.data_ptr(), norm.bias.data_ptr(), out.data_ptr())
+        layer_norm(*addresses, *x.shape, eps, is_bf16)
+        return out
+
+    return normalise

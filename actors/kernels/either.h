@@ -1,0 +1,17 @@
+/* Loads and stores of what is bfloat16 or float32. */
+
+#ifndef PHIMOE_EITHER_H
+#define PHIMOE_EITHER_H
+
+INLINE vec load(const void *base, int64_t index, int is_bf16) {
+    return is_bf16 ? v_load_bf16((const bf16 *)base + index) : v_load((const float *)base + index);
+}
+
+INLINE void store(void *base, int64_t index, vec v, int is_bf16) {
+    if (is_bf16)
+        v_store_bf16((bf16 *)base + index, v);
+    else
+        v_store((float *)base + index, v);
+}
+
+#endif

@@ -1,0 +1,61 @@
+"""The structures of `phimoe_decode_layer`, field for field as tasks.h has them."""
+
+from __future__ import annotations
+
+import ctypes
+
+_ADDRESS, _COUNT, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+
+
+class ProductWeights(ctypes.Structure):
+    _fields_ = (("packed", _ADDRESS), ("bias", _ADDRESS))
+
+
+class NormWeights(ctypes.Structure):
+    _fields_ = (("gain", _ADDRESS), ("shift", _ADDRESS))
+
+
+class LayerWeights(ctypes.Structure):
+    """A layer without its experts, and its cache."""
+
+    _fields_ = (
+        ("input_norm", NormWeights),
+        ("qkv", ProductWeights),
+        ("out", ProductWeights),
+        ("post_attention_norm", NormWeights),
+        ("gate", ProductWeights),
+        ("keys", _ADDRESS),
+        ("values", _ADDRESS),
+    )
+
+
+class LayerTask(ctypes.Structure):
+    """A step of decoding sequences."""
+
+    _fields_ = (
+        ("x", _ADDRESS),
+        ("combined", _ADDRESS),
+        ("normed", _ADDRESS),
+        ("qkv", _ADDRESS),
+        ("attended", _ADDRESS),
+        ("scores", _ADDRESS),
+        ("expert_ids", _ADDRESS),
+        ("expert_weights", _ADDRESS),
+        ("cos", _ADDRESS),
+        ("sin", _ADDRESS),
+        ("slots", _ADDRESS),
+        ("context", _ADDRESS),
+        ("starts", _ADDRESS),
+        ("ends", _ADDRESS),
+        ("num_sequences", _COUNT),
+        ("hidden_size", _COUNT),
+        ("num_heads", _COUNT),
+        ("num_groups", _COUNT),
+        ("head_dim", _COUNT),
+        ("context_stride", _COUNT),
+        ("num_experts", _COUNT),
+        ("eps", _FLOAT),
+        ("jitter", _FLOAT),
+        ("is_bf16", _INT),
+        ("num_threads", _INT),
+    )

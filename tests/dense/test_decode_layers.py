@@ -1,0 +1,121 @@
+"""A step in one call per layer against the same step taken operation by operation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.reader import CheckpointReader
+from actors.checkpoint.weights import Norm, read_dense
+from actors.dense.batch import build_batch
+from actors.dense.decode_layers import DecodeLayers
+from actors.dense.kv_cache import KVCache
+from actors.dense.model import DenseModel
+from actors.dense.norm import make_norm, norm_kernels
+from actors.dense.scheduler import Chunk
+from actors.dense.sequence import Sequence
+from actors.exchange.local import LocalExchange
+from actors.expert.experts import GroupedExperts
+from actors.messages import SamplingParams
+from tests import small_checkpoints
+
+CPU = torch.device("cpu")
+BLOCK_SIZE = 4
+CONTEXTS = (3, 17, 40, 61)
+DTYPES = [pytest.param(torch.float32, id="float32"), pytest.param(torch.bfloat16, id="bfloat16")]
+
+
+@dataclass(frozen=True)
+class Part:
+    model: DenseModel
+    experts: GroupedExperts
+    config: ModelConfig
+    dtype: torch.dtype
+
+    def step(self, chunks: list[Chunk], cache: KVCache) -> torch.Tensor:
+        batch = build_batch(chunks, BLOCK_SIZE, self.config.sliding_window, CPU)
+        return self.model.forward(batch, cache, LocalExchange(self.experts.forward))
+
+
+@pytest.fixture(scope="module", params=DTYPES)
+def part(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Part:
+    spec = next(spec for spec in small_checkpoints.CATALOGUE if spec.name == "wide-heads-window-newer")
+    directory: Path = small_checkpoints.write(spec, tmp_path_factory.mktemp("wide"))
+    config, reader = ModelConfig.from_directory(directory), CheckpointReader(directory)
+    if norm_kernels(config, request.param, CPU) is None:
+        pytest.skip("this processor or installation has no kernels")
+    model = DenseModel(config, read_dense(reader, config, request.param, "cpu"))
+    return Part(model, GroupedExperts.load(reader, config, range(16), request.param), config, request.param)
+
+
+def sequence(index: int, num_tokens: int, first_block: int) -> Sequence:
+    made = Sequence(
+        sequence_id=str(index),
+        owner=0,
+        prompt_ids=[(7 * index + 3 * position) % 50 + 1 for position in range(num_tokens)],
+        output_ids=[],
+        params=SamplingParams(max_tokens=1, seed=0),
+        arrival=index,
+    )
+    made.blocks = list(range(first_block, first_block + -(-num_tokens // BLOCK_SIZE)))
+    return made
+
+
+def test_a_decoding_row_has_the_same_bits_whether_or_not_a_prompt_joins_its_step(part: Part) -> None:
+    sequences, first_block = [], 0
+    for index, length in enumerate((*CONTEXTS, 9)):
+        sequences.append(sequence(index, length, first_block))
+        first_block += len(sequences[-1].blocks)
+    decoding, prompt = sequences[:-1], sequences[-1]
+    cache = KVCache(part.config, first_block, BLOCK_SIZE, part.dtype, CPU)
+    part.step([Chunk(s, 0, len(s.prompt_ids) - 1) for s in decoding if len(s.prompt_ids) > 1], cache)
+    last = [Chunk(s, len(s.prompt_ids) - 1, len(s.prompt_ids)) for s in decoding]
+
+    alone = part.step(last, cache)
+    joined = part.step([*last, Chunk(prompt, 0, len(prompt.prompt_ids))], cache)
+
+    assert torch.equal(alone, joined[: len(last)])
+    for row, chunk in enumerate(last):
+        assert torch.equal(part.step([chunk], cache)[0], alone[row])
+
+
+def test_another_cache_is_another_cache(part: Part) -> None:
+    """The layers remember addresses of the cache that they were used with."""
+    chunk = Chunk(sequence(0, 1, 0), 0, 1)
+    first, second = (KVCache(part.config, 1, BLOCK_SIZE, part.dtype, CPU) for _ in range(2))
+    rows = torch.arange(BLOCK_SIZE)
+    for cache in (first, second):
+        zeros = torch.zeros((BLOCK_SIZE, part.config.num_kv_heads, part.config.head_dim), dtype=part.dtype)
+        cache.write(0, rows, zeros, zeros)
+    part.step([chunk], first)
+    part.step([chunk], second)
+    for one, other in zip(first.read(0, rows), second.read(0, rows), strict=True):
+        assert one.any() and torch.equal(one, other)
+
+
+def test_the_kernels_serve_wherever_they_can(part: Part) -> None:
+    assert DecodeLayers.make(part.config, [], part.dtype, CPU) is not None
+    assert DecodeLayers.make(part.config, [], torch.float16, CPU) is None
+    assert DecodeLayers.make(part.config, [], part.dtype, torch.device("cuda")) is None
+
+
+def test_the_norm_is_torchs(part: Part) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn((5, part.config.hidden_size), generator=generator) * 3 + 100
+    gain, shift = torch.randn((2, part.config.hidden_size), generator=generator)
+    norm = Norm(gain.to(part.dtype), shift.to(part.dtype))
+    exact = F.layer_norm(
+        x.to(part.dtype).double(),
+        x.shape[-1:],
+        norm.weight.double(),
+        norm.bias.double(),
+        part.config.layer_norm_eps,
+    )
+    ours = make_norm(part.config, part.dtype, CPU)(x.to(part.dtype), norm)
+    tolerance = 1e-4 if part.dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(ours.double(), exact, rtol=tolerance, atol=tolerance)
