@@ -20,6 +20,7 @@ def show_plan(console: Console, title: str, hardware: Hardware, plan: Plan, sing
     layout, device = plan.layout, "GPU" if hardware.kind == "gpu" else "host"
     table = _table(title, "figure", "value")
     experts = str(layout.expert_actors) if layout.expert_actors else "0 (--exchange local)"
+    prompts = f"{plan.prefill_share * 100:.1f} %" if plan.prefill_share else "not counted without --rate"
     rows = (
         ("dense actors", str(layout.dense_actors)),
         ("expert actors", experts),
@@ -30,7 +31,7 @@ def show_plan(console: Console, title: str, hardware: Hardware, plan: Plan, sing
         ("KV capacity per dense actor", f"{plan.cache_tokens:,} tokens"),
         ("", f"{plan.cache_sequences:,} sequences"),
         ("time between tokens", f"{plan.inter_token_seconds * 1e3:.2f} ms"),
-        ("time taken by prompts", f"{plan.prefill_share * 100:.1f} %"),
+        ("time taken by prompts", prompts),
         ("output tokens/s", f"{plan.tokens_per_second:,.1f}"),
         (f"output tokens/s per {device}", f"{plan.tokens_per_second_per_gpu:,.1f}"),
         ("bound by", plan.step.bound_by),
@@ -52,8 +53,8 @@ def show_plan(console: Console, title: str, hardware: Hardware, plan: Plan, sing
 def show_predictions(
     console: Console, title: str, predictions: Sequence[Prediction], tolerance: float
 ) -> None:
-    """One row per batch size; those off by more than the tolerance in red."""
-    table = _table(title, "batch", "measured tokens/s", "predicted tokens/s", "difference", "bound by")
+    """Decode tokens/s, one row per batch size; those off by more than the tolerance in red."""
+    table = _table(f"decode tokens/s: {title}", "batch", "measured", "predicted", "difference", "bound by")
     for row in predictions:
         is_off = abs(row.difference_percent) > tolerance
         difference = f"{row.difference_percent:+.1f} %"

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from cluster.bench import command as bench
 from cluster.plan import command
+from tests.bench.server import Behaviour, serving
 
 README_BATCHES = (1, 4, 16, 32)
 
@@ -83,6 +85,23 @@ def test_predictions_stand_beside_the_medians_of_the_rounds(
     for row in rows:
         ratio = row["predicted_tokens_per_second"] / row["measured_tokens_per_second"]
         assert row["difference_percent"] == pytest.approx(100 * (ratio - 1))
+
+
+def test_what_bench_writes_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "figures.json"
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    flags = ("--decode-batch", "1,4", "--prompt-tokens", "8", "--output-tokens", "5", "--repeat", "1")
+    with serving(Behaviour(gap_seconds=0.02)) as server:
+        assert bench.run(parser.parse_args(["--url", server.url, *flags, "--json", str(path)])) == 0
+    capsys.readouterr()
+    assert run("mid", "--gpu", "cpu", "--validate", str(path), "--tolerance", "1e9", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["predictions"]
+    written = json.loads(path.read_text())["rounds"][0][0]["decode"]
+    assert [(row["batch"], row["measured_tokens_per_second"]) for row in rows] == [
+        (rate["batch"], rate["decode_tokens_per_second"]) for rate in written
+    ]
+    assert len(rows) == 2
 
 
 @pytest.mark.parametrize(
