@@ -17,6 +17,7 @@ COMMANDS = {
     "drain": ("cluster.operate.drain", "finish what has begun, begin nothing new"),
     "stop": ("cluster.stop_command", "stop a running service"),
     "bench": ("cluster.bench.command", "measure an OpenAI-compatible service"),
+    "plan": ("cluster.plan.command", "recommend actors and batch for a model, hardware and load"),
     "make-checkpoint": ("cluster.checkpoint_command", "write a checkpoint directory with random weights"),
 }
 """Command -> module with `add_arguments(parser)` and `run(args) -> exit status`, and what it does."""

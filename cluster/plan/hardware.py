@@ -1,0 +1,115 @@
+"""What a processor can do. Figures of the vendors' data sheets (bfloat16 without sparsity, one direction of the link), and
+for `cpu` of a small virtual machine as the README's benchmarks describe it.
+
+What a running model reaches of them is less: the efficiencies below are rules of thumb, to be replaced by measurements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hardware:
+    """One GPU, or one CPU host whose processes share cores and memory. Raises ValueError for an illegal value."""
+
+    name: str
+    kind: Literal["gpu", "cpu"]
+    bandwidth: float
+    """Bytes per second from memory."""
+    flops: float
+    """Operations per second in the model's dtype."""
+    memory_bytes: float
+    link_bandwidth: float
+    """Bytes per second from one actor to others, in one direction."""
+    link_latency_seconds: float
+    """One way, from the moment that rows are ready to the moment that the other side computes."""
+    bandwidth_efficiency: float = 1.0
+    """Share of `bandwidth` that is reached."""
+    flops_efficiency: float = 1.0
+    """Share of `flops` that is reached."""
+    overlap: float = 1.0
+    """1 where reading memory hides computing (roofline), 0 where the two take turns."""
+    layer_overhead_seconds: float = 0.0
+    """Per layer and part (dense, experts): launches and whatever else does not depend on the batch."""
+    step_overhead_seconds: float = 0.0
+    """Per step: planning, sampling, telling."""
+    cores: int = 1
+    """Of a CPU host."""
+    core_bandwidth_share: float = 1.0
+    """Share of a CPU host's bandwidth that one core reaches alone."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str):
+                continue
+            if field.name in _SHARES and not 0 < value <= 1:
+                raise ValueError(f"{field.name} is {value:g}, expected above 0 and at most 1")
+            if field.name == "overlap" and not 0 <= value <= 1:
+                raise ValueError(f"overlap is {value:g}, expected from 0 to 1")
+            if field.name in _DURATIONS and not 0 <= value < float("inf"):
+                raise ValueError(f"{field.name} is {value:g}, expected 0 or more")
+            if field.name in _RATES and not 0 < value < float("inf"):
+                raise ValueError(f"{field.name} is {value:g}, expected a finite number above 0")
+
+
+_SHARES = ("bandwidth_efficiency", "flops_efficiency", "core_bandwidth_share")
+_DURATIONS = ("link_latency_seconds", "layer_overhead_seconds", "step_overhead_seconds")
+_RATES = ("bandwidth", "flops", "memory_bytes", "link_bandwidth", "cores")
+
+_GB, _TB, _T = 1e9, 1e12, 1e12
+
+
+def _gpu(name: str, bandwidth: float, flops: float, memory_bytes: float, link_bandwidth: float) -> Hardware:
+    return Hardware(
+        name=name,
+        kind="gpu",
+        bandwidth=bandwidth,
+        flops=flops,
+        memory_bytes=memory_bytes,
+        link_bandwidth=link_bandwidth,
+        link_latency_seconds=20e-6,
+        bandwidth_efficiency=0.8,
+        flops_efficiency=0.6,
+        layer_overhead_seconds=10e-6,
+        step_overhead_seconds=0.5e-3,
+    )
+
+
+_TABLE = {
+    hardware.name: hardware
+    for hardware in (
+        _gpu("h100", 3.35 * _TB, 989 * _T, 80 * _GB, 450 * _GB),
+        _gpu("h200", 4.8 * _TB, 989 * _T, 141 * _GB, 450 * _GB),
+        _gpu("a100", 2.039 * _TB, 312 * _T, 80 * _GB, 300 * _GB),
+        _gpu("l40s", 0.864 * _TB, 362 * _T, 48 * _GB, 32 * _GB),
+        _gpu("b200", 8.0 * _TB, 2250 * _T, 180 * _GB, 900 * _GB),
+        Hardware(
+            name="cpu",
+            kind="cpu",
+            bandwidth=24 * _GB,
+            flops=440e9,
+            memory_bytes=24 * _GB,
+            link_bandwidth=2 * _GB,
+            link_latency_seconds=150e-6,
+            overlap=0.0,
+            step_overhead_seconds=5e-3,
+            cores=2,
+            core_bandwidth_share=0.55,
+        ),
+    )
+}
+"""SXM modules with NVLink; an L40S has PCIe 4.0 x16. The cpu: two cores with AVX512-BF16, everything through HTTP."""
+
+NAMES = tuple(_TABLE)
+
+
+def hardware(name: str, **changes: float | None) -> Hardware:
+    """The table's entry with other values where a change is not None. Raises ValueError for a name or value that is
+    none."""
+    if name.lower() not in _TABLE:
+        raise ValueError(f"gpu is {name!r}, expected one of {', '.join(NAMES)}")
+    wanted = {field: value for field, value in changes.items() if value is not None}
+    return replace(_TABLE[name.lower()], **wanted)  # type: ignore[arg-type]
