@@ -58,6 +58,8 @@ class DenseSettings:
     """Most tokens (prefill and decode) in one step."""
     max_step_stretch: float = 2.0
     """How many times as long a step may take for the prompts in it, where other sequences decode."""
+    speculative_tokens: int = 0
+    """Most guessed tokens of a sequence that a step computes beside its next one; 0 is none."""
     block_size: int = 16
     """Tokens per KV block."""
     kv_cache_bytes: int | None = None

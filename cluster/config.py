@@ -127,6 +127,13 @@ class ClusterConfig:
         high=100,
         actors=True,
     )
+    speculative_tokens: int = _option(
+        0,
+        "most tokens of a sequence that are guessed from its text so far and computed ahead in one step; 0 is none",
+        low=0,
+        high=64,
+        actors=True,
+    )
     block_size: int = _option(16, "tokens per KV block", low=1, high=1024, actors=True)
     kv_cache_bytes: int | None = _option(
         None, "size of the KV cache; none is chosen from free memory", low=1, actors=True

@@ -110,6 +110,7 @@ def plan_actors(
             max_num_sequences=config.max_num_sequences,
             max_batch_tokens=config.max_batch_tokens,
             max_step_stretch=config.max_step_stretch,
+            speculative_tokens=config.speculative_tokens,
             block_size=config.block_size,
             kv_cache_bytes=config.kv_cache_bytes,
             cluster_token=token,

@@ -96,6 +96,7 @@ class DenseActor:
         detail: dict[str, float | int | str] = {}
         if engine is not None:
             load = engine.load
+            draft_tokens, accepted_tokens = engine.draft_tokens
             detail = {
                 "running": load.running,
                 "waiting": load.waiting,
@@ -105,6 +106,8 @@ class DenseActor:
                 "failed_steps": engine.num_failed_steps,
                 "generated_tokens": engine.num_generated_tokens,
                 "preemptions": engine.num_preemptions,
+                "draft_tokens": draft_tokens,
+                "accepted_draft_tokens": accepted_tokens,
             }
         return ActorReport(
             kind="dense",
@@ -198,7 +201,9 @@ class _Loaded:
         self.front = Front(settings.index, settings.cluster_token, capacity.max_model_len)
         pace = PrefillPace(settings.max_step_stretch, settings.max_batch_tokens)
         park_seconds = settings.exchange.park_deadline_seconds
-        self.engine = Engine(model, cache, scheduler, self.front.emit, pace, park_seconds)
+        self.engine = Engine(
+            model, cache, scheduler, self.front.emit, pace, park_seconds, settings.speculative_tokens
+        )
 
     def open_doors(self, settings: DenseSettings, incarnation: str) -> tuple[str, int, str, int]:
         self._store, store_host, store_port = host_store(settings.node_ip)

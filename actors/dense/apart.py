@@ -3,13 +3,14 @@
     [a b c d] raises     [a b] is computed     [c d] raises     [c] is computed     [d] raises: d fails
 
 One culprit among n sequences costs about 2 log2(n) steps. A chunk that runs out of memory alone is halved, too, before
-it fails: its sequence's tokens are computed in two steps.
+it fails: its sequence's tokens are computed in two steps. Before all that a chunk is tried without its drafts.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -66,6 +67,8 @@ def _halves(chunks: list[Chunk], error: Exception) -> list[list[Chunk]]:
         middle = len(chunks) // 2
         return [chunks[:middle], chunks[middle:]]
     (chunk,) = chunks
+    if chunk.drafts:
+        return [[replace(chunk, drafts=())]]
     if not _is_out_of_memory(error) or chunk.num_tokens == 1:
         return []
     middle = (chunk.start + chunk.end) // 2

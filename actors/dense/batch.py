@@ -1,11 +1,14 @@
 """One step's chunks as tensors.
 
-Legend: T tokens in the step, B sequences, S longest context among the decoding sequences.
+Legend: T tokens in the step, B decoding rows, S longest context among them.
 
 The step's rows are the chunks one after the other, those of one token (decode) first:
 
     rows      | d0 | d1 | d2 | p0 p0 p0 p0 | p1 p1 p1 |
     decode      one gathered attention      one attention per prefill chunk
+
+A decoding chunk with drafts is a row for its token and one for each draft: for the attention sequences of their own, each
+a position longer than the one before, in the same blocks.
 """
 
 from __future__ import annotations
@@ -19,13 +22,13 @@ from actors.dense.scheduler import Chunk
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeRows:
-    """The first B rows: one token of each of B sequences."""
+    """The first B rows: one token each, seen by no other row but drafts that follow it."""
 
     slots: torch.Tensor
-    """[B, S] int64: cache rows of each sequence's positions 0 .. S - 1. Positions that it does not see repeat its last
-    one, so that no row of another sequence is ever touched: masking alone would not cure 0 * NaN."""
+    """[B, S] int64: cache rows of the positions 0 .. S - 1 of each row's sequence. Positions that the row does not see
+    repeat its own, so that no row of another sequence is ever touched: masking alone would not cure 0 * NaN."""
     visible: torch.Tensor
-    """[B, 1, 1, S] bool: positions inside the sequence and its window."""
+    """[B, 1, 1, S] bool: positions up to the row's own and inside the window."""
     starts: torch.Tensor
     """[B] int64, on the host: the first visible position."""
     ends: torch.Tensor
@@ -71,13 +74,13 @@ def build_batch(
     positions: list[int] = []
     is_long: list[int] = []
     for chunk in chunks:
-        token_ids += chunk.sequence.token_ids(chunk.start, chunk.end)
-        positions += range(chunk.start, chunk.end)
-        is_long += [int(chunk.sequence.is_long)] * chunk.num_tokens
+        token_ids += [*chunk.sequence.token_ids(chunk.start, chunk.end), *chunk.drafts]
+        positions += range(chunk.start, chunk.start + chunk.num_rows)
+        is_long += [int(chunk.sequence.is_long)] * chunk.num_rows
     decode = _decode_rows(decodes, block_size, sliding_window) if decodes else None
     prefills: list[PrefillRows] = []
-    slots = [] if decode is None else [_last_slots(decode, decodes)]
-    row = len(decodes)
+    slots = [] if decode is None else [_own_slots(decode)]
+    row = sum(chunk.num_rows for chunk in decodes)
     for chunk in chunks[len(decodes) :]:
         prefill = _prefill_rows(chunk, row, block_size, sliding_window)
         prefills.append(prefill)
@@ -99,9 +102,11 @@ def build_batch(
 def _decode_rows(chunks: list[Chunk], block_size: int, sliding_window: int | None) -> DecodeRows:
     num_blocks = max(len(chunk.sequence.blocks) for chunk in chunks)
     blocks = torch.tensor([c.sequence.blocks + [0] * (num_blocks - len(c.sequence.blocks)) for c in chunks])
-    longest = max(chunk.end for chunk in chunks)
+    ends = torch.tensor([chunk.end + index for chunk in chunks for index in range(chunk.num_rows)])[:, None]
+    longest = int(ends.max())
     slots = (blocks[:, :, None] * block_size + torch.arange(block_size)).flatten(1)[:, :longest]
-    ends = torch.tensor([chunk.end for chunk in chunks])[:, None]
+    if len(ends) > len(chunks):
+        slots = slots.repeat_interleave(torch.tensor([chunk.num_rows for chunk in chunks]), dim=0)
     position = torch.arange(longest)[None]
     visible = position < ends
     if sliding_window is not None:
@@ -113,8 +118,8 @@ def _decode_rows(chunks: list[Chunk], block_size: int, sliding_window: int | Non
     )
 
 
-def _last_slots(decode: DecodeRows, chunks: list[Chunk]) -> torch.Tensor:
-    return decode.slots.gather(1, torch.tensor([[chunk.start] for chunk in chunks]))[:, 0]
+def _own_slots(decode: DecodeRows) -> torch.Tensor:
+    return decode.slots.gather(1, decode.ends[:, None] - 1)[:, 0]
 
 
 def _prefill_rows(chunk: Chunk, row: int, block_size: int, sliding_window: int | None) -> PrefillRows:

@@ -34,6 +34,12 @@ class BlockPool:
         sequence.blocks.extend(self._free.pop() for _ in range(missing))
         return True
 
+    def trim(self, sequence: Sequence, num_tokens: int) -> None:
+        """Take back what the sequence holds beyond its first num_tokens tokens."""
+        num_blocks = -(-num_tokens // self.block_size)
+        self._free.extend(reversed(sequence.blocks[num_blocks:]))
+        del sequence.blocks[num_blocks:]
+
     def release(self, sequence: Sequence) -> None:
         """Take back all blocks of the sequence."""
         self._free.extend(reversed(sequence.blocks))

@@ -26,6 +26,7 @@ from actors.dense.pace import PrefillPace
 from actors.dense.sampler import Sample, sample, token_logprobs
 from actors.dense.scheduler import Chunk, Scheduler
 from actors.dense.sequence import Sequence
+from actors.dense.speculator import Speculator
 from actors.errors import ExchangeError, NoHolderError, NotReadyError
 from actors.exchange.interface import Exchange
 from actors.messages import Cancel, Load, SequenceDelta, StepOutput, Submit, TokenLogprobs
@@ -70,14 +71,17 @@ class Engine:
         emit: Emit,
         pace: PrefillPace,
         park_seconds: float,
+        max_drafts: int = 0,
     ) -> None:
-        """park_seconds: how long sequences wait here between two steps while some expert has no holder."""
+        """park_seconds: how long sequences wait here between two steps while some expert has no holder. max_drafts: of one
+        sequence in one step; 0 is no speculation."""
         self._model = model
         self._cache = cache
         self._scheduler = scheduler
         self._emit = emit
         self._pace = pace
         self._park_seconds = park_seconds
+        self._speculator = Speculator(max_drafts, scheduler.limits, scheduler.pool) if max_drafts else None
         self._parked_since: float | None = None
         """Since when there are sequences that cannot be computed."""
         self._exchange: Exchange | None = None
@@ -130,6 +134,12 @@ class Engine:
     def num_preemptions(self) -> int:
         return self._scheduler.num_preemptions
 
+    @property
+    def draft_tokens(self) -> tuple[int, int]:
+        """Drafts that were computed, and those of them that were right."""
+        speculator = self._speculator
+        return (speculator.num_proposed, speculator.num_accepted) if speculator is not None else (0, 0)
+
     def submit(self, connection: int, order: Submit) -> None:
         self._put(connection, order)
 
@@ -176,7 +186,13 @@ class Engine:
             s.is_resumed and s.num_uncomputed > 1 for s in [*scheduler.running, *scheduler.waiting]
         )
         num_prefills = num_places - num_decodes + (_RESUMED_COUNTS - 1) * sum(interrupted)
-        return scheduler.plan(self._pace.max_prefill_tokens(num_decodes, num_prefills))
+        chunks = scheduler.plan(self._pace.max_prefill_tokens(num_decodes, num_prefills))
+        # Beside prompts there are no drafts, nor in a step that only decodes so that its time can be measured.
+        is_all = len(chunks) == len(scheduler.running) and not scheduler.waiting
+        if self._speculator is None or not chunks or not is_all:
+            return chunks
+        is_decoding = all(chunk.samples and chunk.num_tokens == 1 for chunk in chunks)
+        return self._speculator.add_drafts(chunks) if is_decoding else chunks
 
     def _run(self) -> None:
         while not self._is_stopping:
@@ -236,6 +252,8 @@ class Engine:
 
     def _forget(self, sequence: Sequence) -> None:
         del self._sequences[sequence.owner, sequence.sequence_id]
+        if self._speculator is not None:
+            self._speculator.forget(sequence)
         self._scheduler.remove(sequence)
 
     def _step(self, chunks: list[Chunk]) -> None:
@@ -251,9 +269,15 @@ class Engine:
             self._drop_exchange()
         else:
             self.num_steps += 1
-            sizes = [chunk.num_tokens for chunk in chunks]
-            num_prefill_tokens = sum(size for size in sizes if size > 1)
-            self._pace.note_step(sizes.count(1), num_prefill_tokens, time.monotonic() - began)
+            self._note_time(chunks, time.monotonic() - began)
+
+    def _note_time(self, chunks: list[Chunk], seconds: float) -> None:
+        sizes = [chunk.num_tokens for chunk in chunks]
+        num_prefill_tokens = sum(size for size in sizes if size > 1)
+        if not any(chunk.drafts for chunk in chunks):
+            self._pace.note_step(sizes.count(1), num_prefill_tokens, seconds)
+        if self._speculator is not None and num_prefill_tokens == 0:
+            self._speculator.note_step(chunks, seconds)
 
     def _tend(self, exchange: Exchange) -> None:
         try:
@@ -269,18 +293,24 @@ class Engine:
         )
         x = self._model.forward(batch, self._cache, self._exchange)
         ends = [chunk for chunk in chunks if chunk.samples]
-        last_rows = [row for chunk, row in zip(chunks, _last_rows(chunks), strict=True) if chunk.samples]
+        rows = [
+            row + index
+            for chunk, row in zip(chunks, _last_rows(chunks), strict=True)
+            if chunk.samples
+            for index in range(1 + len(chunk.drafts))
+        ]
         prompt_logprobs = self._prompt_logprobs(chunks, x)
         samples: list[Sample] = []
         if ends:
-            logits = self._model.logits(x[last_rows])
-            samples = sample(logits, [chunk.sequence for chunk in ends], self._model.config.eos_token_ids)
+            logits = self._model.logits(x[rows])
+            samples = sample(logits, _sampling(ends), self._model.config.eos_token_ids)
         # From here on nothing raises, so that a step is either taken note of or can be computed again.
         self._scheduler.commit(chunks)
         for sequence, logprobs in prompt_logprobs:
             sequence.prompt_logprobs += logprobs
-        for chunk, drawn in zip(ends, samples, strict=True):
-            self._append(chunk.sequence, drawn)
+        drawn = iter(samples)
+        for chunk in ends:
+            self._append(chunk, [next(drawn) for _ in range(1 + len(chunk.drafts))])
 
     def _prompt_logprobs(
         self, chunks: list[Chunk], x: torch.Tensor
@@ -301,26 +331,38 @@ class Engine:
                 collected.append((sequence, token_logprobs(self._model.logits(rows), targets, num_top)))
         return collected
 
-    def _append(self, sequence: Sequence, drawn: Sample) -> None:
-        """Add a token to its sequence, end the sequence where it says so, and note what its owner has to hear."""
+    def _append(self, chunk: Chunk, samples: list[Sample]) -> None:
+        """Add what was drawn for a chunk to its sequence, up to the first draft that was wrong, end the sequence where it
+        says so, and note what its owner has to hear."""
+        sequence = chunk.sequence
+        new: list[Sample] = []
         is_wanted = (
             len(sequence.output_ids) < sequence.params.max_tokens
-        )  # not where only the prompt was to be scored
-        if is_wanted:
+        )  # else only the prompt was to be scored
+        finish_reason = None if is_wanted else "length"
+        for index, drawn in enumerate(samples):
+            if finish_reason is not None:
+                break
+            new.append(drawn)
             sequence.output_ids.append(drawn.token_id)
-            self.num_generated_tokens += 1
-        finish_reason = self._finish_reason(sequence, drawn.token_id) if is_wanted else "length"
+            finish_reason = self._finish_reason(sequence, drawn.token_id)
+            if chunk.drafts[index : index + 1] != (drawn.token_id,):
+                break
+            sequence.num_computed += 1
+        self.num_generated_tokens += len(new)
         self._deltas[sequence.owner].append(
             SequenceDelta(
                 sequence_id=sequence.sequence_id,
-                token_ids=[drawn.token_id] if is_wanted else [],
-                logprobs=[drawn.logprobs] if is_wanted and drawn.logprobs is not None else [],
+                token_ids=[drawn.token_id for drawn in new],
+                logprobs=[drawn.logprobs for drawn in new if drawn.logprobs is not None],
                 prompt_logprobs=list(sequence.prompt_logprobs) if sequence.needs_prompt_logprobs else None,
                 finish_reason=finish_reason,
-                stop_token_id=drawn.token_id if finish_reason == "stop" else None,
+                stop_token_id=sequence.output_ids[-1] if finish_reason == "stop" else None,
             )
         )
         sequence.needs_prompt_logprobs = False
+        if self._speculator is not None:
+            self._speculator.note_drawn(chunk, [drawn.token_id for drawn in new])
         if finish_reason is not None:
             self._forget(sequence)
 
@@ -381,10 +423,19 @@ class Engine:
 
 
 def _last_rows(chunks: list[Chunk]) -> list[int]:
-    """The row of each chunk's last token."""
+    """The row of each chunk's last token; those of its drafts follow."""
     rows: list[int] = []
-    row = -1
+    row = 0
     for chunk in chunks:
-        row += chunk.num_tokens
-        rows.append(row)
+        rows.append(row + chunk.num_tokens - 1)
+        row += chunk.num_rows
     return rows
+
+
+def _sampling(ends: list[Chunk]) -> list[Sequence]:
+    """The sequence as each row that samples sees it: with the drafts before the row for its last tokens."""
+    return [
+        chunk.sequence.continued(chunk.drafts[:index])
+        for chunk in ends
+        for index in range(1 + len(chunk.drafts))
+    ]

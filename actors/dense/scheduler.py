@@ -24,15 +24,22 @@ from actors.dense.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens at positions start .. end - 1 of one sequence, to be computed in one step."""
+    """Tokens at positions start .. end - 1 of one sequence, to be computed in one step, and guesses of those behind."""
 
     sequence: Sequence
     start: int
     end: int
+    drafts: tuple[int, ...] = ()
+    """What may follow the sequence's last token, which is then the chunk's only one (`speculator.py`)."""
 
     @property
     def num_tokens(self) -> int:
         return self.end - self.start
+
+    @property
+    def num_rows(self) -> int:
+        """Tokens and drafts."""
+        return self.num_tokens + len(self.drafts)
 
     @property
     def samples(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from actors.messages import SamplingParams, TokenLogprobs
 
@@ -55,6 +55,10 @@ class Sequence:
         if start >= num_prompt:
             return self.output_ids[start - num_prompt : end - num_prompt]
         return (self.prompt_ids[start:end] + self.output_ids[: max(0, end - num_prompt)])[: end - start]
+
+    def continued(self, token_ids: tuple[int, ...]) -> Sequence:
+        """What it would be with these tokens behind its last one, for the sampler; itself where there are none."""
+        return replace(self, output_ids=[*self.output_ids, *token_ids]) if token_ids else self
 
     def restart(self) -> None:
         """Forget what was computed; blocks, where it still has some, are written again."""

@@ -1,4 +1,5 @@
 /* Attention of decoding sequences over the block cache: one query position per sequence, the cache is read in place.
+ * Several of them may be positions of one sequence, each with its own end: all keys and values are written first.
  *
  * Legend: B sequences, A query heads, G key-value heads, Q = A / G, D head dimension, R cache rows, S context positions.
  *
@@ -42,7 +43,6 @@ INLINE void attend_group(const attention_task *t, int64_t sequence, int64_t grou
     const int64_t *rows = t->context + sequence * t->context_stride;
     float query[MAX_GROUP][MAX_DIM], sum[MAX_GROUP][MAX_DIM], score[MAX_GROUP][TILE];
     float best[MAX_GROUP], total[MAX_GROUP];
-    write_cache(t, sequence, group, is_bf16);
     float scale = 1.0f / sqrtf((float)D);
     for (int64_t h = 0; h < per_group; h++) {
         rotate(t, sequence, group * per_group + h, query[h], is_bf16);
@@ -113,6 +113,13 @@ static void attention_part(const attention_task *t, int64_t part, int64_t num_pa
 static void attention_in_pool(void *t) { attention_part(t, omp_get_thread_num(), omp_get_num_threads()); }
 
 static void attention_run(const attention_task *t) {
+    for (int64_t b = 0; b < t->num_sequences; b++)
+        for (int64_t group = 0; group < t->num_groups; group++) {
+            if (t->is_bf16)
+                write_cache(t, b, group, 1);
+            else
+                write_cache(t, b, group, 0);
+        }
     /* Below some thousand positions, waking a thread takes longer than the work. */
     int64_t work = 0;
     for (int64_t b = 0; b < t->num_sequences; b++) work += (t->ends[b] - t->starts[b]) * t->num_groups;

@@ -37,6 +37,7 @@ class LocalEngine:
         emit: Emit | None = None,
         device: str = "cpu",
         park_seconds: float = 60.0,
+        max_drafts: int = 0,
     ) -> None:
         self.config = ModelConfig.from_directory(directory)
         reader = CheckpointReader(directory)
@@ -51,7 +52,7 @@ class LocalEngine:
         self.pool = BlockPool(num_blocks, block_size)
         self.scheduler = Scheduler(limits, self.pool)
         pace = PrefillPace(2.0, max_batch_tokens)
-        self.engine = Engine(model, cache, self.scheduler, emit or self._note, pace, park_seconds)
+        self.engine = Engine(model, cache, self.scheduler, emit or self._note, pace, park_seconds, max_drafts)
         self.exchange: Exchange = LocalExchange(experts.forward)
         self.deltas: dict[str, list[SequenceDelta]] = {}
         self.outputs: list[StepOutput] = []

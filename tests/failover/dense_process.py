@@ -1,6 +1,6 @@
 """A dense actor with its experts in a process of its own: prints where it listens, and ends with its input.
 
-Arguments: index, token, tokens per step; and, where it is to die, the step and the layer before which it does.
+Arguments: index, token, tokens per step, drafts per sequence; and, where it is to die, the step and the layer before which it does.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _LOAD_SECONDS = 60.0
 
 
 def main() -> None:
-    index, token, max_batch_tokens = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    if len(sys.argv) > 4:
-        die_at(int(sys.argv[4]), int(sys.argv[5]))
+    index, token, max_batch_tokens, max_drafts = int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:5])
+    if len(sys.argv) > 5:
+        die_at(int(sys.argv[5]), int(sys.argv[6]))
     actor = DenseActor(
         DenseSettings(
             index=index,
@@ -34,6 +34,7 @@ def main() -> None:
             dtype="float32",
             max_num_sequences=16,
             max_batch_tokens=max_batch_tokens,
+            speculative_tokens=max_drafts,
             kv_cache_bytes=64 << 20,
             cluster_token=token,
         )

@@ -26,14 +26,14 @@ START_SECONDS = 90.0
 class DenseProcess:
     """One place for a dense actor."""
 
-    def __init__(self, index: int, max_batch_tokens: int) -> None:
-        self.index, self._max_batch_tokens = index, max_batch_tokens
+    def __init__(self, index: int, max_batch_tokens: int, max_drafts: int) -> None:
+        self.index, self._sizes = index, (max_batch_tokens, max_drafts)
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self, death: tuple[int, int] | None = None) -> None:
         """`death` is the step and the layer before which it kills itself."""
-        arguments = [str(self.index), TOKEN, str(self._max_batch_tokens), *map(str, death or ())]
+        arguments = [str(self.index), TOKEN, *map(str, (*self._sizes, *(death or ())))]
         command = [sys.executable, "-m", "tests.failover.dense_process", *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(
@@ -66,8 +66,8 @@ class DenseProcess:
 class Group:
     """Some dense actors; also the supervisor, as an ingress replica sees it."""
 
-    def __init__(self, count: int, max_batch_tokens: int) -> None:
-        self.processes = [DenseProcess(index, max_batch_tokens) for index in range(count)]
+    def __init__(self, count: int, max_batch_tokens: int, max_drafts: int) -> None:
+        self.processes = [DenseProcess(index, max_batch_tokens, max_drafts) for index in range(count)]
         self._doors = Doors(version=0, token=TOKEN, dense=())
         self._changed = asyncio.Event()
 
@@ -107,10 +107,10 @@ class Group:
 
 @asynccontextmanager
 async def serving(
-    count: int, max_batch_tokens: int = 2048, **keys: object
+    count: int, max_batch_tokens: int = 2048, max_drafts: int = 0, **keys: object
 ) -> AsyncIterator[tuple[Group, Service]]:
     """An ingress replica before that many dense actors, all of them ready."""
-    group = Group(count, max_batch_tokens)
+    group = Group(count, max_batch_tokens, max_drafts)
     service: Service | None = None
 
     async def find() -> Group:

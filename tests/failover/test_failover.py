@@ -89,6 +89,28 @@ async def test_a_dense_actor_that_dies_at_an_exact_step_and_layer_changes_no_tok
     await until_idle(service, 5)
 
 
+@served(2, max_drafts=6)
+async def test_a_dense_actor_that_dies_with_drafts_under_way_changes_no_token(
+    group: Group, service: Service
+) -> None:
+    async def loops(gaps: list[list[float]]) -> list[list[int]]:
+        """They end up in the same words over and over."""
+        runs = (
+            stream(service, gap, max_tokens=LENGTH, temperature=0.0, prompt="x " * n)
+            for n, gap in enumerate(gaps, 1)
+        )
+        return await asyncio.gather(*runs)
+
+    pieces: list[list[float]] = [[] for _ in range(3)]
+    expected = await loops(pieces)
+    assert max(map(len, pieces)) < LENGTH / 2, "several tokens came at a time"
+    await group.restart(0, death=(60, 2))
+    await _until_ready(service, 2)
+    assert await loops([[] for _ in pieces]) == expected
+    assert group.processes[0].is_dead, "it did not come to that step"
+    await until_idle(service, 5)
+
+
 @served(2)
 async def test_a_rolling_restart_that_is_announced_fails_no_request(group: Group, service: Service) -> None:
     expected = await streams(service)
