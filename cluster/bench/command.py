@@ -76,6 +76,12 @@ def _add_request(group: argparse._ArgumentGroup) -> None:
         help="random prompts hold no id from here on (default: 4001)",
     )
     group.add_argument(
+        "--phrase-tokens",
+        type=int,
+        metavar="N",
+        help="random prompts that say the same N tokens over and over (default: they repeat nothing)",
+    )
+    group.add_argument(
         "--dataset", type=Path, metavar="FILE", help="JSONL with prompt or messages in each line"
     )
     group.add_argument("--temperature", type=float, default=0.0, help="(default: 0)")
@@ -138,7 +144,11 @@ def _plan(args: argparse.Namespace) -> _Plan:
 def _load_plan(args: argparse.Namespace) -> LoadPlan:
     prompt, output = parse_span(args.prompt_tokens), parse_span(args.output_tokens)
     random_calls = RandomCalls(
-        endpoint=args.endpoint, prompt_tokens=prompt, output_tokens=output, vocab=args.vocab
+        endpoint=args.endpoint,
+        prompt_tokens=prompt,
+        output_tokens=output,
+        vocab=args.vocab,
+        phrase_tokens=args.phrase_tokens,
     )
     return LoadPlan(
         calls=random_calls
@@ -170,6 +180,7 @@ def _decode_plan(args: argparse.Namespace) -> DecodePlan:
         repeat=args.repeat,
         vocab=args.vocab,
         seed=args.seed,
+        phrase_tokens=args.phrase_tokens,
     )
 
 

@@ -31,6 +31,8 @@ class DecodePlan:
     repeat: int
     vocab: int
     seed: int
+    phrase_tokens: int | None = None
+    """As RandomCalls has it."""
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "new_tokens", "repeat"):
@@ -73,6 +75,7 @@ async def decode_rates(
             prompt_tokens=Span(low=plan.prompt_tokens, high=plan.prompt_tokens),
             output_tokens=Span(low=max_tokens, high=max_tokens),
             vocab=plan.vocab,
+            phrase_tokens=plan.phrase_tokens,
         )
         outcomes = await closed_loop(client, target, prompts.make(batch, seed), batch, lambda _: None)
         _check(outcomes, target)

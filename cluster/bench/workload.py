@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 FIRST_TOKEN_ID = 300
 LAST_TOKEN_ID = 4000
@@ -66,10 +68,14 @@ class RandomCalls:
     output_tokens: Span
     vocab: int = LAST_TOKEN_ID + 1
     """The model's vocabulary: no id in a prompt is as large as this."""
+    phrase_tokens: int | None = None
+    """Every prompt says the same so many tokens (or words) over and over; None for prompts that repeat nothing."""
 
     def __post_init__(self) -> None:
         if self.vocab < 2:
             raise ValueError(f"vocab is {self.vocab}, expected at least 2")
+        if self.phrase_tokens is not None and self.phrase_tokens < 1:
+            raise ValueError(f"phrase_tokens is {self.phrase_tokens}, expected at least 1")
 
     def make(self, count: int, seed: int) -> list[Call]:
         """`count` calls; the same seed makes the same ones, and no two share more than chance would have them."""
@@ -79,13 +85,16 @@ class RandomCalls:
     def _one(self, source: random.Random) -> Call:
         num_prompt, max_tokens = self.prompt_tokens.draw(source), self.output_tokens.draw(source)
         if self.endpoint == "chat":
-            content = " ".join(source.choices(WORDS.split(), k=num_prompt))
+            content = " ".join(self._repeated(source, WORDS.split(), num_prompt))
             return Call(max_tokens=max_tokens, messages=({"role": "user", "content": content},))
         last = min(LAST_TOKEN_ID, self.vocab - 1)
         first = FIRST_TOKEN_ID if last >= FIRST_TOKEN_ID else 1
-        return Call(
-            max_tokens=max_tokens, token_ids=tuple(source.choices(range(first, last + 1), k=num_prompt))
-        )
+        token_ids = self._repeated(source, range(first, last + 1), num_prompt)
+        return Call(max_tokens=max_tokens, token_ids=tuple(token_ids))
+
+    def _repeated(self, source: random.Random, choices: Sequence[_T], count: int) -> list[_T]:
+        phrase = source.choices(choices, k=min(count, self.phrase_tokens or count))
+        return (phrase * count)[:count]
 
 
 def read_dataset(path: Path, endpoint: str, output_tokens: Span, seed: int) -> list[Call]:

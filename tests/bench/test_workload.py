@@ -40,6 +40,32 @@ def test_random_prompts_stay_inside_lengths_and_vocabulary(vocab: int, low: int,
     assert {call.max_tokens for call in calls} == {2, 3, 4}
 
 
+@pytest.mark.parametrize("endpoint", ["completions", "chat"])
+def test_prompts_can_say_the_same_phrase_over_and_over(endpoint: str) -> None:
+    calls = RandomCalls(
+        endpoint=endpoint,
+        prompt_tokens=Span(low=2, high=50),
+        output_tokens=Span(low=1, high=1),
+        phrase_tokens=7,
+    ).make(40, 1)
+    phrases = set()
+    for call in calls:
+        said = call.token_ids or tuple(call.messages[0]["content"].split() if call.messages else ())
+        assert said == (said[:7] * 8)[: len(said)]
+        phrases.add(said)
+    assert len(phrases) == 40, "every prompt has a phrase of its own"
+
+
+def test_a_phrase_of_no_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="phrase_tokens is 0, expected at least 1"):
+        RandomCalls(
+            endpoint="chat",
+            prompt_tokens=Span(low=1, high=1),
+            output_tokens=Span(low=1, high=1),
+            phrase_tokens=0,
+        )
+
+
 def test_chat_prompts_are_so_many_words_of_one_user_message() -> None:
     for call in _random("chat").make(20, 1):
         assert call.token_ids is None and call.messages is not None
