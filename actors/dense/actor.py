@@ -29,6 +29,7 @@ from actors.exchange.rendezvous import host_store
 from actors.exchange.roster import Roster
 from actors.exchange.site import Site
 from actors.expert.experts import GroupedExperts
+from actors.kernels.threads import share_cores
 from actors.linear import product_name
 from actors.loading import Loading
 from actors.memory import memory_bytes, release_free_memory
@@ -40,7 +41,7 @@ class DenseActor:
     """A plain class: the cluster makes a remote actor of it. Every method may be called while another one runs."""
 
     def __init__(self, settings: DenseSettings) -> None:
-        torch.set_num_threads(settings.num_threads)
+        share_cores(settings.num_threads)
         self._settings = settings
         self._loading = Loading("load-dense", lambda progress: _Loaded(settings, progress))
         self._guard = threading.Lock()

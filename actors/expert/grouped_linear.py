@@ -13,6 +13,7 @@ import torch
 
 from actors.checkpoint.weights import ExpertWeights
 from actors.kernels.library import Kernels, kernels_for, pack
+from actors.kernels.threads import num_threads
 
 PackedExpert: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """w1 and w3 together, w2."""
@@ -65,7 +66,7 @@ class GroupedLinearLayer:
             self._hidden_size,
             self._width,
             self._dtype == torch.bfloat16,
-            torch.get_num_threads(),
+            num_threads(),
         )
         if fault == 1:
             raise ValueError("expert_ids names an expert that is not on this rank")
