@@ -64,6 +64,8 @@ class Submit(Message, frozen=True, kw_only=True):
     output_ids: list[int] = []
     priority: int = 0
     """Lower goes first."""
+    cache_salt: str = ""
+    """The sequence shares cached prefixes only with those that have the same one."""
 
 
 class Cancel(Message, frozen=True, kw_only=True):
@@ -92,6 +94,8 @@ class SequenceDelta(Message, frozen=True, kw_only=True):
     """One per token id where they were asked for."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     """Sent once, with or before the first token; entries for prompt positions 1..n-1."""
+    num_cached_tokens: int | None = None
+    """Tokens of the prompt that were found computed; sent with the first token of a sequence that was not resumed."""
     finish_reason: str | None = None
     """None while it runs, else "stop", "length" or "error"."""
     stop_token_id: int | None = None

@@ -96,6 +96,7 @@ class DenseActor:
         detail: dict[str, float | int | str] = {}
         if engine is not None:
             load = engine.load
+            queried_tokens, hit_tokens = engine.prefix_cache_tokens
             detail = {
                 "running": load.running,
                 "waiting": load.waiting,
@@ -105,6 +106,8 @@ class DenseActor:
                 "failed_steps": engine.num_failed_steps,
                 "generated_tokens": engine.num_generated_tokens,
                 "preemptions": engine.num_preemptions,
+                "prefix_queried_tokens": queried_tokens,
+                "prefix_hit_tokens": hit_tokens,
             }
         return ActorReport(
             kind="dense",
@@ -193,7 +196,8 @@ class _Loaded:
             max_batch_tokens=settings.max_batch_tokens,
             long_rope_threshold=config.rope.original_max_position_embeddings,
         )
-        scheduler = Scheduler(limits, BlockPool(capacity.num_blocks, settings.block_size))
+        pool = BlockPool(capacity.num_blocks, settings.block_size, settings.enable_prefix_caching)
+        scheduler = Scheduler(limits, pool)
         cache = KVCache(config, capacity.num_blocks, settings.block_size, self._dtype, self._device)
         self.front = Front(settings.index, settings.cluster_token, capacity.max_model_len)
         pace = PrefillPace(settings.max_step_stretch, settings.max_batch_tokens)
