@@ -14,6 +14,8 @@ from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
 
+from actors.messages import PrefixRule
+
 _HASH_BYTES = 32
 """So that nobody can make two prefixes of one name."""
 
@@ -23,6 +25,15 @@ def prefix_root(cache_salt: str, is_long: bool) -> bytes:
     return blake2b(
         cache_salt.encode("utf-8", "surrogatepass"), digest_size=_HASH_BYTES, key=b"%d" % is_long
     ).digest()
+
+
+def prompt_hashes(
+    rule: PrefixRule, token_ids: Sequence[int], cache_salt: str, max_blocks: int
+) -> list[bytes]:
+    """Names of the first full blocks of a sequence that is submitted with these tokens, `max_blocks` at most."""
+    is_long = rule.long_rope_threshold is not None and len(token_ids) > rule.long_rope_threshold
+    first = token_ids[: max_blocks * rule.block_size]
+    return extend_chain(prefix_root(cache_salt, is_long), first, rule.block_size)
 
 
 def extend_chain(parent: bytes, token_ids: Sequence[int], block_size: int) -> list[bytes]:

@@ -124,16 +124,13 @@ class Engine:
             waiting=len(scheduler.waiting) + num_submitted,
             free_blocks=scheduler.pool.num_free,
             total_blocks=scheduler.pool.num_blocks,
+            prefix_queried_tokens=scheduler.num_queried_tokens,
+            prefix_hit_tokens=scheduler.num_hit_tokens,
         )
 
     @property
     def num_preemptions(self) -> int:
         return self._scheduler.num_preemptions
-
-    @property
-    def prefix_cache_tokens(self) -> tuple[int, int]:
-        """Tokens of sequences that were looked up among the cached prefixes, and those of them that were found."""
-        return self._scheduler.num_queried_tokens, self._scheduler.num_hit_tokens
 
     def submit(self, connection: int, order: Submit) -> None:
         self._put(connection, order)

@@ -69,7 +69,8 @@ def test_the_first_output_of_a_sequence_says_how_much_of_it_was_found(
         "2": [0, None, None],
         "resumed": [None, None],
     }
-    assert engine.engine.prefix_cache_tokens == (18 + 18 + 18 + 19, 16 + 16)
+    load = engine.engine.load
+    assert (load.prefix_queried_tokens, load.prefix_hit_tokens) == (18 + 18 + 18 + 19, 16 + 16)
 
 
 def test_prompt_logprobs_are_whole_though_the_prompt_is_cached(small_checkpoints: dict[str, Path]) -> None:
