@@ -112,6 +112,7 @@ def plan_actors(
             max_step_stretch=config.max_step_stretch,
             block_size=config.block_size,
             kv_cache_bytes=config.kv_cache_bytes,
+            enable_prefix_caching=config.enable_prefix_caching,
             cluster_token=token,
         )
         for index in range(config.dense_actors)

@@ -33,7 +33,7 @@ from actors.kernels.threads import share_cores
 from actors.linear import product_name
 from actors.loading import Loading
 from actors.memory import memory_bytes, release_free_memory
-from actors.messages import ActorReport, Membership, Progress
+from actors.messages import ActorReport, Membership, PrefixRule, Progress
 from actors.settings import DenseSettings
 
 
@@ -106,6 +106,8 @@ class DenseActor:
                 "failed_steps": engine.num_failed_steps,
                 "generated_tokens": engine.num_generated_tokens,
                 "preemptions": engine.num_preemptions,
+                "prefix_queried_tokens": load.prefix_queried_tokens,
+                "prefix_hit_tokens": load.prefix_hit_tokens,
             }
         return ActorReport(
             kind="dense",
@@ -194,9 +196,16 @@ class _Loaded:
             max_batch_tokens=settings.max_batch_tokens,
             long_rope_threshold=config.rope.original_max_position_embeddings,
         )
-        scheduler = Scheduler(limits, BlockPool(capacity.num_blocks, settings.block_size))
+        pool = BlockPool(capacity.num_blocks, settings.block_size, settings.enable_prefix_caching)
+        scheduler = Scheduler(limits, pool)
         cache = KVCache(config, capacity.num_blocks, settings.block_size, self._dtype, self._device)
-        self.front = Front(settings.index, settings.cluster_token, capacity.max_model_len)
+        rule = PrefixRule(block_size=settings.block_size, long_rope_threshold=limits.long_rope_threshold)
+        self.front = Front(
+            settings.index,
+            settings.cluster_token,
+            capacity.max_model_len,
+            rule if settings.enable_prefix_caching else None,
+        )
         pace = PrefillPace(settings.max_step_stretch, settings.max_batch_tokens)
         park_seconds = settings.exchange.park_deadline_seconds
         self.engine = Engine(model, cache, scheduler, self.front.emit, pace, park_seconds)

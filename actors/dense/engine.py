@@ -124,6 +124,8 @@ class Engine:
             waiting=len(scheduler.waiting) + num_submitted,
             free_blocks=scheduler.pool.num_free,
             total_blocks=scheduler.pool.num_blocks,
+            prefix_queried_tokens=scheduler.num_queried_tokens,
+            prefix_hit_tokens=scheduler.num_hit_tokens,
         )
 
     @property
@@ -227,6 +229,7 @@ class Engine:
             params=order.params,
             arrival=self._num_arrivals,
             priority=order.priority,
+            cache_salt=order.cache_salt,
             is_resumed=bool(order.output_ids),
             needs_prompt_logprobs=order.params.prompt_logprobs is not None and not order.output_ids,
         )
@@ -310,12 +313,14 @@ class Engine:
             sequence.output_ids.append(drawn.token_id)
             self.num_generated_tokens += 1
         finish_reason = self._finish_reason(sequence, drawn.token_id) if is_wanted else "length"
+        is_first = not sequence.is_resumed and len(sequence.output_ids) <= 1
         self._deltas[sequence.owner].append(
             SequenceDelta(
                 sequence_id=sequence.sequence_id,
                 token_ids=[drawn.token_id] if is_wanted else [],
                 logprobs=[drawn.logprobs] if is_wanted and drawn.logprobs is not None else [],
                 prompt_logprobs=list(sequence.prompt_logprobs) if sequence.needs_prompt_logprobs else None,
+                num_cached_tokens=sequence.num_cached_tokens if is_first else None,
                 finish_reason=finish_reason,
                 stop_token_id=drawn.token_id if finish_reason == "stop" else None,
             )
