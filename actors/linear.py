@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from actors.kernels.library import Kernels, kernels_for, pack
+from actors.kernels.threads import num_threads
 
 Product: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """x [rows, in] -> y [rows, out] in x's dtype. At least one row."""
@@ -78,7 +79,7 @@ class KernelProduct:
             self._num_outputs,
             self._num_inputs,
             self._is_bf16,
-            torch.get_num_threads(),
+            num_threads(),
         )
         if fault:
             raise MemoryError(f"no memory for a product of {num_rows} rows with {self._num_inputs} inputs")

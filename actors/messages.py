@@ -64,6 +64,8 @@ class Submit(Message, frozen=True, kw_only=True):
     output_ids: list[int] = []
     priority: int = 0
     """Lower goes first."""
+    cache_salt: str = ""
+    """The sequence shares cached prefixes only with those that have the same one."""
 
 
 class Cancel(Message, frozen=True, kw_only=True):
@@ -92,6 +94,8 @@ class SequenceDelta(Message, frozen=True, kw_only=True):
     """One per token id where they were asked for."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     """Sent once, with or before the first token; entries for prompt positions 1..n-1."""
+    num_cached_tokens: int | None = None
+    """Tokens of the prompt that were found computed; sent with the first token of a sequence that was not resumed."""
     finish_reason: str | None = None
     """None while it runs, else "stop", "length" or "error"."""
     stop_token_id: int | None = None
@@ -108,7 +112,21 @@ class Load(Message, frozen=True, kw_only=True):
     running: int
     waiting: int
     free_blocks: int
+    """Also those that hold a prefix which no sequence uses at present."""
     total_blocks: int
+    prefix_queried_tokens: int = 0
+    """Tokens of all sequences that were looked up among the cached prefixes."""
+    prefix_hit_tokens: int = 0
+    """Of those, tokens that were found and not computed again."""
+
+
+class PrefixRule(Message, frozen=True, kw_only=True):
+    """Which sequences share cached prefixes at a dense actor (`actors.prefix`)."""
+
+    block_size: int
+    """Tokens per block; only full blocks are shared."""
+    long_rope_threshold: int | None
+    """Longest sequence, in tokens, that uses LongRoPE's short list; None without LongRoPE."""
 
 
 class Welcome(Message, frozen=True, kw_only=True):
@@ -119,6 +137,8 @@ class Welcome(Message, frozen=True, kw_only=True):
     """Whether the exchange with all expert actors is up."""
     max_model_len: int
     load: Load
+    prefix_rule: PrefixRule | None = None
+    """None where prefixes are not shared."""
 
 
 class StepOutput(Message, frozen=True, kw_only=True):

@@ -64,6 +64,8 @@ class DenseSettings:
     """Tokens per KV block."""
     kv_cache_bytes: int | None = None
     """Size of the KV cache; None lets the actor choose from free memory and max_model_len."""
+    enable_prefix_caching: bool = True
+    """Whether sequences share the KV blocks of prefixes that were computed before."""
     cluster_token: str = ""
     """Secret that an ingress shows when it connects."""
     node_ip: str = "127.0.0.1"

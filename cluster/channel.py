@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from actors.errors import FrameError
-from actors.messages import Cancel, Hello, Load, SequenceDelta, StepOutput, Submit, Welcome
+from actors.messages import Cancel, Hello, Load, PrefixRule, SequenceDelta, StepOutput, Submit, Welcome
 from actors.wire import encode_frame, read_frame
 from cluster.choosing import Candidate
+from cluster.prefixes import HeldPrefixes
 from cluster.silence import TICK_SECONDS, Silence
 from cluster.view import DenseDoor
 from cluster.waiting import within
@@ -46,6 +47,9 @@ class DenseChannel:
         """Prompt plus output, in tokens; 0 until the first Welcome."""
         self.load = Load(running=0, waiting=0, free_blocks=0, total_blocks=0)
         """As the actor said last."""
+        self.prefix_rule: PrefixRule | None = None
+        """Which sequences share prefixes there; None where none do."""
+        self.prefixes = HeldPrefixes()
         self._hello = encode_frame(hello)
         self._on_change = on_change
         self._silence = Silence(silence_seconds)
@@ -60,9 +64,9 @@ class DenseChannel:
         """Sequences of this ingress that are under way."""
         return len(self._sinks)
 
-    @property
-    def candidate(self) -> Candidate:
-        """How busy it is."""
+    def candidate(self, hashes: Sequence[bytes] = ()) -> Candidate:
+        """How busy it is, and how much it has of a sequence whose first blocks have these names."""
+        block_size = self.prefix_rule.block_size if self.prefix_rule is not None else 0
         return Candidate(
             index=self.door.index,
             running=self.load.running,
@@ -70,6 +74,7 @@ class DenseChannel:
             unreported=self._num_submitted - self._num_reported,
             free_blocks=self.load.free_blocks,
             total_blocks=self.load.total_blocks,
+            held_tokens=self.prefixes.num_held(hashes) * block_size,
         )
 
     def submit(self, order: Submit, sink: Sink) -> None:
@@ -125,6 +130,7 @@ class DenseChannel:
             if not isinstance(welcome, Welcome):
                 raise FrameError(f"the dense actor began with {type(welcome).__name__}")
             self.max_model_len, self.load = welcome.max_model_len, welcome.load
+            self.prefix_rule = welcome.prefix_rule
             self._num_submitted = self._num_reported = 0
             self._silence.begin()
             self._writer = writer
@@ -177,6 +183,7 @@ class DenseChannel:
 
     def _lose(self) -> None:
         self._writer = None
+        self.prefixes.forget()
         self._note_ready(False)
         sinks, self._sinks = self._sinks, {}
         for sink in sinks.values():

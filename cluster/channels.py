@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from actors.messages import Hello
+from actors.prefix import prompt_hashes
 from cluster.channel import DenseChannel
 from cluster.choosing import choose
+from cluster.prefixes import MAX_BLOCKS
 from cluster.view import Doors
 
 _UNREADY_SECONDS = 1.0
@@ -35,18 +37,24 @@ class Channels:
         """Whether a sequence that is submitted now is computed now."""
         return any(channel.is_ready for channel in self)
 
-    def choose(self) -> DenseChannel | None:
-        """Where the next sequence is to be computed: the least busy of the dense actors that are ready.
+    def choose(self, token_ids: Sequence[int] = (), cache_salt: str = "") -> DenseChannel | None:
+        """Where the next sequence, of these tokens, is to be computed; the caller submits it there.
 
-        One that is about to leave only where no other is ready.
+        Of the dense actors that are ready the least busy one, or one that has computed a good part of the tokens; one
+        that is about to leave only where no other is ready.
         """
         ready = {channel.door.index: channel for channel in self if channel.is_ready}
         staying = {index: channel for index, channel in ready.items() if index not in self._leaving}
         choice = staying or ready
         if not choice:
             return None
-        self._last_index = choose([channel.candidate for channel in choice.values()], self._last_index)
-        return choice[self._last_index]
+        rule = next((channel.prefix_rule for channel in choice.values() if channel.prefix_rule), None)
+        hashes = prompt_hashes(rule, token_ids, cache_salt, MAX_BLOCKS) if rule is not None else []
+        candidates = [channel.candidate(hashes) for channel in choice.values()]
+        self._last_index = choose(candidates, self._last_index)
+        chosen = choice[self._last_index]
+        chosen.prefixes.note(hashes)
+        return chosen
 
     def add_listener(self, listener: Callable[[], None]) -> None:
         """`listener` is called whenever a dense actor becomes ready or ceases to be."""

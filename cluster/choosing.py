@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 _WAITING_COSTS = 2.0
 """A sequence that waits says more than one that runs: a further one waits behind it."""
+_PREFIX_TOKENS = 128
+"""So many tokens of a prompt that need not be computed again outweigh one running sequence,"""
+_MAX_PREFIX_GAIN = 8
+"""but no more than so many: past that the dense actors' loads differ too much."""
 _CACHE_STEPS = 8
 """Differences in free blocks below an eighth of the cache decide nothing."""
 
@@ -22,6 +26,8 @@ class Candidate:
     """Sequences of this ingress that were submitted there and are in no load yet that the actor told."""
     free_blocks: int
     total_blocks: int
+    held_tokens: int = 0
+    """Of the sequence to be placed, the first tokens that are probably computed there."""
 
 
 def cost(candidate: Candidate) -> float:
@@ -35,6 +41,7 @@ def cost(candidate: Candidate) -> float:
         + candidate.unreported
         + _WAITING_COSTS * candidate.waiting
         + int(_CACHE_STEPS * used_share) / _CACHE_STEPS
+        - min(candidate.held_tokens // _PREFIX_TOKENS, _MAX_PREFIX_GAIN)
     )
 
 

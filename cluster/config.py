@@ -138,6 +138,9 @@ class ClusterConfig:
     kv_cache_bytes: int | None = _option(
         None, "size of the KV cache; none is chosen from free memory", low=1, actors=True
     )
+    enable_prefix_caching: bool = _option(
+        True, "whether sequences share the KV blocks of prefixes that were computed before", actors=True
+    )
     dense_threads: int | None = _option(
         None, "threads of the dense actor; none is chosen from the cores", low=1, high=1024, actors=True
     )

@@ -9,7 +9,7 @@ from actors.messages import TokenLogprobs
 from cluster.errors import InvalidRequest
 from cluster.openai.assembler import OutputPiece
 from cluster.openai.request import SequenceRequest
-from cluster.openai.responses import ResponseHead
+from cluster.openai.responses import ResponseHead, Usage
 from cluster.tokenizer import Tokenizer
 from protos import serving_pb2
 
@@ -104,6 +104,16 @@ def piece_response(
     return response
 
 
+def usage_message(usage: Usage) -> serving_pb2.Usage:
+    """The usage of a whole answer."""
+    return serving_pb2.Usage(
+        prompt_tokens=usage.num_prompt_tokens,
+        completion_tokens=usage.num_completion_tokens,
+        total_tokens=usage.num_prompt_tokens + usage.num_completion_tokens,
+        cached_tokens=usage.num_cached_tokens,
+    )
+
+
 def _common_body(request: serving_pb2.GenerateRequest | serving_pb2.ChatRequest) -> dict[str, Any]:
     sampling = request.sampling
     body: dict[str, Any] = {
@@ -119,6 +129,8 @@ def _common_body(request: serving_pb2.GenerateRequest | serving_pb2.ChatRequest)
     if request.request_id:
         body["request_id"] = request.request_id
     body["priority"] = request.priority
+    if request.HasField("cache_salt"):
+        body["cache_salt"] = request.cache_salt
     if request.HasField("timeout_seconds"):
         body["timeout"] = request.timeout_seconds
     return body

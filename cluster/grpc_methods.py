@@ -15,12 +15,12 @@ from grpc_health.v1 import health_pb2
 from cluster.access import Access
 from cluster.errors import ModelNotFound
 from cluster.grpc_calls import CallContext, Calls
-from cluster.grpc_convert import chat_body, generate_body, piece_response, tokenize_body
+from cluster.grpc_convert import chat_body, generate_body, piece_response, tokenize_body, usage_message
 from cluster.grpc_retry import told_when_to_retry
 from cluster.openai.models import check_model
 from cluster.openai.parse import parse_chat, parse_completion
 from cluster.openai.request import ParsedRequest
-from cluster.openai.responses import num_prompt_tokens
+from cluster.openai.responses import UsageCount
 from cluster.openai.tokenize import detokenized, parse_detokenize, parse_tokenize, tokenized
 from cluster.service import Service
 from protos import serving_pb2
@@ -137,20 +137,13 @@ class GrpcMethods:
         answer = await service.open(parsed)
         tokenizer = service.model.tokenizer
         request_id = parsed.request_id or answer.head.response_id.partition("-")[2]
-        num_tokens = {order.index: 0 for order in answer.sequences}
+        count = UsageCount(answer.sequences)
         num_open = len(answer.sequences)
         async with contextlib.aclosing(service.pieces(answer)) as pieces:
             async for order, piece in pieces:
                 response = piece_response(answer.head, request_id, order, piece, tokenizer)
-                num_tokens[order.index] = piece.num_tokens
+                count.add(order, piece)
                 num_open -= piece.finish_reason is not None
                 if num_open == 0:
-                    prompt, completion = num_prompt_tokens(answer.sequences), sum(num_tokens.values())
-                    response.usage.CopyFrom(
-                        serving_pb2.Usage(
-                            prompt_tokens=prompt,
-                            completion_tokens=completion,
-                            total_tokens=prompt + completion,
-                        )
-                    )
+                    response.usage.CopyFrom(usage_message(count.total))
                 yield response

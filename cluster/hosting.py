@@ -113,6 +113,7 @@ def plan_actors(
             speculative_tokens=config.speculative_tokens,
             block_size=config.block_size,
             kv_cache_bytes=config.kv_cache_bytes,
+            enable_prefix_caching=config.enable_prefix_caching,
             cluster_token=token,
         )
         for index in range(config.dense_actors)

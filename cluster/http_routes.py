@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from actors.messages import Load
 from cluster.access import Access, Doorkeeper
 from cluster.admin import Admin
 from cluster.admin_bodies import parse_drain, parse_nothing, parse_scale
@@ -125,7 +126,7 @@ class _Routes:
     async def load(self, request: HttpRequest) -> HttpResponse:
         """Requests of this ingress replica, and sequences and KV blocks of all dense actors."""
         loads = self._service.loads
-        names = ("running", "waiting", "free_blocks", "total_blocks")
+        names = [item.name for item in msgspec.structs.fields(Load)]
         totals: dict[str, Any] = {name: sum(getattr(load, name) for load in loads) for name in names}
         return HttpResponse(value={"server_load": self._service.num_requests, **totals})
 

@@ -157,7 +157,7 @@ class Request:
     def _place(self, runs: list[_Run]) -> None:
         """Submit these sequences, each where it is computed soonest, or let them wait until that is possible."""
         for run in runs:
-            channel = self._channels.choose()
+            channel = self._channels.choose([*run.order.prompt_ids, *run.output_ids], run.order.cache_salt)
             if channel is None:
                 self._homeless.append(run)
             else:
@@ -186,6 +186,7 @@ class Request:
             params=run.order.params,
             output_ids=list(run.output_ids),
             priority=run.order.priority,
+            cache_salt=run.order.cache_salt,
         )
         channel.submit(order, self._sink(run))
 

@@ -36,6 +36,23 @@ def test_one_that_waits_counts_more_than_one_that_runs() -> None:
     assert choose([candidate(0, running=4, waiting=2), candidate(1, running=7)], -1) == 1
 
 
+@pytest.mark.parametrize(
+    ("held", "running", "chosen"),
+    [
+        pytest.param(1000, 0, 0, id="equals"),
+        pytest.param(1000, 6, 0, id="somewhat-busier"),
+        pytest.param(1000, 8, 1, id="clearly-busier"),
+        pytest.param(1_000_000, 9, 1, id="clearly-busier-whatever-it-holds"),
+        pytest.param(127, 1, 1, id="a-few-tokens-decide-nothing"),
+    ],
+)
+def test_the_one_that_holds_the_prefix_is_chosen_unless_it_is_clearly_busier(
+    held: int, running: int, chosen: int
+) -> None:
+    for last in (-1, 0, 1):
+        assert choose([candidate(0, running=running, held_tokens=held), candidate(1)], last) == chosen
+
+
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=6, unique=True), st.integers(1, 40))
 def test_equals_are_chosen_in_turn(indices: list[int], rounds: int) -> None:
     last, chosen = -1, Counter[int]()
@@ -55,6 +72,7 @@ def test_equals_are_chosen_in_turn(indices: list[int], rounds: int) -> None:
             unreported=st.integers(0, 99),
             free_blocks=st.integers(0, 1000),
             total_blocks=st.just(1000),
+            held_tokens=st.integers(0, 5000),
         ),
         min_size=1,
         max_size=8,

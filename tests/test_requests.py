@@ -15,6 +15,7 @@ from actors.messages import (
     Cancel,
     Hello,
     Load,
+    PrefixRule,
     SamplingParams,
     SequenceDelta,
     StepOutput,
@@ -22,6 +23,7 @@ from actors.messages import (
     TokenLogprobs,
     Welcome,
 )
+from actors.prefix import prompt_hashes
 from actors.wire import encode_frame, read_frame
 from cluster.channels import Channels
 from cluster.errors import ClientError, DeadlineExceeded, RequestFailed, ServerUnavailable
@@ -30,6 +32,7 @@ from cluster.requests import Deadlines, Request
 from cluster.view import DenseDoor, Doors
 
 LOAD = Load(running=0, waiting=0, free_blocks=1, total_blocks=1)
+RULE = PrefixRule(block_size=16, long_rope_threshold=None)
 SILENCE_SECONDS = 0.4
 QUICK = Deadlines(total_seconds=10, resume_seconds=5)
 
@@ -69,6 +72,11 @@ class CountingDoor:
         for writer in list(self._writers):
             writer.close()
 
+    def cut(self) -> None:
+        """End every connection."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         tasks: dict[str, asyncio.Task[None]] = {}
@@ -77,7 +85,9 @@ class CountingDoor:
             assert isinstance(hello, Hello)
             if hello.token == self.token:
                 writer.write(
-                    encode_frame(Welcome(dense_index=0, is_ready=True, max_model_len=100, load=LOAD))
+                    encode_frame(
+                        Welcome(dense_index=0, is_ready=True, max_model_len=100, load=LOAD, prefix_rule=RULE)
+                    )
                 )
                 tasks["beat"] = asyncio.create_task(self._beat(writer))
                 while True:
@@ -121,11 +131,14 @@ class CountingDoor:
             self.say(writer, delta)
 
 
-def order(index: int = 0, max_tokens: int = 20) -> SequenceRequest:
+def order(
+    index: int = 0, max_tokens: int = 20, prompt_ids: tuple[int, ...] = (1, 2), cache_salt: str = ""
+) -> SequenceRequest:
     return SequenceRequest(
         index=index,
         prompt_index=index,
-        prompt_ids=(1, 2),
+        prompt_ids=prompt_ids,
+        cache_salt=cache_salt,
         echo_text="",
         params=SamplingParams(max_tokens=max_tokens, seed=1),
         output=OutputOptions(),
@@ -404,3 +417,29 @@ async def test_an_aborted_request_ends_with_its_error_and_is_cancelled() -> None
                 pass
         await asyncio.sleep(0.1)
         assert len(door.cancelled) == 1
+
+
+@in_loop
+async def test_a_known_prefix_goes_where_it_was_computed_and_other_salts_go_round() -> None:
+    async with two_connected() as (doors, channels, _):
+        prompt_ids = tuple(range(400))
+        for number in range(6):
+            salt = "other" if number % 2 else ""
+            request = Request(str(number), [order(0, 2, (*prompt_ids, number), salt)], channels, QUICK)
+            assert await tokens_of(request) == {0: [0, 1]}
+        salts = [{submitted.cache_salt for submitted in door.submitted} for door in doors]
+        assert sorted(salts, key=sorted) == [{""}, {"other"}]
+
+
+@in_loop
+async def test_what_a_lost_dense_actor_held_is_forgotten() -> None:
+    async with two_connected() as (doors, channels, _):
+        prompt_ids = tuple(range(400))
+        hashes = prompt_hashes(RULE, prompt_ids, "", 100)
+        chosen = channels.choose(prompt_ids)
+        assert chosen is not None and chosen.candidate(hashes).held_tokens == 400
+        doors[chosen.door.index].cut()
+        async with asyncio.timeout(5):
+            while chosen.is_ready:
+                await asyncio.sleep(0.001)
+        assert chosen.candidate(hashes).held_tokens == 0

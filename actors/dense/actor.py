@@ -29,10 +29,11 @@ from actors.exchange.rendezvous import host_store
 from actors.exchange.roster import Roster
 from actors.exchange.site import Site
 from actors.expert.experts import GroupedExperts
+from actors.kernels.threads import share_cores
 from actors.linear import product_name
 from actors.loading import Loading
 from actors.memory import memory_bytes, release_free_memory
-from actors.messages import ActorReport, Membership, Progress
+from actors.messages import ActorReport, Membership, PrefixRule, Progress
 from actors.settings import DenseSettings
 
 
@@ -40,7 +41,7 @@ class DenseActor:
     """A plain class: the cluster makes a remote actor of it. Every method may be called while another one runs."""
 
     def __init__(self, settings: DenseSettings) -> None:
-        torch.set_num_threads(settings.num_threads)
+        share_cores(settings.num_threads)
         self._settings = settings
         self._loading = Loading("load-dense", lambda progress: _Loaded(settings, progress))
         self._guard = threading.Lock()
@@ -108,6 +109,8 @@ class DenseActor:
                 "preemptions": engine.num_preemptions,
                 "draft_tokens": draft_tokens,
                 "accepted_draft_tokens": accepted_tokens,
+                "prefix_queried_tokens": load.prefix_queried_tokens,
+                "prefix_hit_tokens": load.prefix_hit_tokens,
             }
         return ActorReport(
             kind="dense",
@@ -196,9 +199,16 @@ class _Loaded:
             max_batch_tokens=settings.max_batch_tokens,
             long_rope_threshold=config.rope.original_max_position_embeddings,
         )
-        scheduler = Scheduler(limits, BlockPool(capacity.num_blocks, settings.block_size))
+        pool = BlockPool(capacity.num_blocks, settings.block_size, settings.enable_prefix_caching)
+        scheduler = Scheduler(limits, pool)
         cache = KVCache(config, capacity.num_blocks, settings.block_size, self._dtype, self._device)
-        self.front = Front(settings.index, settings.cluster_token, capacity.max_model_len)
+        rule = PrefixRule(block_size=settings.block_size, long_rope_threshold=limits.long_rope_threshold)
+        self.front = Front(
+            settings.index,
+            settings.cluster_token,
+            capacity.max_model_len,
+            rule if settings.enable_prefix_caching else None,
+        )
         pace = PrefillPace(settings.max_step_stretch, settings.max_batch_tokens)
         park_seconds = settings.exchange.park_deadline_seconds
         self.engine = Engine(

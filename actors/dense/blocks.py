@@ -1,8 +1,19 @@
-"""Accounting of KV blocks. Pure: block numbers, no tensors.
+"""Accounting of KV blocks, shared by sequences with the same prefix. Pure: block numbers and hashes, no tensors.
 
 position in sequence    0 .. 15 | 16 .. 31 | 32 ..        block_size 16
 sequence.blocks         [   7   ,    2     ,   9 ]
 row in the cache        7 * 16 + 0 ...
+
+A block is in one of three states:
+
+    unused      no sequence holds it, and its content is nobody's
+    held        one or more sequences hold it; it is written to only while it has no name
+    idle        no sequence holds it, but it has a name: the next sequence with that prefix finds it
+
+A block gets its name, the hash of everything that its content depends on (`actors.prefix`), when it is full and
+computed. From then on it is never written to. A sequence whose block has the same name as an older one holds the older
+one instead. So named blocks form a tree, whoever holds a block holds its parents too, and since a sequence gives its
+blocks back last one first, the idle block that was left longest ago has no children: it is taken when no block is unused.
 """
 
 from __future__ import annotations
@@ -11,16 +22,25 @@ from actors.dense.sequence import Sequence
 
 
 class BlockPool:
-    """Hands out blocks 0 .. num_blocks - 1 and takes them back; a block has one owner."""
+    """Hands out blocks 0 .. num_blocks - 1 and takes them back."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, shares_prefixes: bool = True) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._free = list(range(num_blocks - 1, -1, -1))
+        self.shares_prefixes = shares_prefixes
+        self._unused = list(range(num_blocks - 1, -1, -1))
+        self._num_holders = [0] * num_blocks
+        self._names: list[bytes | None] = [None] * num_blocks
+        self._by_name: dict[bytes, int] = {}
+        self._idle: dict[int, None] = {}
+        """Ordered: left longest ago first."""
+        self.num_evictions = 0
+        """Idle blocks that were taken for something else."""
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        """Blocks that can be handed out: unused and idle ones."""
+        return len(self._unused) + len(self._idle)
 
     def num_missing(self, sequence: Sequence, num_tokens: int) -> int:
         """Blocks that the sequence lacks to hold its first num_tokens tokens."""
@@ -29,18 +49,93 @@ class BlockPool:
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Give the sequence room for num_tokens tokens; False, and nothing taken, where too few blocks are free."""
         missing = self.num_missing(sequence, num_tokens)
-        if missing > len(self._free):
+        if missing > self.num_free:
             return False
-        sequence.blocks.extend(self._free.pop() for _ in range(missing))
+        sequence.blocks.extend(self._take() for _ in range(missing))
         return True
 
+    def find(self, sequence: Sequence) -> list[int]:
+        """Blocks with the longest prefix of a sequence that are there, all full; its last token is never among them."""
+        if not self.shares_prefixes:
+            return []
+        found = []
+        for name in sequence.block_hashes((sequence.num_tokens - 1) // self.block_size, self.block_size):
+            block = self._by_name.get(name)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def num_free_beside(self, blocks: list[int]) -> int:
+        """Free blocks that were left if `blocks` were held."""
+        return self.num_free - sum(block in self._idle for block in blocks)
+
+    def share(self, sequence: Sequence, blocks: list[int]) -> None:
+        """Give a sequence without blocks those that `find` found: what they hold counts as computed."""
+        assert not sequence.blocks
+        for block in blocks:
+            self._hold(block)
+        sequence.blocks.extend(blocks)
+        sequence.num_named = len(blocks)
+        sequence.num_computed = len(blocks) * self.block_size
+
+    def note_computed(self, sequence: Sequence) -> None:
+        """Name the blocks that the sequence has filled, or hold older blocks with the same content in their place."""
+        if not self.shares_prefixes:
+            return
+        num_full = sequence.num_computed // self.block_size
+        if num_full <= sequence.num_named:
+            return
+        names = sequence.block_hashes(num_full, self.block_size)
+        for index in range(sequence.num_named, num_full):
+            own, name = sequence.blocks[index], names[index]
+            present = self._by_name.setdefault(name, own)
+            if present == own:
+                self._names[own] = name
+            else:
+                self._hold(present)
+                self._leave(own)
+                sequence.blocks[index] = present
+        sequence.num_named = num_full
+
     def trim(self, sequence: Sequence, num_tokens: int) -> None:
-        """Take back what the sequence holds beyond its first num_tokens tokens."""
+        """Take back what the sequence holds beyond its first num_tokens tokens; none of that has a name."""
         num_blocks = -(-num_tokens // self.block_size)
-        self._free.extend(reversed(sequence.blocks[num_blocks:]))
+        assert num_blocks >= sequence.num_named
+        for block in reversed(sequence.blocks[num_blocks:]):
+            self._leave(block)
         del sequence.blocks[num_blocks:]
 
     def release(self, sequence: Sequence) -> None:
-        """Take back all blocks of the sequence."""
-        self._free.extend(reversed(sequence.blocks))
+        """Take back all blocks of the sequence; those that have a name stay findable until they are needed."""
+        for block in reversed(sequence.blocks):
+            self._leave(block)
         sequence.blocks.clear()
+        sequence.num_named = 0
+
+    def _take(self) -> int:
+        if self._unused:
+            block = self._unused.pop()
+        else:
+            block = next(iter(self._idle))
+            del self._idle[block]
+            name = self._names[block]
+            assert name is not None
+            del self._by_name[name]
+            self._names[block] = None
+            self.num_evictions += 1
+        self._num_holders[block] = 1
+        return block
+
+    def _hold(self, block: int) -> None:
+        self._idle.pop(block, None)
+        self._num_holders[block] += 1
+
+    def _leave(self, block: int) -> None:
+        self._num_holders[block] -= 1
+        if self._num_holders[block]:
+            return
+        if self._names[block] is None:
+            self._unused.append(block)
+        else:
+            self._idle[block] = None

@@ -15,6 +15,7 @@ from actors.dense.batch import StepBatch
 from actors.dense.kv_cache import KVCache
 from actors.dense.rope import Tables
 from actors.kernels.library import kernels_for
+from actors.kernels.threads import num_threads
 
 DecodeKernel: TypeAlias = Callable[[KVCache, int, StepBatch, torch.Tensor, Tables], torch.Tensor]
 """(cache, layer, batch, qkv, tables) -> [B, A * D] for the batch's first B rows, which must be decoding ones."""
@@ -54,7 +55,7 @@ def decode_kernel(config: ModelConfig, dtype: torch.dtype, device: torch.device)
             *shapes,
             num_positions,
             is_bf16,
-            torch.get_num_threads(),
+            num_threads(),
         )
         return out
 

@@ -20,6 +20,7 @@ from actors.dense.rope import Tables
 from actors.exchange.interface import Exchange
 from actors.kernels.layer import LayerTask, LayerWeights, NormWeights, ProductWeights
 from actors.kernels.library import Kernels
+from actors.kernels.threads import num_threads
 from actors.linear import KernelProduct, Product
 
 _MAX_EXPERTS = 256
@@ -122,7 +123,7 @@ class DecodeLayers:
             eps=config.layer_norm_eps,
             jitter=config.router_jitter,
             is_bf16=x.dtype == torch.bfloat16,
-            num_threads=torch.get_num_threads(),
+            num_threads=num_threads(),
         )
 
 

@@ -128,6 +128,8 @@ class Engine:
             waiting=len(scheduler.waiting) + num_submitted,
             free_blocks=scheduler.pool.num_free,
             total_blocks=scheduler.pool.num_blocks,
+            prefix_queried_tokens=scheduler.num_queried_tokens,
+            prefix_hit_tokens=scheduler.num_hit_tokens,
         )
 
     @property
@@ -243,6 +245,7 @@ class Engine:
             params=order.params,
             arrival=self._num_arrivals,
             priority=order.priority,
+            cache_salt=order.cache_salt,
             is_resumed=bool(order.output_ids),
             needs_prompt_logprobs=order.params.prompt_logprobs is not None and not order.output_ids,
         )
@@ -336,6 +339,7 @@ class Engine:
         says so, and note what its owner has to hear."""
         sequence = chunk.sequence
         new: list[Sample] = []
+        is_first = not sequence.is_resumed and not sequence.output_ids
         is_wanted = (
             len(sequence.output_ids) < sequence.params.max_tokens
         )  # else only the prompt was to be scored
@@ -356,6 +360,7 @@ class Engine:
                 token_ids=[drawn.token_id for drawn in new],
                 logprobs=[drawn.logprobs for drawn in new if drawn.logprobs is not None],
                 prompt_logprobs=list(sequence.prompt_logprobs) if sequence.needs_prompt_logprobs else None,
+                num_cached_tokens=sequence.num_cached_tokens if is_first else None,
                 finish_reason=finish_reason,
                 stop_token_id=sequence.output_ids[-1] if finish_reason == "stop" else None,
             )

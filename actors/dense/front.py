@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from actors.dense.engine import EVERYBODY, Engine
 from actors.errors import FrameError
-from actors.messages import Cancel, Hello, SequenceDelta, StepOutput, Submit, Welcome
+from actors.messages import Cancel, Hello, PrefixRule, SequenceDelta, StepOutput, Submit, Welcome
 from actors.wire import encode_frame, read_frame
 
 logger = logging.getLogger(__name__)
@@ -36,10 +36,13 @@ _MAX_UNSENT_BYTES = 64 * 1024 * 1024
 class Front:
     """Serves on a thread of its own. `engine` must be set before `start`."""
 
-    def __init__(self, dense_index: int, token: str, max_model_len: int) -> None:
+    def __init__(
+        self, dense_index: int, token: str, max_model_len: int, prefix_rule: PrefixRule | None = None
+    ) -> None:
         self._dense_index = dense_index
         self._token = token
         self._max_model_len = max_model_len
+        self._prefix_rule = prefix_rule
         self._engine: Engine | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="front", daemon=True)
@@ -131,6 +134,7 @@ class Front:
             is_ready=self._engine.is_ready,
             max_model_len=self._max_model_len,
             load=self._engine.load,
+            prefix_rule=self._prefix_rule,
         )
 
     def _take(self, connection: int, frame: object) -> None:

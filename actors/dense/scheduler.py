@@ -9,8 +9,9 @@ A step takes up to `max_batch_tokens` tokens of up to `max_num_sequences` sequen
 
 The order of turns is that of arrival, shifted by priority; it never changes, so nobody is overtaken for ever. When blocks
 run out, the running sequence with the latest turn gives up its own and waits to be recomputed (preemption).
-When a sequence grows past LongRoPE's limit its cached keys are stale: it is recomputed from its first token, in
-its own blocks, while all others go on.
+When a sequence grows past LongRoPE's limit its cached keys are stale: it gives up its blocks, which others may hold as
+well, and is recomputed from its first token in new ones, while all others go on.
+A sequence begins behind the longest prefix whose blocks the pool still has (`blocks.py`).
 """
 
 from __future__ import annotations
@@ -66,6 +67,10 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self.num_queried_tokens = 0
+        """Tokens of sequences that were looked up among the cached prefixes, each once."""
+        self.num_hit_tokens = 0
+        """Of those, tokens that were found and not computed again."""
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence. It must fit the pool when alone: the front checks that."""
@@ -84,7 +89,8 @@ class Scheduler:
         fails and `commit` is not called, the next plan computes the same tokens again.
         """
         for sequence in self.running:
-            self._restart_if_crossing(sequence)
+            if self._chooses_other_list(sequence):
+                self.pool.share(sequence, self._find_prefix(sequence))
         num_preemptions = self.num_preemptions
         running = sorted(self.running, key=lambda s: s.turn)
         decoding = [sequence for sequence in running if sequence.num_uncomputed == 1]
@@ -106,16 +112,24 @@ class Scheduler:
         """Take note that the step was computed."""
         for chunk in chunks:
             chunk.sequence.num_computed = chunk.end
+            self.pool.note_computed(chunk.sequence)
 
     def _enqueue(self, sequence: Sequence) -> None:
         insort(self.waiting, sequence, key=lambda s: s.turn)
 
-    def _restart_if_crossing(self, sequence: Sequence) -> None:
+    def _chooses_other_list(self, sequence: Sequence) -> bool:
+        """Take LongRoPE's list by the sequence's length; True where it is another one, and all blocks are given up."""
         threshold = self.limits.long_rope_threshold
         is_long = threshold is not None and sequence.num_tokens > threshold
-        if is_long != sequence.is_long:
-            sequence.is_long = is_long
-            sequence.restart()
+        if is_long == sequence.is_long:
+            return False
+        self.pool.release(sequence)
+        sequence.use_list(is_long)
+        return True
+
+    def _find_prefix(self, sequence: Sequence) -> list[int]:
+        """Nothing where all of the prompt has to be computed, since somebody wants to see it."""
+        return [] if sequence.needs_prompt_logprobs else self.pool.find(sequence)
 
     def _extend_all(self, sequences: list[Sequence], budget: int, chunks: list[Chunk]) -> int:
         """Add the next tokens of these sequences to the step; the budget that is left."""
@@ -154,11 +168,24 @@ class Scheduler:
         if not self.waiting or len(self.running) >= self.limits.max_num_sequences:
             return None
         sequence = self.waiting[0]
-        if self.pool.num_missing(sequence, sequence.num_tokens) > self.pool.num_free:
+        self._chooses_other_list(sequence)
+        found = self._find_prefix(sequence)
+        if self.pool.num_missing(sequence, sequence.num_tokens) - len(found) > self.pool.num_free_beside(
+            found
+        ):
             return None
-        self._restart_if_crossing(sequence)
         self.waiting.remove(sequence)
         self.running.append(sequence)
-        end = min(sequence.num_tokens, budget)
+        self.pool.share(sequence, found)
+        self._count_prefix(sequence)
+        end = min(sequence.num_tokens, sequence.num_computed + budget)
         self.pool.grow(sequence, end)
-        return Chunk(sequence, 0, end)
+        return Chunk(sequence, sequence.num_computed, end)
+
+    def _count_prefix(self, sequence: Sequence) -> None:
+        """What a sequence finds of its own when it comes back after a preemption is no merit."""
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = sequence.num_computed
+            if self.pool.shares_prefixes and not sequence.needs_prompt_logprobs:
+                self.num_queried_tokens += sequence.num_tokens
+                self.num_hit_tokens += sequence.num_computed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from actors.messages import SamplingParams, TokenLogprobs
+from actors.prefix import extend_chain, prefix_root
 
 AGING_ARRIVALS = 256
 """A level of priority is worth this many arrivals: a sequence is overtaken by that many later ones of one level lower and
@@ -35,6 +36,13 @@ class Sequence:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Collected so far, while the prompt is prefilled in chunks."""
     needs_prompt_logprobs: bool = False
+    cache_salt: str = ""
+    """Blocks are shared only among sequences with the same one."""
+    num_named: int = 0
+    """How many of its blocks, from the first one, have a name or are held by others as well: they are not written to."""
+    num_cached_tokens: int | None = None
+    """Tokens that were found computed when it was admitted first; None before."""
+    _hashes: list[bytes] = field(default_factory=list)
 
     @property
     def turn(self) -> tuple[int, int]:
@@ -60,7 +68,23 @@ class Sequence:
         """What it would be with these tokens behind its last one, for the sampler; itself where there are none."""
         return replace(self, output_ids=[*self.output_ids, *token_ids]) if token_ids else self
 
+    def block_hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
+        """Names of its first blocks, `num_blocks` or more, all of them full (`actors.prefix`)."""
+        hashes = self._hashes
+        if len(hashes) < num_blocks:
+            parent = hashes[-1] if hashes else prefix_root(self.cache_salt, self.is_long)
+            token_ids = self.token_ids(len(hashes) * block_size, num_blocks * block_size)
+            hashes += extend_chain(parent, token_ids, block_size)
+        return hashes
+
+    def use_list(self, is_long: bool) -> None:
+        """Rotate keys with LongRoPE's long or short list from now on; the sequence must not hold any blocks."""
+        assert not self.blocks
+        self.is_long = is_long
+        self._hashes.clear()
+        self.restart()
+
     def restart(self) -> None:
-        """Forget what was computed; blocks, where it still has some, are written again."""
+        """Forget what was computed."""
         self.num_computed = 0
         self.prompt_logprobs.clear()

@@ -66,11 +66,15 @@ class Speculator:
         ]
 
     def note_drawn(self, chunk: Chunk, token_ids: list[int]) -> None:
-        """A chunk's sequence goes on with these tokens: those of the drafts that were right, and one more."""
+        """A chunk's sequence goes on with these tokens: those of the drafts that were right, and one more.
+
+        Its blocks are named up to the last draft that was right; what was written behind that belongs to nobody.
+        """
         sequence = chunk.sequence
         if chunk.drafts:
             self.num_proposed += len(chunk.drafts)
             self.num_accepted += len(token_ids) - 1
+            self._pool.note_computed(sequence)
             self._pool.trim(sequence, sequence.num_tokens)
         state = self._states.get(sequence)
         if state is None:

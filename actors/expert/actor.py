@@ -14,6 +14,7 @@ from actors.exchange.open import open_expert
 from actors.exchange.serve_all_to_all import AllToAllServer
 from actors.exchange.site import Site
 from actors.expert.held import HeldExperts
+from actors.kernels.threads import share_cores
 from actors.linear import product_name
 from actors.loading import Loading
 from actors.memory import memory_bytes
@@ -25,7 +26,7 @@ class ExpertActor:
     """A plain class: the cluster makes a remote actor of it. Every method may be called while another one runs."""
 
     def __init__(self, settings: ExpertSettings) -> None:
-        torch.set_num_threads(settings.num_threads)
+        share_cores(settings.num_threads)
         self.incarnation = uuid.uuid4().hex
         """Unique to this object: a membership names actors by it."""
         self._settings = settings

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -34,12 +34,15 @@ class LayerExperts(Protocol):
     ) -> torch.Tensor:
         """As GroupedExperts.forward, with num_results > 0."""
 
+    def expert(self, slot: int) -> object:
+        """What is in a slot, as this layer's kernels want it: another layer of the kind takes it over as it is."""
+
 
 class GroupedExperts:
     """Some experts of a model in all its layers. Any number of threads may compute while one changes the set."""
 
     def __init__(self, experts: Sequence[int], layers: Sequence[LayerExperts]) -> None:
-        self._layers = [HeldLayer(frozenset(experts), layer) for layer in layers]
+        self._layers = [HeldLayer(tuple(experts), layer) for layer in layers]
 
     @staticmethod
     def load(
@@ -54,7 +57,7 @@ class GroupedExperts:
 
         Raises CheckpointError; ValueError when no experts are named.
         """
-        held = GroupedExperts([], [_nothing] * config.num_layers)
+        held = GroupedExperts([], [_Nothing()] * config.num_layers)
         held.change(reader, config, experts, dtype, device, progress)
         return held
 
@@ -69,19 +72,21 @@ class GroupedExperts:
     ) -> None:
         """Hold these experts in place of the present ones, layer after layer: at most one layer is held twice.
 
-        All are read anew, also those that are held: a layer's experts lie together the way its kernels want them. Raises
-        as `load` does; layers that were done by then hold the new set, the others the old one.
+        Only experts that are not held in every layer are read. Raises as `load` does; layers that were done by then hold
+        the new set, the others the old one.
         """
         if not experts:
             raise ValueError("experts is empty, expected at least one")
         slots = slot_table(experts, config.num_experts).to(device)
         make_layer = _layer_kind(torch.device(device), dtype, config)
-        stream = read_experts(reader, config, experts, dtype, device, progress)
-        for index in range(config.num_layers):
-            layer = make_layer(slots, _take(stream, len(experts)))
+        kept = frozenset(self.experts)
+        new = [expert for expert in experts if expert not in kept]
+        stream = read_experts(reader, config, new, dtype, device, progress)
+        for index, present in enumerate(self._layers):
+            layer = make_layer(slots, _merge(experts, kept, present, stream))
             # One assignment: a forward pass has either the old layer or the new one.
-            self._layers[index] = HeldLayer(frozenset(experts), layer)
-            del layer
+            self._layers[index] = HeldLayer(tuple(experts), layer)
+            del layer, present
             release_free_memory()
         # Progress counts an expert when the next one is asked for, the last one included.
         assert next(stream, None) is None
@@ -89,7 +94,7 @@ class GroupedExperts:
     @property
     def experts(self) -> tuple[int, ...]:
         """Those that are held in every layer, ascending."""
-        return tuple(sorted(frozenset.intersection(*(layer.experts for layer in self._layers))))
+        return tuple(sorted(frozenset.intersection(*(frozenset(layer.experts) for layer in self._layers))))
 
     def layer(self, layer: int) -> HeldLayer:
         """What is held of a layer at this moment, whatever changes later."""
@@ -115,9 +120,9 @@ class GroupedExperts:
 
 @dataclass(frozen=True, slots=True)
 class HeldLayer:
-    """The experts of one layer: which ones, and their weights."""
+    """The experts of one layer: which ones, slot by slot, and their weights."""
 
-    experts: frozenset[int]
+    experts: tuple[int, ...]
     compute: LayerExperts
 
     def forward(
@@ -129,11 +134,16 @@ class HeldLayer:
         return self.compute(rows, expert_ids, weights, num_results)
 
 
-def _nothing(
-    rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int
-) -> torch.Tensor:
+class _Nothing:
     """A layer before anything was loaded."""
-    raise ValueError("expert_ids names an expert that is not on this rank")
+
+    def __call__(
+        self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int
+    ) -> torch.Tensor:
+        raise ValueError("expert_ids names an expert that is not on this rank")
+
+    def expert(self, slot: int) -> object:
+        raise IndexError(slot)
 
 
 NOT_HERE = -1
@@ -152,7 +162,7 @@ def slot_table(experts: Sequence[int], num_experts: int) -> torch.Tensor:
 
 def _layer_kind(
     device: torch.device, dtype: torch.dtype, config: ModelConfig
-) -> Callable[[torch.Tensor, Iterable[ExpertWeights]], LayerExperts]:
+) -> Callable[[torch.Tensor, Iterable[Any]], LayerExperts]:
     """grouped_mm takes bfloat16 only, the project's kernels what they were written for, the loop everything."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         return GroupedMatmulLayer
@@ -161,6 +171,12 @@ def _layer_kind(
     return PackedLayer
 
 
-def _take(stream: Iterator[tuple[int, int, ExpertWeights]], count: int) -> Iterator[ExpertWeights]:
-    for _ in range(count):
-        yield next(stream)[2]
+def _merge(
+    experts: Sequence[int],
+    kept: frozenset[int],
+    present: HeldLayer,
+    stream: Iterator[tuple[int, int, ExpertWeights]],
+) -> Iterator[object]:
+    """What belongs in each slot: from the present layer, or the next one that is read."""
+    for expert in experts:
+        yield present.compute.expert(present.experts.index(expert)) if expert in kept else next(stream)[2]

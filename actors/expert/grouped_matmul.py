@@ -26,6 +26,11 @@ class GroupedMatmulLayer:
         self._gate_up, self._down = _stack(experts, num_slots)
         self._edges = torch.arange(1, num_slots + 1, device=slots.device)
 
+    def expert(self, slot: int) -> ExpertWeights:
+        """As LayerExperts.expert: views of the stacks."""
+        w1, w3 = self._gate_up[slot].chunk(2)
+        return ExpertWeights(w1, w3, self._down[slot])
+
     def __call__(
         self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int
     ) -> torch.Tensor:

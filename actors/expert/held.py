@@ -150,7 +150,8 @@ class HeldExperts:
                 return
 
     def _hold_exactly(self, experts: tuple[int, ...]) -> None:
-        config, reader = open_model(self._settings.source, lambda config: expert_tensors(config, experts))
+        new = sorted(set(experts) - set(self._experts.experts))
+        config, reader = open_model(self._settings.source, lambda config: expert_tensors(config, new))
         self._experts.change(reader, config, experts, self.dtype, self._device, self._note)
 
     def _note(self, bytes_done: int, bytes_total: int) -> None:

@@ -19,15 +19,23 @@ from actors.checkpoint.weights import ExpertWeights
 from actors.linear import Product, make_product
 
 Indices: TypeAlias = npt.NDArray[np.int64]
+PackedExpert: TypeAlias = tuple[Product, Product]
+"""w1 and w3 together, w2."""
 
 
 class PackedLayer:
     """The loop. Weights are packed one tensor at a time as they come (`actors.linear`)."""
 
-    def __init__(self, slots: torch.Tensor, experts: Iterable[ExpertWeights]) -> None:
+    def __init__(self, slots: torch.Tensor, experts: Iterable[ExpertWeights | PackedExpert]) -> None:
         """slots [E + 1] int64: expert id -> slot, with id -1 at the end."""
         self._slots: Indices = slots.cpu().numpy()
-        self._products = [_pack(expert) for expert in experts]
+        self._products = [
+            _pack(expert) if isinstance(expert, ExpertWeights) else expert for expert in experts
+        ]
+
+    def expert(self, slot: int) -> PackedExpert:
+        """As LayerExperts.expert."""
+        return self._products[slot]
 
     def __call__(
         self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int
@@ -51,7 +59,7 @@ class PackedLayer:
         return by_expert.index_select(0, torch.from_numpy(source_of).to(rows.device))
 
 
-def _pack(expert: ExpertWeights) -> tuple[Product, Product]:
+def _pack(expert: ExpertWeights) -> PackedExpert:
     return make_product(torch.cat((expert.w1, expert.w3))), make_product(expert.w2)
 
 

@@ -100,17 +100,13 @@ INLINE void attend_group(const attention_task *t, int64_t sequence, int64_t grou
         }
 }
 
-static void attention_part(const attention_task *t, int64_t part, int64_t num_parts) {
-    int64_t count = t->num_sequences * t->num_groups;
-    for (int64_t unit = part; unit < count; unit += num_parts) {
-        if (t->is_bf16)
-            attend_group(t, unit / t->num_groups, unit % t->num_groups, 1);
-        else
-            attend_group(t, unit / t->num_groups, unit % t->num_groups, 0);
-    }
+static void attention_unit(const void *task, int64_t unit) {
+    const attention_task *t = task;
+    if (t->is_bf16)
+        attend_group(t, unit / t->num_groups, unit % t->num_groups, 1);
+    else
+        attend_group(t, unit / t->num_groups, unit % t->num_groups, 0);
 }
-
-static void attention_in_pool(void *t) { attention_part(t, omp_get_thread_num(), omp_get_num_threads()); }
 
 static void attention_run(const attention_task *t) {
     for (int64_t b = 0; b < t->num_sequences; b++)
@@ -120,11 +116,8 @@ static void attention_run(const attention_task *t) {
             else
                 write_cache(t, b, group, 0);
         }
-    /* Below some thousand positions, waking a thread takes longer than the work. */
+    /* Below some hundred positions, telling other threads takes longer than the work. */
     int64_t work = 0;
     for (int64_t b = 0; b < t->num_sequences; b++) work += (t->ends[b] - t->starts[b]) * t->num_groups;
-    if (t->num_threads > 1 && work > 2048 && can_use_threads())
-        GOMP_parallel(attention_in_pool, (void *)t, (unsigned)t->num_threads, 0);
-    else
-        attention_part(t, 0, 1);
+    phimoe_run(attention_unit, t, t->num_sequences * t->num_groups, work > 512 ? t->num_threads : 1);
 }

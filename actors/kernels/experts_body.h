@@ -7,7 +7,7 @@
 typedef struct {
     const void *hidden; /* [N, 2 F]: w1 x, then w3 x */
     void *activated;    /* [N, F] */
-    int64_t num_rows, width;
+    int64_t width;
     int is_bf16;
 } silu_task;
 
@@ -30,23 +30,13 @@ static void silu_f32(const float *hidden, float *out, int64_t width) {
     }
 }
 
-static void silu_rows(const silu_task *t, int64_t part, int64_t num_parts) {
+static void silu_row(const void *task, int64_t row) {
+    const silu_task *t = task;
     int64_t F = t->width;
-    for (int64_t row = t->num_rows * part / num_parts; row < t->num_rows * (part + 1) / num_parts; row++) {
-        if (t->is_bf16)
-            silu_bf16((const bf16 *)t->hidden + row * 2 * F, (bf16 *)t->activated + row * F, F);
-        else
-            silu_f32((const float *)t->hidden + row * 2 * F, (float *)t->activated + row * F, F);
-    }
-}
-
-static void silu_in_pool(void *t) { silu_rows(t, omp_get_thread_num(), omp_get_num_threads()); }
-
-static void activate(const silu_task *t, int num_threads) {
-    if (num_threads > 1 && t->num_rows * t->width > 65536 && can_use_threads())
-        GOMP_parallel(silu_in_pool, (void *)t, (unsigned)num_threads, 0);
+    if (t->is_bf16)
+        silu_bf16((const bf16 *)t->hidden + row * 2 * F, (bf16 *)t->activated + row * F, F);
     else
-        silu_rows(t, 0, 1);
+        silu_f32((const float *)t->hidden + row * 2 * F, (float *)t->activated + row * F, F);
 }
 
 /* The results by expert: groups of rows that have weights in common, and where each row comes from and goes to. */
@@ -96,8 +86,8 @@ static int experts_grouped(const experts_task *t, const grouping *g, char *hidde
         .num_groups = g->num_groups, .N = 2 * t->width, .K = t->hidden_size, .is_bf16 = t->is_bf16,
         .num_threads = t->num_threads};
     if (linear_run(&up)) return NO_MEMORY;
-    silu_task activation = {hidden, activated, t->num_results, t->width, t->is_bf16};
-    activate(&activation, t->num_threads);
+    silu_task activation = {hidden, activated, t->width, t->is_bf16};
+    phimoe_run(silu_row, &activation, t->num_results, t->num_results * t->width > 16384 ? t->num_threads : 1);
     linear_task down = {
         .x = activated, .starts = g->starts, .weights = g->down, .scales = g->scales, .targets = g->targets,
         .out = t->out, .num_groups = g->num_groups, .N = t->hidden_size, .K = t->width, .is_bf16 = t->is_bf16,

@@ -49,6 +49,10 @@ class Kernels:
         """(step, layer) -> 0, 3 out of memory; addresses of the structures of `actors.kernels.layer`."""
         self.decode_layer.argtypes = [_POINTER] * 2
         self.decode_layer.restype = _INT
+        self.share_cores = library.phimoe_share_cores
+        """(num_own): of num_threads in any call, so many are this process's own; the rest take only idle cores."""
+        self.share_cores.argtypes = [_INT]
+        self.share_cores.restype = None
         self.route = library.phimoe_route
         """(scores, num_tokens, num_experts, jitter, ids, weights, is_bf16)."""
         self.route.argtypes = [_POINTER, _COUNT, _COUNT, ctypes.c_float, _POINTER, _POINTER, _INT]
@@ -57,7 +61,7 @@ class Kernels:
 
 def kernels_for(dtype: torch.dtype, num_inputs: int = 2) -> Kernels | None:
     """The library if it can compute products of this dtype with so many inputs on this processor."""
-    kernels = _load()
+    kernels = load()
     if dtype not in _INPUTS_PER_ROW or num_inputs % _INPUTS_PER_ROW[dtype]:
         return None
     return kernels
@@ -82,25 +86,13 @@ def pack(kernels: Kernels, weight: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def _load() -> Kernels | None:
+def load() -> Kernels | None:
+    """The library, None where there is none for this processor."""
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_kernels{suffix}")
         if path.exists():
-            _share_openmp()
             library = ctypes.CDLL(str(path))
             library.phimoe_kernels.restype = ctypes.c_char_p
             name: bytes | None = library.phimoe_kernels()
             return None if name is None else Kernels(library, name.decode())
     return None
-
-
-def _share_openmp() -> None:
-    """Let the library find the OpenMP runtime that torch has loaded: a second one would be a second pool of threads.
-
-    Where torch brings none under that name, the kernels run on one thread.
-    """
-    root = Path(torch.__file__).parent
-    for folder in (root / "lib", root.parent / "torch.libs"):
-        for path in sorted(folder.glob("libgomp*")):
-            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-            return

@@ -116,33 +116,37 @@ DEFINE_ROWS(5) DEFINE_ROWS(6)
 static const rows_kernel bf16_kernels[MAX_ROWS] = UP_TO_MAX(bf16_rows_);
 static const rows_kernel f32_kernels[MAX_ROWS] = UP_TO_MAX(f32_rows_);
 
-/* Part `part` of `num_parts`: the same share of every group's blocks, so that parts are even whatever the groups are. */
-static void linear_part(const linear_task *t, int part, int num_parts) {
+/* A product in chunks: some neighbouring blocks of one group's outputs, few enough that threads end at about the same time. */
+typedef struct {
+    const linear_task *task;
+    int64_t blocks_per_chunk, chunks_per_group;
+} linear_chunks;
+
+static void linear_chunk(const void *chunks, int64_t chunk) {
+    const linear_chunks *c = chunks;
+    const linear_task *t = c->task;
     const rows_kernel *kernels = t->is_bf16 ? bf16_kernels : f32_kernels;
     int64_t block_bytes = BLOCK * t->K * (int64_t)(t->is_bf16 ? sizeof(bf16) : sizeof(float));
     int64_t num_blocks = (t->N + BLOCK - 1) / BLOCK;
-    int64_t first = num_blocks * part / num_parts, end = num_blocks * (part + 1) / num_parts;
-    for (int64_t group = 0; group < t->num_groups; group++) {
-        int64_t first_row = t->starts[group], num_rows = t->starts[group + 1] - first_row;
-        int64_t num_tiles = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
-        for (int64_t block = first; block < end; block++) {
-            const char *weight = (const char *)t->weights[group] + block * block_bytes;
-            int64_t left = t->N - block * BLOCK, num_outputs = left < BLOCK ? left : BLOCK;
-            for (int64_t tile = 0; tile < num_tiles; tile++) {
-                int64_t row = num_rows * tile / num_tiles, rows = num_rows * (tile + 1) / num_tiles - row;
-                kernels[rows - 1](t, first_row + row, block, weight, num_outputs);
-            }
+    int64_t group = chunk / c->chunks_per_group, first = chunk % c->chunks_per_group * c->blocks_per_chunk;
+    int64_t end = first + c->blocks_per_chunk < num_blocks ? first + c->blocks_per_chunk : num_blocks;
+    int64_t first_row = t->starts[group], num_rows = t->starts[group + 1] - first_row;
+    int64_t num_tiles = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
+    for (int64_t block = first; block < end; block++) {
+        const char *weight = (const char *)t->weights[group] + block * block_bytes;
+        int64_t left = t->N - block * BLOCK, num_outputs = left < BLOCK ? left : BLOCK;
+        for (int64_t tile = 0; tile < num_tiles; tile++) {
+            int64_t row = num_rows * tile / num_tiles, rows = num_rows * (tile + 1) / num_tiles - row;
+            kernels[rows - 1](t, first_row + row, block, weight, num_outputs);
         }
     }
 }
 
-static void linear_in_pool(void *t) { linear_part(t, omp_get_thread_num(), omp_get_num_threads()); }
-
 static void linear_all(const linear_task *t) {
-    if (t->num_threads > 1 && can_use_threads())
-        GOMP_parallel(linear_in_pool, (void *)t, (unsigned)t->num_threads, 0);
-    else
-        linear_part(t, 0, 1);
+    int64_t num_blocks = (t->N + BLOCK - 1) / BLOCK, outputs = t->starts[t->num_groups] > 8 * MAX_ROWS ? 16 : 64;
+    linear_chunks c = {.task = t, .blocks_per_chunk = outputs > BLOCK ? outputs / BLOCK : 1};
+    c.chunks_per_group = (num_blocks + c.blocks_per_chunk - 1) / c.blocks_per_chunk;
+    phimoe_run(linear_chunk, &c, t->num_groups * c.chunks_per_group, t->num_threads);
 }
 
 #if WIDENS_ROWS
@@ -152,35 +156,27 @@ typedef struct {
     float *rows; /* [M, K] */
 } widening;
 
-static void widen_part(const widening *w, int part, int num_parts) {
-    const linear_task *t = w->task;
-    int64_t num_rows = t->starts[t->num_groups], K = t->K;
-    for (int64_t row = num_rows * part / num_parts; row < num_rows * (part + 1) / num_parts; row++) {
-        const bf16 *from = (const bf16 *)t->x + source(t, row) * K;
-        int64_t k = 0;
-        for (; k + LANES <= K; k += LANES) v_store(w->rows + row * K + k, v_load_bf16(from + k));
-        for (; k < K; k++) {
-            uint32_t bits = (uint32_t)from[k] << 16;
-            memcpy(w->rows + row * K + k, &bits, sizeof bits);
-        }
+static void widen_row(const void *widened, int64_t row) {
+    const widening *w = widened;
+    int64_t K = w->task->K, k = 0;
+    const bf16 *from = (const bf16 *)w->task->x + source(w->task, row) * K;
+    for (; k + LANES <= K; k += LANES) v_store(w->rows + row * K + k, v_load_bf16(from + k));
+    for (; k < K; k++) {
+        uint32_t bits = (uint32_t)from[k] << 16;
+        memcpy(w->rows + row * K + k, &bits, sizeof bits);
     }
 }
-
-static void widen_in_pool(void *w) { widen_part(w, omp_get_thread_num(), omp_get_num_threads()); }
 
 static int linear_run(const linear_task *t) {
     if (!t->is_bf16) {
         linear_all(t);
         return DONE;
     }
-    int64_t num_values = t->starts[t->num_groups] * t->K;
+    int64_t num_rows = t->starts[t->num_groups], num_values = num_rows * t->K;
     float *rows = malloc((size_t)num_values * sizeof(float) + 1); /* of no rows, too, it is not NULL */
     if (!rows) return NO_MEMORY;
     widening w = {t, rows};
-    if (t->num_threads > 1 && num_values > 262144 && can_use_threads())
-        GOMP_parallel(widen_in_pool, &w, (unsigned)t->num_threads, 0);
-    else
-        widen_part(&w, 0, 1);
+    phimoe_run(widen_row, &w, num_rows, num_values > 65536 ? t->num_threads : 1);
     linear_task wide = *t;
     wide.x = rows;
     wide.sources = NULL;

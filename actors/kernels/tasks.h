@@ -4,6 +4,7 @@
 #define PHIMOE_TASKS_H
 
 #include "common.h"
+#include "pool.h"
 
 enum { DONE = 0, FOREIGN_EXPERT = 1, WRONG_COUNT = 2, NO_MEMORY = 3 };
 

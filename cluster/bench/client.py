@@ -41,6 +41,8 @@ class Outcome:
     """One for each chunk that brought tokens; empty without streaming."""
     num_prompt_tokens: int | None = None
     """As the server counts; None where it does not say."""
+    num_cached_tokens: int | None = None
+    """Of the prompt, tokens that the server found computed; None where it does not say."""
     num_output_tokens: int = 0
     is_exact: bool = False
     """Whether every mark's count is the server's own."""
@@ -63,9 +65,14 @@ class Target:
     """Further fields of each request."""
 
 
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
 
 
 class _Delta(msgspec.Struct):
@@ -141,6 +148,7 @@ async def send(client: httpx.AsyncClient, target: Target, call: Call, start: flo
         max_tokens=call.max_tokens,
         marks=tuple(progress.marks),
         num_prompt_tokens=progress.num_prompt_tokens,
+        num_cached_tokens=progress.num_cached_tokens,
         num_output_tokens=progress.num_output_tokens,
         is_exact=progress.is_exact and bool(progress.marks),
         error=progress.error,
@@ -173,6 +181,7 @@ class _Progress:
         self.start = start
         self.marks: list[Mark] = []
         self.num_prompt_tokens: int | None = None
+        self.num_cached_tokens: int | None = None
         self.num_output_tokens = 0
         self.is_exact = True
         self.error: str | None = None
@@ -182,6 +191,8 @@ class _Progress:
         usage = body.usage
         if usage is not None and usage.prompt_tokens is not None:
             self.num_prompt_tokens = usage.prompt_tokens
+            details = usage.prompt_tokens_details
+            self.num_cached_tokens = None if details is None else details.cached_tokens
         if usage is not None and usage.completion_tokens is not None:
             if not body.choices:  # the closing usage chunk brings no token: it corrects the total only
                 self.is_exact = self.is_exact and usage.completion_tokens == self.num_output_tokens

@@ -8,19 +8,20 @@ import json
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cluster.bench.client import BenchError, Target, first_model, open_client
-from cluster.bench.compare import Measurement, alternate, compare, from_figures, from_rates
+from cluster.bench.compare import Measurement, alternate, compare, from_figures, from_rates, from_times
 from cluster.bench.decode import DecodePlan, decode_rates
 from cluster.bench.figures import Figures, summarise
 from cluster.bench.load import LoadPlan, run_load
-from cluster.bench.view import show_comparisons, show_figures, show_rates
-from cluster.bench.workload import LAST_TOKEN_ID, RandomCalls, Span, parse_span, read_dataset
+from cluster.bench.prefix import PrefixPlan, PrefixTimes, prefix_times
+from cluster.bench.view import show_comparisons, show_figures, show_rates, show_times
+from cluster.bench.workload import LAST_TOKEN_ID, RandomCalls, parse_span, read_dataset
 from cluster.client_options import DEFAULT_URL, add_trust_flags, api_headers, verification
 
 
@@ -51,7 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZES",
         help="measure batch * new / (time for new + 1 tokens - time for 1 token) for sizes such as 1,4,16,32",
     )
-    decode.add_argument("--repeat", type=int, default=3, help="measurements per batch size (default: 3)")
+    decode.add_argument(
+        "--repeat", type=int, default=3, help="measurements per batch size, or pairs of prompts (default: 3)"
+    )
+    prefix = parser.add_argument_group("prefix cache")
+    prefix.add_argument(
+        "--shared-prefix-tokens",
+        type=int,
+        metavar="N",
+        help="measure the time to the first token of pairs of prompts that begin with the same N tokens",
+    )
 
 
 def _add_load(group: argparse._ArgumentGroup) -> None:
@@ -92,12 +102,15 @@ def _add_request(group: argparse._ArgumentGroup) -> None:
     )
 
 
+_What: TypeAlias = LoadPlan | DecodePlan | PrefixPlan
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
     urls: tuple[str, ...]
     target: Target
     """Of the first URL; model "" until it is known."""
-    what: LoadPlan | DecodePlan
+    what: _What
     rounds: int
     is_comparison: bool
 
@@ -137,8 +150,23 @@ def _plan(args: argparse.Namespace) -> _Plan:
         temperature=args.temperature,
         extra_body=extra_body,
     )
-    what = _load_plan(args) if args.decode_batch is None else _decode_plan(args)
-    return _Plan(urls=urls, target=target, what=what, rounds=args.rounds, is_comparison=is_comparison)
+    return _Plan(urls=urls, target=target, what=_what(args), rounds=args.rounds, is_comparison=is_comparison)
+
+
+def _what(args: argparse.Namespace) -> _What:
+    if args.decode_batch is None and args.shared_prefix_tokens is None:
+        return _load_plan(args)
+    name = "decode-batch" if args.decode_batch is not None else "shared-prefix-tokens"
+    if args.decode_batch is not None and args.shared_prefix_tokens is not None:
+        raise ValueError("decode-batch does not go with shared-prefix-tokens")
+    if (
+        args.dataset is not None
+        or args.rate is not None
+        or args.concurrency is not None
+        or args.no_ignore_eos
+    ):
+        raise ValueError(f"{name} goes with neither dataset, rate, concurrency nor no-ignore-eos")
+    return _decode_plan(args) if args.decode_batch is not None else _prefix_plan(args)
 
 
 def _load_plan(args: argparse.Namespace) -> LoadPlan:
@@ -166,17 +194,10 @@ def _decode_plan(args: argparse.Namespace) -> DecodePlan:
     sizes = args.decode_batch.split(",")
     if not all(size.strip().isdecimal() for size in sizes):
         raise ValueError(f"decode-batch is {args.decode_batch!r}, expected sizes such as 1,4,16,32")
-    if (
-        args.dataset is not None
-        or args.rate is not None
-        or args.concurrency is not None
-        or args.no_ignore_eos
-    ):
-        raise ValueError("decode-batch goes with neither dataset, rate, concurrency nor no-ignore-eos")
     return DecodePlan(
         batches=tuple(int(size) for size in sizes),
-        prompt_tokens=_single(args.prompt_tokens, "prompt-tokens").low,
-        new_tokens=_single(args.output_tokens, "output-tokens").low,
+        prompt_tokens=_single(args.prompt_tokens, "prompt-tokens"),
+        new_tokens=_single(args.output_tokens, "output-tokens"),
         repeat=args.repeat,
         vocab=args.vocab,
         seed=args.seed,
@@ -184,11 +205,24 @@ def _decode_plan(args: argparse.Namespace) -> DecodePlan:
     )
 
 
-def _single(text: str, name: str) -> Span:
+def _prefix_plan(args: argparse.Namespace) -> PrefixPlan:
+    if args.no_stream:
+        raise ValueError("shared-prefix-tokens does not go with no-stream")
+    return PrefixPlan(
+        shared_tokens=args.shared_prefix_tokens,
+        own_tokens=_single(args.prompt_tokens, "prompt-tokens"),
+        new_tokens=_single(args.output_tokens, "output-tokens"),
+        repeat=args.repeat,
+        vocab=args.vocab,
+        seed=args.seed,
+    )
+
+
+def _single(text: str, name: str) -> int:
     span = parse_span(text)
     if span.low != span.high:
-        raise ValueError(f"{name} is {text!r}, expected one number with decode-batch")
-    return span
+        raise ValueError(f"{name} is {text!r}, expected one number with decode-batch or shared-prefix-tokens")
+    return span.low
 
 
 async def _measure_all(plan: _Plan, args: argparse.Namespace, errors: Console) -> list[list[Measurement]]:
@@ -208,7 +242,7 @@ async def _measure_all(plan: _Plan, args: argparse.Namespace, errors: Console) -
 async def _measure(
     client: httpx.AsyncClient,
     target: Target,
-    what: LoadPlan | DecodePlan,
+    what: _What,
     round_index: int,
     progress: Progress,
 ) -> Measurement:
@@ -217,6 +251,11 @@ async def _measure(
         shifted = replace(what, seed=what.seed + round_index * what.num_runs)
         rates = await decode_rates(client, target, shifted, lambda: progress.advance(task))
         return from_rates(target.url, target.model, rates)
+    if isinstance(what, PrefixPlan):
+        task = progress.add_task(target.url, total=what.num_runs)
+        shifted_pairs = replace(what, seed=what.seed + round_index * what.num_runs)
+        times = await prefix_times(client, target, shifted_pairs, lambda: progress.advance(task))
+        return from_times(target.url, target.model, times)
     task = progress.add_task(target.url, total=what.num_requests)
     outcomes = await run_load(client, target, what, round_index, lambda _: progress.advance(task))
     return from_figures(target.url, target.model, summarise(outcomes))
@@ -234,6 +273,8 @@ def _report(plan: _Plan, rounds: list[list[Measurement]], path: Path | None) -> 
         title = f"{measured.url} ({measured.model})"
         if isinstance(measured.detail, Figures):
             show_figures(console, title, measured.detail)
+        elif isinstance(measured.detail, PrefixTimes):
+            show_times(console, title, measured.detail)
         else:
             show_rates(console, title, measured.detail)
     comparisons = compare(rounds)
@@ -259,4 +300,6 @@ def _as_json(measured: Measurement) -> dict[str, Any]:
     content = {"url": measured.url, "model": measured.model}
     if isinstance(measured.detail, Figures):
         return {**content, "load": asdict(measured.detail)}
+    if isinstance(measured.detail, PrefixTimes):
+        return {**content, "prefix": asdict(measured.detail)}
     return {**content, "decode": [asdict(rate) for rate in measured.detail]}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cluster.bench.decode import DecodeRate
 from cluster.bench.figures import Figures
+from cluster.bench.prefix import PrefixTimes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,7 @@ class Measurement:
     num_errors: int
     headline: Mapping[str, float]
     """Name with unit -> figure: what is compared."""
-    detail: Figures | tuple[DecodeRate, ...]
+    detail: Figures | PrefixTimes | tuple[DecodeRate, ...]
     """All of it."""
 
 
@@ -101,3 +102,12 @@ def from_rates(url: str, model: str, rates: Sequence[DecodeRate]) -> Measurement
         headline={f"decode tokens/s, batch {rate.batch}": rate.decode_tokens_per_second for rate in rates},
         detail=tuple(rates),
     )
+
+
+def from_times(url: str, model: str, times: PrefixTimes) -> Measurement:
+    """Times to the first token as something to compare."""
+    headline = {
+        "time to first token, new prefix (s)": times.first_seconds,
+        "time to first token, known prefix (s)": times.second_seconds,
+    }
+    return Measurement(url=url, model=model, num_errors=0, headline=headline, detail=times)

@@ -12,6 +12,7 @@ from rich.table import Table
 from cluster.bench.compare import Comparison
 from cluster.bench.decode import DecodeRate
 from cluster.bench.figures import Figures, Latency
+from cluster.bench.prefix import PrefixTimes
 
 
 def show_figures(console: Console, title: str, figures: Figures) -> None:
@@ -52,6 +53,18 @@ def show_rates(console: Console, title: str, rates: Sequence[DecodeRate]) -> Non
             "-" if steady is None else f"{steady:.1f}",
             f"{rate.prefill_seconds * 1000:.1f}",
         )
+    console.print(table)
+
+
+def show_times(console: Console, title: str, times: PrefixTimes) -> None:
+    """What a known prefix is worth."""
+    table = _table(title, "time to first token", "value")
+    table.add_row(f"{times.shared_tokens} shared tokens, new (ms)", f"{times.first_seconds * 1000:.1f}")
+    table.add_row(f"{times.shared_tokens} shared tokens, known (ms)", f"{times.second_seconds * 1000:.1f}")
+    table.add_row("ratio of each pair, median", f"{times.ratio:.2f}")
+    table.add_row("ratio, min and max", f"{times.min_ratio:.2f}, {times.max_ratio:.2f}")
+    if times.cached_tokens is not None:
+        table.add_row("tokens found computed", str(times.cached_tokens))
     console.print(table)
 
 

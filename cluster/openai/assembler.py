@@ -31,6 +31,8 @@ class OutputPiece:
     """Per token the number of characters of the choice's text before it."""
     num_tokens: int = 0
     """Tokens of the choice so far, for usage; also those whose text is still held back."""
+    num_cached_tokens: int = 0
+    """Tokens of the prompt that the dense actor found computed."""
     is_first: bool = False
     """Whether no piece came before it; it is the one with the prompt's logprobs."""
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
@@ -68,6 +70,7 @@ class ChoiceAssembler:
         self._is_first = True
         self._prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
         self._stop_reason: str | int | None = None
+        self._num_cached_tokens = 0
         self.num_tokens = 0
         """Tokens of the output so far, the stop token included."""
         self.finish_reason: str | None = None
@@ -83,6 +86,8 @@ class ChoiceAssembler:
             raise RequestFailed(f"generation failed: {delta.error or 'no reason was given'}")
         if delta.prompt_logprobs is not None and self._prompt_logprobs is None:
             self._prompt_logprobs = tuple(delta.prompt_logprobs)
+        if delta.num_cached_tokens is not None:
+            self._num_cached_tokens = delta.num_cached_tokens
         if self._request.is_prompt_only:
             self._finish_prompt_only(delta)
         else:
@@ -146,6 +151,7 @@ class ChoiceAssembler:
             logprobs=tuple(token.logprobs for token in tokens if token.logprobs is not None),
             text_offsets=tuple(min(token.text_offset, self._num_released) for token in tokens),
             num_tokens=self.num_tokens,
+            num_cached_tokens=self._num_cached_tokens,
             is_first=self._is_first,
             prompt_logprobs=self._prompt_logprobs if self._is_first else None,
             finish_reason=self.finish_reason,
@@ -174,6 +180,7 @@ def merged(pieces: Sequence[OutputPiece]) -> OutputPiece:
         logprobs=tuple(logprobs for piece in pieces for logprobs in piece.logprobs),
         text_offsets=tuple(offset for piece in pieces for offset in piece.text_offsets),
         num_tokens=last.num_tokens,
+        num_cached_tokens=last.num_cached_tokens,
         is_first=True,
         prompt_logprobs=first.prompt_logprobs,
         finish_reason=last.finish_reason,

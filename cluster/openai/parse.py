@@ -12,7 +12,14 @@ from cluster.openai import ranges
 from cluster.openai.conversation import parse_conversation
 from cluster.openai.fields import Fields, checked_int, checked_number, checked_text, shown
 from cluster.openai.limits import Limits
-from cluster.openai.ranges import MAX_COUNT, MAX_LOGIT_BIAS, MAX_MODEL_CHARS, MAX_TOKEN_ID, MIN_LOGIT_BIAS
+from cluster.openai.ranges import (
+    MAX_COUNT,
+    MAX_LOGIT_BIAS,
+    MAX_MODEL_CHARS,
+    MAX_SALT_CHARS,
+    MAX_TOKEN_ID,
+    MIN_LOGIT_BIAS,
+)
 from cluster.openai.request import OutputOptions, ParsedRequest, Prompt, SamplingFields, StreamOptions
 
 IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
@@ -22,7 +29,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "allowed_token_ids": (),
     "audio": (),
     "bad_words": ([],),
-    "cache_salt": (),
     "chat_template": (),
     "documents": (),
     "early_stopping": (False,),
@@ -79,6 +85,7 @@ def parse_completion(body: object, limits: Limits) -> ParsedRequest:
         request_id=_request_id(fields, limits),
         priority=fields.integer("priority", -limits.max_priority, limits.max_priority, 0),
         timeout_seconds=fields.number("timeout", 0, limits.max_timeout_seconds, is_low_open=True),
+        cache_salt=_cache_salt(fields),
     )
     fields.finish(UNSUPPORTED, IGNORED)
     return parsed
@@ -108,6 +115,7 @@ def parse_chat(body: object, limits: Limits) -> ParsedRequest:
         request_id=_request_id(fields, limits),
         priority=fields.integer("priority", -limits.max_priority, limits.max_priority, 0),
         timeout_seconds=fields.number("timeout", 0, limits.max_timeout_seconds, is_low_open=True),
+        cache_salt=_cache_salt(fields),
     )
     fields.finish(UNSUPPORTED, IGNORED)
     return parsed
@@ -277,6 +285,13 @@ def _truncation(fields: Fields) -> int | None:
             "truncate_prompt_tokens: 0 leaves nothing of the prompt", "truncate_prompt_tokens"
         )
     return kept
+
+
+def _cache_salt(fields: Fields) -> str:
+    value = fields.text("cache_salt", MAX_SALT_CHARS)
+    if value == "":
+        raise InvalidRequest("cache_salt: '' is no salt; expected at least one character", "cache_salt")
+    return value or ""
 
 
 def _request_id(fields: Fields, limits: Limits) -> str | None:

@@ -46,6 +46,7 @@ def prepare(
                 output=parsed.output,
                 eos_token_ids=model.limits.eos_token_ids,
                 priority=parsed.priority,
+                cache_salt=parsed.cache_salt,
                 is_prompt_only=parsed.sampling.max_tokens == 0,
             )
             for choice in range(parsed.n)

@@ -8,6 +8,7 @@ MAX_TOKEN_ID = 2**31 - 1
 """Bound that needs no vocabulary; the vocabulary's own is checked when the request is prepared."""
 MAX_COUNT = 2**31 - 1
 MAX_MODEL_CHARS = 512
+MAX_SALT_CHARS = 256
 MIN_LOGIT_BIAS, MAX_LOGIT_BIAS = -100, 100
 
 INTEGERS = {

@@ -95,6 +95,8 @@ class ParsedRequest:
     """Lower goes first."""
     timeout_seconds: float | None = None
     """The client's own deadline, from the request's arrival to its last token."""
+    cache_salt: str = ""
+    """Cached prefixes are shared only with requests that have the same one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,5 +116,7 @@ class SequenceRequest:
     """Stop tokens of the model's own: they end a sequence without a stop_reason."""
     priority: int = 0
     """Lower goes first."""
+    cache_salt: str = ""
+    """Cached prefixes are shared only with sequences that have the same one."""
     is_prompt_only: bool = False
     """max_tokens 0 with echo: the one token that the engine makes is not shown and not counted."""

@@ -104,18 +104,47 @@ def chat_chunk(
     return {**_head(head, "chat.completion.chunk"), "choices": [choice]}
 
 
-def usage(num_prompt_tokens: int, num_completion_tokens: int) -> JsonObject:
-    """OpenAI's `usage`."""
-    return {
-        "prompt_tokens": num_prompt_tokens,
-        "completion_tokens": num_completion_tokens,
-        "total_tokens": num_prompt_tokens + num_completion_tokens,
-    }
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """Tokens of a whole answer."""
+
+    num_prompt_tokens: int
+    """Of all prompts; the n choices of a prompt share it."""
+    num_cached_tokens: int
+    """Of those, tokens that had been computed before, whichever choice of their prompt is asked."""
+    num_completion_tokens: int
+
+    def to_json(self) -> JsonObject:
+        """OpenAI's `usage`."""
+        return {
+            "prompt_tokens": self.num_prompt_tokens,
+            "completion_tokens": self.num_completion_tokens,
+            "total_tokens": self.num_prompt_tokens + self.num_completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
+        }
 
 
-def num_prompt_tokens(sequences: Sequence[SequenceRequest]) -> int:
-    """Tokens of all prompts; the n choices of a prompt share it."""
-    return sum({sequence.prompt_index: len(sequence.prompt_ids) for sequence in sequences}.values())
+class UsageCount:
+    """Counts the usage of one answer, piece by piece."""
+
+    def __init__(self, sequences: Sequence[SequenceRequest]) -> None:
+        self._prompts = {sequence.prompt_index: len(sequence.prompt_ids) for sequence in sequences}
+        self._num_tokens: dict[int, int] = {}
+        self._num_cached: dict[int, dict[int, int]] = {}
+
+    def add(self, sequence: SequenceRequest, piece: OutputPiece) -> None:
+        """Take note of the newest piece of a choice."""
+        self._num_tokens[sequence.index] = piece.num_tokens
+        self._num_cached.setdefault(sequence.prompt_index, {})[sequence.index] = piece.num_cached_tokens
+
+    @property
+    def total(self) -> Usage:
+        """So far."""
+        return Usage(
+            num_prompt_tokens=sum(self._prompts.values()),
+            num_cached_tokens=sum(min(choices.values()) for choices in self._num_cached.values()),
+            num_completion_tokens=sum(self._num_tokens.values()),
+        )
 
 
 class StreamChunks:
@@ -131,13 +160,7 @@ class StreamChunks:
         self._head, self._sequences, self._tokenizer = head, sequences, tokenizer
         self._is_chat = parsed.kind == "chat"
         self._options = parsed.stream_options
-        self._num_prompt_tokens = num_prompt_tokens(sequences)
-        self._num_tokens = dict.fromkeys((sequence.index for sequence in sequences), 0)
-
-    @property
-    def num_completion_tokens(self) -> int:
-        """Tokens of all choices so far."""
-        return sum(self._num_tokens.values())
+        self._usage = UsageCount(sequences)
 
     def opening(self) -> list[JsonObject]:
         """What a stream begins with: for chat, the role of every choice."""
@@ -147,7 +170,7 @@ class StreamChunks:
 
     def chunk(self, sequence: SequenceRequest, piece: OutputPiece) -> JsonObject:
         """One piece of one choice."""
-        self._num_tokens[sequence.index] = piece.num_tokens
+        self._usage.add(sequence, piece)
         build = chat_chunk if self._is_chat else completion_chunk
         return self._with_usage(build(self._head, sequence, piece, self._tokenizer))
 
@@ -156,13 +179,12 @@ class StreamChunks:
         if not self._options.include_usage:
             return []
         kind = "chat.completion.chunk" if self._is_chat else "text_completion"
-        total = usage(self._num_prompt_tokens, self.num_completion_tokens)
-        return [{**_head(self._head, kind), "choices": [], "usage": total}]
+        return [{**_head(self._head, kind), "choices": [], "usage": self._usage.total.to_json()}]
 
     def _with_usage(self, body: JsonObject) -> JsonObject:
         """Each chunk's usage: so far where asked for, null where only the last chunk has it."""
         if self._options.continuous_usage_stats:
-            body["usage"] = usage(self._num_prompt_tokens, self.num_completion_tokens)
+            body["usage"] = self._usage.total.to_json()
         elif self._options.include_usage:
             body["usage"] = None
         return body
@@ -203,8 +225,10 @@ def _chat_choice(sequence: SequenceRequest, piece: OutputPiece, tokenizer: Token
 
 
 def _total_usage(choices: Sequence[Choice]) -> JsonObject:
-    num_completion_tokens = sum(piece.num_tokens for _, piece in choices)
-    return usage(num_prompt_tokens([sequence for sequence, _ in choices]), num_completion_tokens)
+    count = UsageCount([sequence for sequence, _ in choices])
+    for sequence, piece in choices:
+        count.add(sequence, piece)
+    return count.total.to_json()
 
 
 def _head(head: ResponseHead, kind: str) -> JsonObject:

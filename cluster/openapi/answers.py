@@ -16,8 +16,15 @@ _COUNT: Schema = {"type": "integer", "minimum": 0}
 
 USAGE = {
     "type": "object",
-    "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
-    "properties": dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT),
+    "required": ["prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details"],
+    "properties": {
+        **dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT),
+        "prompt_tokens_details": {
+            "type": "object",
+            "required": ["cached_tokens"],
+            "properties": {"cached_tokens": _COUNT},
+        },
+    },
 }
 
 EVENT: Schema = {"type": "object", "required": ["data"], "properties": {"data": _TEXT}}
@@ -86,7 +93,13 @@ def version() -> Schema:
 def load() -> Schema:
     """Of /load."""
     return _record(
-        server_load=_COUNT, running=_COUNT, waiting=_COUNT, free_blocks=_COUNT, total_blocks=_COUNT
+        server_load=_COUNT,
+        running=_COUNT,
+        waiting=_COUNT,
+        free_blocks=_COUNT,
+        total_blocks=_COUNT,
+        prefix_queried_tokens=_COUNT,
+        prefix_hit_tokens=_COUNT,
     )
 
 

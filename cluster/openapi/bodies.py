@@ -19,6 +19,7 @@ from cluster.openai.ranges import (
     MAX_COUNT,
     MAX_LOGIT_BIAS,
     MAX_MODEL_CHARS,
+    MAX_SALT_CHARS,
     MAX_TOKEN_ID,
     MIN_LOGIT_BIAS,
     NUMBERS,
@@ -112,6 +113,7 @@ def _common(limits: Limits, min_max_tokens: int) -> dict[str, Schema]:
         ),
         "model": _text(MAX_MODEL_CHARS),
         "request_id": {**_text(limits.max_request_id_chars), "pattern": _PRINTABLE},
+        "cache_salt": {**_text(MAX_SALT_CHARS), "minLength": 1},
         "priority": _integer(-limits.max_priority, limits.max_priority),
         "timeout": {
             "type": ["number", "null"],

@@ -37,6 +37,7 @@ class LocalEngine:
         emit: Emit | None = None,
         device: str = "cpu",
         park_seconds: float = 60.0,
+        shares_prefixes: bool = True,
         max_drafts: int = 0,
     ) -> None:
         self.config = ModelConfig.from_directory(directory)
@@ -49,7 +50,7 @@ class LocalEngine:
             max_batch_tokens=max_batch_tokens,
             long_rope_threshold=self.config.rope.original_max_position_embeddings,
         )
-        self.pool = BlockPool(num_blocks, block_size)
+        self.pool = BlockPool(num_blocks, block_size, shares_prefixes)
         self.scheduler = Scheduler(limits, self.pool)
         pace = PrefillPace(2.0, max_batch_tokens)
         self.engine = Engine(model, cache, self.scheduler, emit or self._note, pace, park_seconds, max_drafts)
@@ -68,11 +69,16 @@ class LocalEngine:
         prompt_ids: list[int],
         params: SamplingParams,
         output_ids: list[int] | None = None,
+        cache_salt: str = "",
     ) -> None:
         self.engine.submit(
             0,
             Submit(
-                sequence_id=sequence_id, prompt_ids=prompt_ids, params=params, output_ids=output_ids or []
+                sequence_id=sequence_id,
+                prompt_ids=prompt_ids,
+                params=params,
+                output_ids=output_ids or [],
+                cache_salt=cache_salt,
             ),
         )
 

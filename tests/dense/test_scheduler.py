@@ -32,7 +32,7 @@ def make_sequence(
     return Sequence(
         sequence_id=str(arrival),
         owner=0,
-        prompt_ids=[1] * num_prompt,
+        prompt_ids=[arrival] * num_prompt,
         output_ids=[],
         params=SamplingParams(max_tokens=max_tokens, seed=0),
         arrival=arrival,
@@ -116,7 +116,7 @@ def check_step(
     if any(chunk.start > 0 and chunk.samples and chunk.num_tokens == 1 for chunk in chunks):
         assert max_prefill_tokens is None or sum(size for size in sizes if size > 1) <= max_prefill_tokens
     held = [block for s in scheduler.running for block in s.blocks]
-    assert len(set(held)) == len(held), "a block has one owner"
+    assert len(set(held)) == len(held), "sequences without a common prefix share no block"
     assert len(held) + scheduler.pool.num_free == scheduler.pool.num_blocks
     assert not any(s.blocks or s.num_computed for s in scheduler.waiting)
     for chunk in chunks:

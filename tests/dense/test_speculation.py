@@ -42,7 +42,7 @@ class Guesses:
 
     def propose(self, num_tokens: int) -> list[int]:
         place = len(self.tokens)
-        (truth,) = [truth for truth in self.truths if truth[:place] == self.tokens]
+        truth = next(truth for truth in self.truths if truth[:place] == self.tokens)
         right = truth[place : place + num_tokens]
         return [token if self.draw.random() > 0.25 else (token + 1) % 290 for token in right]
 
@@ -188,6 +188,45 @@ def test_preempted_sequences_say_the_same(
     cases = [(prompt(20 + index, index), greedy(30)) for index in range(6)]
     plain, drafted = check(guesses, small_checkpoints[name], cases, num_blocks=26, block_size=4)
     assert plain.scheduler.num_preemptions > 0 and drafted.scheduler.num_preemptions > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("block_size", [1, 4])
+def test_no_prefix_is_shared_that_holds_a_draft_which_was_wrong(
+    guesses: type[Guesses], small_checkpoints: dict[str, Path], name: str, block_size: int
+) -> None:
+    """Two rounds of conversations: the second goes on behind what the first one said, some of it twice."""
+    directory, params = small_checkpoints[name], sampled(24)
+    first = [(prompt(9 + 5 * (index // 2), index // 2), params) for index in range(6)]
+    plain = run(directory, first, 0, shares_prefixes=False)
+    said = [[*ids, *plain.tokens(str(index))] for index, (ids, _) in enumerate(first)]
+    second = [(ids[:end], params) for ids in said for end in (len(ids), len(ids) - 7)]
+    later = run(directory, second, 0, shares_prefixes=False)
+    engine = LocalEngine(directory, max_drafts=5, block_size=block_size, num_blocks=256 // block_size * 4)
+    know(guesses, plain, first)
+    assert_same(plain, finish(engine, first), len(first))
+    engine.deltas.clear()
+    num_hits = engine.scheduler.num_hit_tokens
+    know(guesses, later, second)
+    assert_same(later, finish(engine, second), len(second))
+    assert engine.scheduler.num_hit_tokens - num_hits > 12 * 9
+    assert 0 < engine.engine.draft_tokens[1] < engine.engine.draft_tokens[0]
+
+
+def test_what_was_cached_is_told_where_drafts_come_with_the_first_token(
+    guesses: type[Guesses], small_checkpoints: dict[str, Path]
+) -> None:
+    directory, cases = small_checkpoints["wide-heads"], [(prompt(9), greedy(24))]
+    engine = LocalEngine(directory, max_drafts=5)
+    guesses.truths = [prompt(9) + run(directory, cases, 0).tokens("0")]
+    for _ in range(2):
+        engine.deltas.clear()
+        guesses.draw = random.Random(5)
+        finish(engine, cases)
+    assert [delta.num_cached_tokens for delta in engine.deltas["0"]] == [8] + [None] * (
+        len(engine.deltas["0"]) - 1
+    )
+    assert len(engine.deltas["0"][0].token_ids) > 1
 
 
 def test_a_step_holds_no_more_tokens_than_it_may(

@@ -84,6 +84,18 @@ def test_chat_equals_http_and_reports_usage(service: Running, stub: serving_pb2_
     }
 
 
+def test_a_prompt_that_was_computed_before_is_reported_and_a_salt_hides_it(
+    stub: serving_pb2_grpc.ServingStub,
+) -> None:
+    prompt = serving_pb2.Prompt(token_ids=serving_pb2.TokenIds(ids=range(400, 440)))
+    sampling = serving_pb2.SamplingParams(max_tokens=4, temperature=0)
+    cached = []
+    for salt in ("one", "one", "two"):
+        request = serving_pb2.GenerateRequest(prompts=[prompt], sampling=sampling, cache_salt=salt)
+        cached.append([*stub.Generate(request)][-1].usage.cached_tokens)
+    assert cached == [0, 32, 0]
+
+
 def test_token_ids_as_prompt_and_a_stop_string(stub: serving_pb2_grpc.ServingStub) -> None:
     ids = stub.Tokenize(serving_pb2.TokenizeRequest(text="Hello there")).token_ids
     assert stub.Detokenize(serving_pb2.DetokenizeRequest(token_ids=ids)).text == "Hello there"

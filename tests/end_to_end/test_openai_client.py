@@ -49,7 +49,23 @@ def test_a_streamed_chat_adds_up_to_the_whole(client: openai.OpenAI) -> None:
     chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
-    assert chunks[-1].usage == whole.usage
+    assert chunks[-1].usage is not None and whole.usage is not None
+    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+
+
+def test_a_prompt_that_was_computed_before_is_reported_and_a_salt_hides_it(client: openai.OpenAI) -> None:
+    cached = []
+    for salt in ("one", "one", "two"):
+        answer = client.completions.create(
+            model=MODEL,
+            prompt=list(range(300, 340)),
+            max_tokens=4,
+            temperature=0,
+            extra_body={"cache_salt": salt},
+        )
+        assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+        cached.append(answer.usage.prompt_tokens_details.cached_tokens)
+    assert cached == [0, 32, 0]
 
 
 def test_completions_with_logprobs_echo_and_several_prompts(client: openai.OpenAI) -> None:

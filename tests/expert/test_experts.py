@@ -157,6 +157,58 @@ def test_progress_ends_with_everything_done() -> None:
     assert len(seen) == 1 + config().num_layers * len(experts)
 
 
+class CountingReader(DummyReader):
+    """Notes what is read of it."""
+
+    def __init__(self) -> None:
+        super().__init__(config())
+        self.read_names: list[str] = []
+
+    def read(self, name: str, expected_shape: tuple[int, ...]) -> torch.Tensor:
+        self.read_names.append(name)
+        return super().read(name, expected_shape)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_change_reads_only_what_is_new_and_gives_the_same_bits(dtype: torch.dtype) -> None:
+    changed = GroupedExperts.load(reader(), config(), (4, 9), dtype)
+    counting = CountingReader()
+    changed.change(counting, config(), (2, 4, 9, 11), dtype)
+    read = {name.split("experts.")[1].split(".")[0] for name in counting.read_names}
+    assert read == {"2", "11"} and len(counting.read_names) == config().num_layers * 2 * 3
+    changed.change(counting, config(), (2, 9), dtype)
+    assert len(counting.read_names) == config().num_layers * 2 * 3 and changed.experts == (2, 9)
+    rows, ids, weights = torch.randn(9, config().hidden_size).to(dtype), to_two(9), torch.rand(9, 2)
+    ids[:, 0] = 9
+    fresh = load((2, 9), dtype)
+    for layer in range(config().num_layers):
+        assert torch.equal(
+            changed.forward(layer, rows, ids, weights, 18), fresh.forward(layer, rows, ids, weights, 18)
+        )
+
+
+def test_a_change_that_failed_halfway_can_be_made_later() -> None:
+    broken = DummyReader(config())
+    changed = GroupedExperts.load(reader(), config(), (4,), torch.float32)
+
+    def read(name: str, expected_shape: tuple[int, ...]) -> torch.Tensor:
+        if "layers.1." in name:
+            raise MissingTensorError("a file", name)
+        return DummyReader.read(broken, name, expected_shape)
+
+    broken.read = read  # type: ignore[method-assign]
+    with pytest.raises(MissingTensorError):
+        changed.change(broken, config(), (4, 7), torch.float32)
+    assert changed.experts == (4,) and changed.layer(0).experts == (4, 7)
+    changed.change(reader(), config(), (4, 7), torch.float32)
+    rows, ids, weights = torch.randn(3, config().hidden_size), torch.tensor([[7, 4]] * 3), torch.rand(3, 2)
+    fresh = load((4, 7), torch.float32)
+    for layer in range(config().num_layers):
+        assert torch.equal(
+            changed.forward(layer, rows, ids, weights, 6), fresh.forward(layer, rows, ids, weights, 6)
+        )
+
+
 def test_loading_no_experts_is_refused() -> None:
     with pytest.raises(ValueError, match="experts is empty"):
         GroupedExperts.load(DummyReader(config()), config(), [], torch.float32)

@@ -8,7 +8,7 @@ import torch
 from actors.checkpoint.dummy import DummyReader
 from actors.checkpoint.presets import preset_config
 from actors.checkpoint.weights import read_expert
-from actors.expert.experts import GroupedExperts, LayerExperts, slot_table
+from actors.expert.experts import GroupedExperts, slot_table
 from actors.expert.grouped_matmul import GroupedMatmulLayer
 
 CONFIG = preset_config("tiny")
@@ -24,7 +24,7 @@ DEVICES = [
 ]
 
 
-def make_layer(experts: tuple[int, ...], device: str) -> LayerExperts:
+def make_layer(experts: tuple[int, ...], device: str) -> GroupedMatmulLayer:
     reader = DummyReader(CONFIG)
     weights = (read_expert(reader, CONFIG, 0, expert) for expert in experts)
     on_device = (type(w)(*(tensor.to(device, torch.bfloat16) for tensor in w)) for w in weights)
@@ -47,3 +47,13 @@ def test_it_agrees_with_the_loop(device: str, num_tokens: int, experts: tuple[in
     assert results.shape == expected.shape
     scale = expected.float().abs().max()
     assert (results.float() - expected.float()).abs().max() < 0.02 * scale
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_expert_that_is_taken_over_gives_the_same_bits(device: str) -> None:
+    former, fresh = make_layer((2, 4), device), make_layer((4, 9), device)
+    slots = slot_table((4, 9), CONFIG.num_experts).to(device)
+    other = GroupedMatmulLayer(slots, [former.expert(1), fresh.expert(1)])
+    rows = torch.randn(6, CONFIG.hidden_size, device=device).bfloat16()
+    ids, weights = torch.tensor([[4, 9]] * 6, device=device), torch.rand(6, 2, device=device)
+    assert torch.equal(other(rows, ids, weights, 12), fresh(rows, ids, weights, 12))

@@ -97,7 +97,8 @@ BAD_FIELDS = [
     ("typical_p", 0.5, "typical_p: 0.5 is not supported by this server"),
     ("bad_words", ["a"], "bad_words: a list of 1 is not supported by this server"),
     ("allowed_token_ids", [1], "allowed_token_ids: a list of 1 is not supported by this server"),
-    ("cache_salt", "a", "cache_salt: 'a' is not supported by this server"),
+    ("cache_salt", "", "cache_salt: '' is no salt; expected at least one character"),
+    ("cache_salt", "a" * 257, "cache_salt: 257 characters are more than 256"),
     ("priority", 1001, "priority: 1001 is outside [-1000, 1000]"),
     ("priority", 0.5, "priority: 0.5 is not an integer in [-1000, 1000]"),
     ("timeout", 0, "timeout: 0 is outside (0, 86400]"),
@@ -354,11 +355,11 @@ def test_whatever_comes_is_parsed_or_refused_with_an_encodable_reason(fields: di
             msgspec.json.encode(error.message.encode("utf-8", "replace").decode())
 
 
-def test_priority_and_timeout_are_read() -> None:
+def test_priority_timeout_and_salt_are_read() -> None:
     for parse in (_completion, _chat):
-        assert (parse().priority, parse().timeout_seconds) == (0, None)
-        parsed = parse(priority=-3, timeout=1.5)
-        assert (parsed.priority, parsed.timeout_seconds) == (-3, 1.5)
+        assert (parse().priority, parse().timeout_seconds, parse().cache_salt) == (0, None, "")
+        parsed = parse(priority=-3, timeout=1.5, cache_salt="tenant")
+        assert (parsed.priority, parsed.timeout_seconds, parsed.cache_salt) == (-3, 1.5, "tenant")
 
 
 @pytest.mark.parametrize("text", ["", "soon", "0", "-1", "nan", "inf", "1e9"])

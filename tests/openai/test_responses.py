@@ -15,6 +15,8 @@ from cluster.openai.request import Kind, OutputOptions, ParsedRequest, StreamOpt
 from cluster.openai.responses import (
     ResponseHead,
     StreamChunks,
+    Usage,
+    UsageCount,
     chat_response,
     completion_response,
     full_response,
@@ -220,6 +222,7 @@ def test_usage_comes_last_and_without_choices(kind: Kind) -> None:
         "prompt_tokens": len(PROMPT_IDS),
         "completion_tokens": 2 * len(OUTPUT_IDS),
         "total_tokens": len(PROMPT_IDS) + 2 * len(OUTPUT_IDS),
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
     assert {str(chunk["usage"]) for chunk in earlier} == {"None"}
     ChatCompletionChunk.model_validate({**last, "object": "chat.completion.chunk"}, strict=True)
@@ -234,6 +237,15 @@ def test_usage_may_come_with_every_chunk(kind: Kind) -> None:
     assert counts == sorted(counts)
     assert counts[-1] == len(OUTPUT_IDS)
     assert all("usage" not in chunk for chunk in _stream(kind, _request()))
+
+
+def test_cached_tokens_are_those_that_no_choice_of_the_prompt_had_to_compute() -> None:
+    requests = [sequence_request(index=index, prompt_index=index // 2) for index in range(4)]
+    count = UsageCount(requests)
+    for request, cached in zip(requests, (0, 16, 48, 32), strict=True):
+        count.add(request, OutputPiece(num_tokens=5, num_cached_tokens=cached))
+    assert count.total == Usage(num_prompt_tokens=4, num_cached_tokens=32, num_completion_tokens=20)
+    assert count.total.to_json()["prompt_tokens_details"] == {"cached_tokens": 32}
 
 
 def test_byte_fallback_tokens_keep_their_bytes() -> None:

@@ -1,0 +1,194 @@
+/* A pool of threads for regions that are shorter than a wake-up.
+ *
+ * A region is told in one 64-bit word, the ticket: generation, number of chunks, next chunk. Adding one to it takes a chunk
+ * and says which region it belongs to; that region cannot end before the chunk is done, so its task is still there.
+ * Helpers look for the next region awake for a while, then sleep until they are woken. The caller never waits for one that has
+ * not begun: it takes chunks until none are left and waits for those that others hold.
+ *
+ * A helper beyond the process's share is of the class SCHED_IDLE (sched(7)): it yields to every other thread of the machine at
+ * once, so it may stay awake longer. A core that it keeps awake also answers a message sooner than one that was halted. */
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include "pool.h"
+
+#ifdef __linux__
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    MAX_HELPERS = 255,
+    COUNT_BITS = 20,
+    MAX_CHUNKS = 1 << 19,        /* of one region: more are several; room is left for helpers that look once too often */
+    OWN_AWAKE_NS = 20000,        /* from one region of a call to the next */
+    SPARE_AWAKE_NS = 300000,     /* from one call to the next */
+    CALLER_AWAKE_NS = 100000,    /* until the last chunk of others is done */
+    LOOKS_PER_TIME = 32,
+};
+
+#define COUNT_MASK ((UINT64_C(1) << COUNT_BITS) - 1)
+
+static struct {
+    _Atomic uint64_t ticket; /* generation << 40 | number of chunks << 20 | next chunk */
+    _Atomic uint32_t num_done;
+    _Atomic uint32_t bell; /* changes with every region; helpers sleep on it */
+    _Atomic int num_asleep, caller_sleeps, width;
+    chunk_work work;
+    const void *task;
+    uint64_t generation;
+    int num_helpers, num_own;
+    cpu_set_t cores;
+} pool = {.num_own = INT_MAX};
+
+/* Held by whoever has a region. */
+static pthread_mutex_t in_use = PTHREAD_MUTEX_INITIALIZER;
+
+static void futex(_Atomic uint32_t *word, int operation, uint32_t value) {
+    syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0);
+}
+
+static int64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static void relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static uint64_t next_of(uint64_t ticket) { return ticket & COUNT_MASK; }
+
+static uint64_t count_of(uint64_t ticket) { return ticket >> COUNT_BITS & COUNT_MASK; }
+
+/* Compute one chunk of the present region. 0: none is left. */
+static int take_chunk(void) {
+    uint64_t ticket = atomic_load(&pool.ticket);
+    if (next_of(ticket) >= count_of(ticket)) return 0;
+    ticket = atomic_fetch_add(&pool.ticket, 1);
+    uint64_t chunk = next_of(ticket), count = count_of(ticket);
+    if (chunk >= count) return 0;
+    pool.work(pool.task, (int64_t)chunk);
+    if (atomic_fetch_add(&pool.num_done, 1) + 1 == count && atomic_load(&pool.caller_sleeps))
+        futex(&pool.num_done, FUTEX_WAKE, INT_MAX);
+    return 1;
+}
+
+static void sleep_until_rung(void) {
+    uint32_t rung = atomic_load(&pool.bell);
+    atomic_fetch_add(&pool.num_asleep, 1);
+    uint64_t ticket = atomic_load(&pool.ticket);
+    if (next_of(ticket) >= count_of(ticket)) futex(&pool.bell, FUTEX_WAIT, rung);
+    atomic_fetch_sub(&pool.num_asleep, 1);
+}
+
+static void *help(void *number) {
+    int index = (int)(intptr_t)number, is_spare = index + 1 >= pool.num_own;
+    int64_t patience = is_spare ? SPARE_AWAKE_NS : OWN_AWAKE_NS, since = now_ns();
+    if (is_spare) {
+        sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0});
+        sched_setaffinity(0, sizeof pool.cores, &pool.cores);
+    }
+    for (int looks = 1;; looks++) {
+        if (index + 1 < atomic_load(&pool.width) && take_chunk()) {
+            while (take_chunk()) {}
+            since = now_ns();
+        }
+        relax();
+        if (looks % LOOKS_PER_TIME == 0 && now_ns() - since > patience) {
+            sleep_until_rung();
+            since = now_ns();
+        }
+    }
+    return NULL;
+}
+
+static void forget_helpers(void) {
+    pool.num_helpers = 0;
+    atomic_store(&pool.num_asleep, 0);
+    atomic_store(&pool.ticket, 0);
+    pthread_mutex_init(&in_use, NULL);
+}
+
+/* As many helpers as are asked for, or as the system gives. */
+static void provide(int num_helpers) {
+    static int is_prepared;
+    if (pool.num_helpers >= num_helpers) return;
+    if (!is_prepared) pthread_atfork(NULL, NULL, forget_helpers);
+    is_prepared = 1;
+    if (!CPU_COUNT(&pool.cores)) sched_getaffinity(0, sizeof pool.cores, &pool.cores);
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    while (pool.num_helpers < num_helpers && pool.num_helpers < MAX_HELPERS) {
+        pthread_t thread;
+        if (pthread_create(&thread, NULL, help, (void *)(intptr_t)pool.num_helpers)) break;
+        pthread_detach(thread);
+        pool.num_helpers++;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+static void wait_for_others(uint32_t count) {
+    int64_t since = now_ns();
+    for (int looks = 1; atomic_load(&pool.num_done) != count; looks++) {
+        relax();
+        if (looks % LOOKS_PER_TIME || now_ns() - since < CALLER_AWAKE_NS) continue;
+        atomic_store(&pool.caller_sleeps, 1);
+        for (uint32_t done; (done = atomic_load(&pool.num_done)) != count;) futex(&pool.num_done, FUTEX_WAIT, done);
+        atomic_store(&pool.caller_sleeps, 0);
+    }
+}
+
+static void run_region(chunk_work work, const void *task, int64_t num_chunks, int num_threads) {
+    pool.work = work;
+    pool.task = task;
+    atomic_store(&pool.num_done, 0);
+    atomic_store(&pool.width, num_threads);
+    atomic_store(&pool.ticket, ++pool.generation << 2 * COUNT_BITS | (uint64_t)num_chunks << COUNT_BITS);
+    atomic_fetch_add(&pool.bell, 1);
+    if (atomic_load(&pool.num_asleep)) futex(&pool.bell, FUTEX_WAKE, INT_MAX);
+    while (take_chunk()) {}
+    wait_for_others((uint32_t)num_chunks);
+}
+
+void phimoe_run(chunk_work work, const void *task, int64_t num_chunks, int num_threads) {
+    if (num_threads < 2 || num_chunks < 2 || num_chunks > MAX_CHUNKS || pthread_mutex_trylock(&in_use)) {
+        for (int64_t chunk = 0; chunk < num_chunks; chunk++) work(task, chunk);
+        return;
+    }
+    provide(num_threads - 1);
+    run_region(work, task, num_chunks, num_threads);
+    pthread_mutex_unlock(&in_use);
+}
+
+void phimoe_share_cores(int num_own) {
+    pthread_mutex_lock(&in_use);
+    pool.num_own = num_own;
+    sched_getaffinity(0, sizeof pool.cores, &pool.cores);
+    pthread_mutex_unlock(&in_use);
+}
+
+#else
+
+void phimoe_run(chunk_work work, const void *task, int64_t num_chunks, int num_threads) {
+    (void)num_threads;
+    for (int64_t chunk = 0; chunk < num_chunks; chunk++) work(task, chunk);
+}
+
+void phimoe_share_cores(int num_own) { (void)num_own; }
+
+#endif
