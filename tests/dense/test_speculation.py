@@ -333,7 +333,7 @@ def test_beside_prompts_that_are_computed_or_wait_there_are_no_drafts(
     engine = LocalEngine(small_checkpoints["wide-heads"], max_drafts=8, max_num_sequences=1)
     guesses.truths = [[*prompt(20), *([7] * 60)]]
     engine.submit("a", prompt(20), greedy(30, logit_bias={7: 100.0}))
-    engine.submit("b", prompt(21), greedy(30))
+    engine.submit("b", prompt(21, 1), greedy(30))
     engine.engine.use_exchange(engine.exchange)
     while engine.scheduler.waiting or not engine.scheduler.running:
         engine.engine.step_once()

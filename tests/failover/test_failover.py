@@ -104,7 +104,7 @@ async def test_a_dense_actor_that_dies_with_drafts_under_way_changes_no_token(
     pieces: list[list[float]] = [[] for _ in range(3)]
     expected = await loops(pieces)
     assert max(map(len, pieces)) < LENGTH / 2, "several tokens came at a time"
-    await group.restart(0, death=(60, 2))
+    await group.restart(0, death=(20, 2))
     await _until_ready(service, 2)
     assert await loops([[] for _ in pieces]) == expected
     assert group.processes[0].is_dead, "it did not come to that step"
