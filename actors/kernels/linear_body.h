@@ -142,11 +142,19 @@ static void linear_chunk(const void *chunks, int64_t chunk) {
     }
 }
 
+/* Bytes of weights, counted once for every tile of rows: below that much, a product ends before a helper could tell. */
+#define MIN_SHARED_BYTES (1 << 19)
+
+static int is_shared(const linear_task *t) {
+    int64_t tiles = t->num_groups + t->starts[t->num_groups] / MAX_ROWS;
+    return tiles * t->N * t->K * (int64_t)(t->is_bf16 ? sizeof(bf16) : sizeof(float)) > MIN_SHARED_BYTES;
+}
+
 static void linear_all(const linear_task *t) {
     int64_t num_blocks = (t->N + BLOCK - 1) / BLOCK, outputs = t->starts[t->num_groups] > 8 * MAX_ROWS ? 16 : 64;
     linear_chunks c = {.task = t, .blocks_per_chunk = outputs > BLOCK ? outputs / BLOCK : 1};
     c.chunks_per_group = (num_blocks + c.blocks_per_chunk - 1) / c.blocks_per_chunk;
-    phimoe_run(linear_chunk, &c, t->num_groups * c.chunks_per_group, t->num_threads);
+    phimoe_run(linear_chunk, &c, t->num_groups * c.chunks_per_group, is_shared(t) ? t->num_threads : 1);
 }
 
 #if WIDENS_ROWS
@@ -176,7 +184,7 @@ static int linear_run(const linear_task *t) {
     float *rows = malloc((size_t)num_values * sizeof(float) + 1); /* of no rows, too, it is not NULL */
     if (!rows) return NO_MEMORY;
     widening w = {t, rows};
-    phimoe_run(widen_row, &w, num_rows, num_values > 65536 ? t->num_threads : 1);
+    phimoe_run(widen_row, &w, num_rows, num_values > 262144 ? t->num_threads : 1);
     linear_task wide = *t;
     wide.x = rows;
     wide.sources = NULL;
