@@ -33,8 +33,14 @@ def make_product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Prod
     return _plain(weight.clone(), bias)
 
 
-def product_name(dtype: torch.dtype, device: torch.device) -> str:
-    """What `make_product` chooses, for people: "avx512", "avx2", "onednn" or "torch"."""
+def product_name(dtype: torch.dtype, device: torch.device, quantization: str | None = None) -> str:
+    """What `make_product` chooses, for people: "avx512", "avx2", "onednn" or "torch".
+
+    With quantized weights (`actors.expert`) "avx2 int8" and the like.
+    """
+    if quantization is not None:
+        kernels = kernels_for(dtype) if device.type == "cpu" else None
+        return f"{'torch' if kernels is None else kernels.name} {quantization}"
     if device.type != "cpu":
         return "torch"
     if (kernels := kernels_for(dtype)) is not None:

@@ -1,4 +1,5 @@
-"""`phimoe make-checkpoint`: a checkpoint directory with random weights, for benchmarks and tests."""
+"""`phimoe make-checkpoint`: a checkpoint directory with random weights, for benchmarks and tests, or with the experts of
+another one quantized."""
 
 from __future__ import annotations
 
@@ -10,31 +11,49 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from actors.checkpoint.presets import PRESETS
+from actors.errors import CheckpointError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `phimoe make-checkpoint`."""
-    parser.add_argument("preset", choices=PRESETS, help="shapes of the model")
+    parser.add_argument(
+        "model",
+        help=f"{', '.join(PRESETS)}: random weights of such shapes; or a checkpoint directory, to quantize",
+    )
     parser.add_argument("directory", type=Path, help="where to write; must be empty or not exist")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (default: 0)")
+    parser.add_argument(
+        "--expert-quantization",
+        choices=("int8", "int4"),
+        help="write the experts' matrices quantized, in compressed-tensors' format",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status: 0 when the directory is complete, 1 when it cannot be written."""
     # Imported here: only this command makes tensors, and it does so in the actors' code.
     from actors.checkpoint.dummy import write_checkpoint
+    from actors.checkpoint.write import quantize_checkpoint
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(True), TimeRemainingColumn())
     with Progress(*columns, console=Console(file=sys.stderr)) as bar:
-        task = bar.add_task(f"writing {args.preset}", total=None)
+        task = bar.add_task(f"writing {args.model}", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        quantization = args.expert_quantization
         try:
-            write_checkpoint(
-                args.preset,
-                args.directory,
-                lambda done, total: bar.update(task, completed=done, total=total),
-                seed=args.seed,
-            )
-        except OSError as error:
+            if args.model in PRESETS:
+                write_checkpoint(args.model, args.directory, show, seed=args.seed, quantization=quantization)
+            elif quantization is None or not Path(args.model).is_dir():
+                raise ValueError(
+                    f"model is {args.model!r}, expected one of {', '.join(PRESETS)}, or, with "
+                    f"--expert-quantization, a checkpoint directory"
+                )
+            else:
+                quantize_checkpoint(args.model, args.directory, quantization, show)
+        except (OSError, ValueError, CheckpointError) as error:
             print(f"phimoe make-checkpoint: {error}", file=sys.stderr)
             return 1
     print(args.directory)

@@ -106,6 +106,12 @@ class ClusterConfig:
         choices=("auto", "bfloat16", "float16", "float32"),
         actors=True,
     )
+    expert_quantization: str | None = _option(
+        None,
+        "hold the experts' matrices in so many bits, on CPUs: int8 or int4; none is as stored",
+        choices=("int8", "int4"),
+        actors=True,
+    )
     device: str = _option(
         "auto",
         "auto is cuda where the cluster has a GPU for every actor, else cpu",
@@ -248,6 +254,10 @@ class ClusterConfig:
             raise ValueError(
                 f"expert_replicas is {self.expert_replicas}, expected at most {max(1, self.num_expert_actors)}, "
                 f"the number of expert actors"
+            )
+        if self.expert_quantization is not None and self.device == "cuda":
+            raise ValueError(
+                f"expert_quantization is {self.expert_quantization!r}, which needs device cpu, not cuda"
             )
         if self.port == self.grpc_port:
             raise ValueError(f"grpc_port is {self.grpc_port}, the same as port")

@@ -67,15 +67,22 @@ def model_source(config: ClusterConfig) -> ModelSource:
 
 
 def choose_device(config: ClusterConfig, fleet: Fleet, num_experts: int) -> str:
-    """ "cpu" or "cuda". Raises ValueError where cuda is asked for and there are not enough GPUs."""
+    """ "cpu" or "cuda". Raises ValueError where cuda is asked for and there are not enough GPUs, or where auto is cuda and
+    the experts are to be quantized."""
     wanted = (config.dense_actors + num_experts) * config.gpus_per_actor
     if config.device == "cuda" and fleet.num_gpus < wanted:
         raise ValueError(
             f"device is 'cuda', but the cluster has {fleet.num_gpus:g} GPUs and the actors need {wanted:g}"
         )
-    if config.device == "auto":
-        return "cuda" if fleet.num_gpus >= wanted else "cpu"
-    return config.device
+    if config.device != "auto":
+        return config.device
+    if fleet.num_gpus < wanted:
+        return "cpu"
+    if config.expert_quantization is not None:
+        raise ValueError(
+            f"expert_quantization is {config.expert_quantization!r}, which needs device cpu, but device auto is cuda here"
+        )
+    return "cuda"
 
 
 def plan_actors(
@@ -104,6 +111,7 @@ def plan_actors(
             source=source,
             exchange=exchange,
             dtype=config.dtype,
+            expert_quantization=config.expert_quantization,
             device=device,
             num_threads=config.dense_threads or threads.dense,
             max_model_len=config.max_model_len,
@@ -125,6 +133,7 @@ def plan_actors(
             source=source,
             exchange=exchange,
             dtype=config.dtype,
+            expert_quantization=config.expert_quantization,
             device=device,
             num_threads=config.expert_threads or threads.expert,
         )

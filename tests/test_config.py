@@ -69,6 +69,16 @@ def test_an_unknown_key_is_named_with_the_closest_known_one(key: str, closest: s
         pytest.param({"max_num_sequences": 0}, "max_num_sequences is 0", id="below-range"),
         pytest.param({"expert_actors": 17}, "expert_actors is 17, expected 0 to 16", id="more-than-experts"),
         pytest.param({"exchange": "carrier"}, "exchange is 'carrier', expected one of links", id="no-choice"),
+        pytest.param(
+            {"expert_quantization": "int2"},
+            "expert_quantization is 'int2', expected one of int8, int4",
+            id="no-such-quantization",
+        ),
+        pytest.param(
+            {"expert_quantization": "int8", "device": "cuda"},
+            "expert_quantization is 'int8', which needs device cpu, not cuda",
+            id="quantization-on-cuda",
+        ),
         pytest.param({"dtype": None}, "dtype is None, expected a text", id="none-where-required"),
         pytest.param({"model": ""}, "model is empty", id="empty-name"),
         pytest.param(

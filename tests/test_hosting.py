@@ -39,6 +39,16 @@ def test_cuda_without_enough_gpus_is_refused_with_both_numbers() -> None:
         plan(CPU_NODE, device="cuda")
 
 
+def test_quantized_experts_are_refused_where_auto_is_cuda() -> None:
+    with pytest.raises(ValueError, match="expert_quantization is 'int4', which needs device cpu, but"):
+        plan(GPU_NODES, expert_quantization="int4")
+    planned = [
+        *plan(GPU_NODES, expert_quantization="int4", device="cpu"),
+        *plan(CPU_NODE, expert_quantization="int4"),
+    ]
+    assert {(item.device, item.expert_quantization) for item in planned} == {("cpu", "int4")}
+
+
 def test_several_dense_actors_are_planned_before_the_expert_actors() -> None:
     planned = plan(CPU_NODE, dense_actors=2, dense_threads=1)
     kinds = [(type(item).__name__, item.index) for item in planned]

@@ -32,11 +32,11 @@ def spare_thread() -> Iterator[None]:
 
 
 def _rows(seed: int, num_rows: int = 3) -> torch.Tensor:
-    return torch.randn(num_rows, 64, generator=torch.Generator().manual_seed(seed)).to(torch.bfloat16)
+    return torch.randn(num_rows, 256, generator=torch.Generator().manual_seed(seed)).to(torch.bfloat16)
 
 
 def _weight() -> torch.Tensor:
-    return torch.randn(2000, 64, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    return torch.randn(2000, 256, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
 
 
 def test_callers_at_the_same_time_get_what_each_gets_alone(spare_thread: None) -> None:
@@ -52,7 +52,7 @@ def test_callers_at_the_same_time_get_what_each_gets_alone(spare_thread: None) -
 
 
 def test_regions_of_changing_size_one_after_the_other(spare_thread: None) -> None:
-    small, large = make_product(_weight()[:40]), make_product(_weight())
+    small, large = make_product(_weight()[:1100]), make_product(_weight())
     expected = [(small(_rows(n, n)), large(_rows(n, n))) for n in range(1, 20)]
     for _ in range(_ROUNDS):
         for n, (few, many) in enumerate(expected, 1):

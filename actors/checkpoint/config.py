@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.checkpoint.fields import Fields, JsonObject, read_json_object
+from actors.checkpoint.quantization import StoredQuantization, read_quantization
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
@@ -71,6 +72,8 @@ class ModelConfig:
     tie_word_embeddings: bool
     stored_dtype: str | None
     """One of DTYPES; what the config says, which a tensor may contradict."""
+    stored_quantization: StoredQuantization | None = None
+    """Of the experts' matrices; None where they are stored as all others are."""
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     """Tokens that end a sequence; from generation_config.json where it names some, else from config.json."""
@@ -102,12 +105,13 @@ class ModelConfig:
         _check_kind(fields)
         vocab_size = fields.positive_int("vocab_size")
         hidden_size = fields.positive_int("hidden_size")
+        intermediate_size = fields.positive_int("intermediate_size")
         num_heads, num_kv_heads, head_dim = _read_heads(fields, hidden_size)
         bos_token_id, eos_token_ids = _read_special_ids(fields, generation, vocab_size)
         return ModelConfig(
             vocab_size=vocab_size,
             hidden_size=hidden_size,
-            intermediate_size=fields.positive_int("intermediate_size"),
+            intermediate_size=intermediate_size,
             num_layers=fields.positive_int("num_hidden_layers"),
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
@@ -123,6 +127,7 @@ class ModelConfig:
             lm_head_bias=fields.flag("lm_head_bias", False),
             tie_word_embeddings=fields.flag("tie_word_embeddings", False),
             stored_dtype=_read_dtype(fields),
+            stored_quantization=read_quantization(fields, (hidden_size, intermediate_size)),
             bos_token_id=bos_token_id,
             eos_token_ids=eos_token_ids,
         )

@@ -9,20 +9,18 @@ same place, so no two rows, and no two logits, are equal.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Iterator, Set
+from collections.abc import Set
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.dummy_files import write_config_files, write_small_files, write_tokenizer_files
-from actors.checkpoint.index import INDEX_FILE
-from actors.checkpoint.layout import Shape, all_tensors, layer_prefix
-from actors.checkpoint.reader import TensorInfo, WeightReader
+from actors.checkpoint.layout import FLOAT, Shape, all_tensors
+from actors.checkpoint.reader import TensorInfo
 from actors.checkpoint.weights import ProgressCallback
+from actors.checkpoint.write import declare_quantized, empty_directory, write_weights
 from actors.errors import MissingTensorError, TensorMismatchError
 
 _BLOCK_LENGTH = 4_194_301
@@ -53,7 +51,7 @@ class DummyReader:
     def origin(self) -> str:
         return f"random weights (seed {self._seed})"
 
-    def check(self, name: str, expected_shape: Shape) -> TensorInfo:
+    def check(self, name: str, expected_shape: Shape, expected_dtype: str = FLOAT) -> TensorInfo:
         if name not in self._shapes:
             raise MissingTensorError(self.origin, name)
         shape = self._shapes[name]
@@ -61,7 +59,7 @@ class DummyReader:
             raise TensorMismatchError(self.origin, name, "shape", str(list(shape)), str(list(expected_shape)))
         return TensorInfo(shape=shape, dtype=self._dtype)
 
-    def read(self, name: str, expected_shape: Shape) -> torch.Tensor:
+    def read(self, name: str, expected_shape: Shape, expected_dtype: str = FLOAT) -> torch.Tensor:
         self.check(name, expected_shape)
         if name.endswith("norm.weight"):
             return torch.ones(expected_shape, dtype=self._dtype)
@@ -81,63 +79,32 @@ class DummyReader:
 
 
 def write_checkpoint(
-    preset: str, out_dir: str | Path, progress: ProgressCallback | None = None, seed: int = 0
+    preset: str,
+    out_dir: str | Path,
+    progress: ProgressCallback | None = None,
+    seed: int = 0,
+    quantization: str | None = None,
 ) -> None:
-    """Write a preset as a checkpoint directory that loads like the real one.
+    """Write a preset as a checkpoint directory that loads like the real one, its experts quantized where a kind is named.
 
     Raises ValueError for an unknown preset and FileExistsError when the directory holds anything.
     """
-    directory = _empty_directory(out_dir)
+    directory = empty_directory(out_dir)
     config = write_small_files(preset, directory)
-    _write_weights(config, DummyReader(config, seed), directory, progress)
+    storage = None
+    if quantization is not None:
+        storage = declare_quantized(directory, directory, config, quantization)
+    write_weights(config, DummyReader(config, seed), directory, progress, storage)
 
 
 def write_random_model(
     config: ModelConfig, out_dir: str | Path, progress: ProgressCallback | None = None, seed: int = 0
 ) -> None:
     """The same for any config with a vocabulary of at least 264."""
-    directory = _empty_directory(out_dir)
+    directory = empty_directory(out_dir)
     write_config_files(config, directory)
     write_tokenizer_files(config, directory)
-    _write_weights(config, DummyReader(config, seed), directory, progress)
-
-
-def _empty_directory(out_dir: str | Path) -> Path:
-    directory = Path(out_dir).expanduser()
-    directory.mkdir(parents=True, exist_ok=True)
-    if any(directory.iterdir()):
-        raise FileExistsError(f"{directory} is not empty")
-    return directory
-
-
-def _write_weights(
-    config: ModelConfig, reader: WeightReader, directory: Path, progress: ProgressCallback | None
-) -> None:
-    """One shard for embedding and head, one per layer; one shard at a time is in memory. The index comes last."""
-    shapes = all_tensors(config)
-    total_bytes = sum(reader.check(name, shape).num_bytes for name, shape in shapes.items())
-    shards = list(_shard_names(config))
-    weight_map: dict[str, str] = {}
-    done_bytes = 0
-    for number, names in enumerate(shards, 1):
-        if progress is not None:
-            progress(done_bytes, total_bytes)
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {name: reader.read(name, shapes[name]) for name in names}
-        save_file(tensors, str(directory / file), metadata={"format": "pt"})
-        done_bytes += sum(tensor.nbytes for tensor in tensors.values())
-        weight_map |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    (directory / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    if progress is not None:
-        progress(done_bytes, total_bytes)
-
-
-def _shard_names(config: ModelConfig) -> Iterator[list[str]]:
-    names = all_tensors(config).keys()
-    yield [name for name in names if not name.startswith("model.layers.")]
-    for layer in range(config.num_layers):
-        yield [name for name in names if name.startswith(layer_prefix(layer))]
+    write_weights(config, DummyReader(config, seed), directory, progress)
 
 
 def _cyclic_window(block: torch.Tensor, offset: int, length: int) -> torch.Tensor:

@@ -37,6 +37,16 @@ class Fields:
         self._file = file
         self._prefix = prefix
 
+    @property
+    def keys(self) -> list[str]:
+        """In the file's order, those with null included."""
+        return list(self._values)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no key has a value."""
+        return all(value is None for value in self._values.values())
+
     def has(self, key: str) -> bool:
         return self._values.get(key) is not None
 

@@ -15,6 +15,9 @@ EMBED = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm"
 LM_HEAD = "lm_head"
 
+FLOAT = "float"
+"""Stored as bfloat16, float16 or float32."""
+
 
 def layer_prefix(layer: int) -> str:
     return f"model.layers.{layer}."
@@ -62,7 +65,33 @@ def expert_tensors(config: ModelConfig, experts: Iterable[int]) -> dict[str, Sha
 
 
 def one_expert_tensors(config: ModelConfig, layer: int, expert: int) -> dict[str, Shape]:
-    """Name -> shape of w1 [F, H], w3 [F, H] and w2 [H, F], in this order."""
+    """Name -> shape of what is stored for w1 [F, H], w3 [F, H] and w2 [H, F], in this order."""
+    return {
+        part: shape
+        for name, matrix in expert_matrices(config, layer, expert).items()
+        for part, (shape, _) in stored_parts(config, name, matrix).items()
+    }
+
+
+def stored_parts(config: ModelConfig, name: str, shape: Shape) -> dict[str, tuple[Shape, str]]:
+    """Name -> (shape, dtype) of the tensors that stand for an expert's matrix; dtype is FLOAT or one of safetensors' names.
+
+    Where experts are quantized: the values, then their scales (`actors.checkpoint.quantization`).
+    """
+    stored = config.stored_quantization
+    if stored is None:
+        return {name: (shape, FLOAT)}
+    num_outputs, num_inputs = shape
+    num_scales = 1 if stored.group_size is None else num_inputs // stored.group_size
+    scale = {f"{name}_scale": ((num_outputs, num_scales), FLOAT)}
+    if not stored.is_packed:
+        return {name: (shape, "I8"), **scale}
+    words = -(-num_inputs * stored.num_bits // 32)
+    return {f"{name}_packed": ((num_outputs, words), "I32"), **scale, f"{name}_shape": ((2,), "I64")}
+
+
+def expert_matrices(config: ModelConfig, layer: int, expert: int) -> dict[str, Shape]:
+    """Name -> shape of w1 [F, H], w3 [F, H] and w2 [H, F], in this order, as if none were quantized."""
     if not (0 <= layer < config.num_layers and 0 <= expert < config.num_experts):
         raise ValueError(
             f"no expert {expert} in layer {layer}: {config.num_experts} in {config.num_layers} layers"

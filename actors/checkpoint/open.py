@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.download import TensorNames, resolve
 from actors.checkpoint.dummy import DummyReader
@@ -20,6 +22,7 @@ def open_model(source: ModelSource, tensors_of: TensorNames) -> tuple[ModelConfi
         config = (
             preset_config(source.model or "") if is_preset else ModelConfig.from_directory(resolve(source))
         )
+        config = dataclasses.replace(config, stored_quantization=None)
         return config, DummyReader(config)
     directory = resolve(source, tensors_of)
     return ModelConfig.from_directory(directory), CheckpointReader(directory)

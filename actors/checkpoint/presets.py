@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from actors.checkpoint.config import ModelConfig, RopeConfig
 from actors.checkpoint.download import TINY, embedded_directory
+from actors.checkpoint.quantization import quantization_config
 
 PRESETS = (TINY, "mid", "phi-3.5-moe")
 """tiny: the embedded model's shapes. mid: 716M parameters. phi-3.5-moe: 41.9B, the real model's shapes."""
@@ -59,6 +60,8 @@ def original_dialect(config: ModelConfig) -> dict[str, object]:
             "long_mscale": config.rope.long_mscale,
             "original_max_position_embeddings": original_max,
         }
+    if config.stored_quantization is not None:
+        content["quantization_config"] = quantization_config(config.stored_quantization)
     return content
 
 

@@ -17,12 +17,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from actors.checkpoint.index import INDEX_FILE, SINGLE_FILE, read_index
-from actors.checkpoint.layout import Shape
+from actors.checkpoint.layout import FLOAT, Shape
 from actors.errors import MissingTensorError, TensorMismatchError, UnreadableFileError
 
 _T = TypeVar("_T")
 
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_DTYPES = {
+    FLOAT: {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32},
+    "I8": {"I8": torch.int8},
+    "I32": {"I32": torch.int32},
+    "I64": {"I64": torch.int64, "I32": torch.int32},
+}
+"""What a tensor may be stored as that is expected to be of a dtype; a matrix' shape is written in either."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,13 +54,13 @@ class WeightReader(Protocol):
     def origin(self) -> str:
         """What to name when something is wrong: a file or a description."""
 
-    def check(self, name: str, expected_shape: Shape) -> TensorInfo:
-        """Look a tensor up without reading it.
+    def check(self, name: str, expected_shape: Shape, expected_dtype: str = FLOAT) -> TensorInfo:
+        """Look a tensor up without reading it. `expected_dtype` is one of `layout.stored_parts`.
 
         Raises MissingTensorError, TensorMismatchError or UnreadableFileError.
         """
 
-    def read(self, name: str, expected_shape: Shape) -> torch.Tensor:
+    def read(self, name: str, expected_shape: Shape, expected_dtype: str = FLOAT) -> torch.Tensor:
         """The tensor on the CPU in its stored dtype, not to be written to. Raises what `check` raises."""
 
 
@@ -91,7 +97,7 @@ class CheckpointReader:
     def origin(self) -> str:
         return str(self._catalogue)
 
-    def check(self, name: str, expected_shape: Shape) -> TensorInfo:
+    def check(self, name: str, expected_shape: Shape, expected_dtype: str = FLOAT) -> TensorInfo:
         file = self._file(name)
         header = self._header(file)
         if name not in header:
@@ -99,12 +105,13 @@ class CheckpointReader:
         shape, dtype_name = header[name]
         if shape != expected_shape:
             raise TensorMismatchError(str(file), name, "shape", str(list(shape)), str(list(expected_shape)))
-        if dtype_name not in _DTYPES:
-            raise TensorMismatchError(str(file), name, "dtype", dtype_name, " or ".join(_DTYPES))
-        return TensorInfo(shape=shape, dtype=_DTYPES[dtype_name])
+        allowed = _DTYPES[expected_dtype]
+        if dtype_name not in allowed:
+            raise TensorMismatchError(str(file), name, "dtype", dtype_name, " or ".join(allowed))
+        return TensorInfo(shape=shape, dtype=allowed[dtype_name])
 
-    def read(self, name: str, expected_shape: Shape) -> torch.Tensor:
-        self.check(name, expected_shape)
+    def read(self, name: str, expected_shape: Shape, expected_dtype: str = FLOAT) -> torch.Tensor:
+        self.check(name, expected_shape, expected_dtype)
         # A handle of its own for every tensor: the tensor alone then keeps the mapping alive, and dropping it
         # gives the pages back, which a handle shared by a whole shard would not.
         file = self._file(name)

@@ -9,7 +9,7 @@ and the peak is the packed weights plus one expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,9 +23,9 @@ from actors.checkpoint.layout import (
     Shape,
     dense_layer_tensors,
     dense_tensors,
-    expert_tensors,
+    expert_matrices,
     layer_prefix,
-    one_expert_tensors,
+    stored_parts,
 )
 from actors.checkpoint.reader import CheckpointReader, TensorInfo, WeightReader
 from actors.errors import ConfigError
@@ -125,7 +125,9 @@ def validate_dense(reader: WeightReader, config: ModelConfig) -> int:
     Raises CheckpointError, also where the files hold biases that the config says the model has not: left out
     silently, they would make another model.
     """
-    num_bytes = _check_all(reader, dense_tensors(config))
+    if config.stored_quantization is not None:
+        _check_unquantized(reader, config)
+    num_bytes = sum(reader.check(name, shape).num_bytes for name, shape in dense_tensors(config).items())
     bias_of = {
         "attention_bias": f"{layer_prefix(0)}self_attn.q_proj.bias",
         "lm_head_bias": f"{LM_HEAD}.bias",
@@ -138,7 +140,17 @@ def validate_dense(reader: WeightReader, config: ModelConfig) -> int:
 
 def validate_experts(reader: WeightReader, config: ModelConfig, experts: Sequence[int]) -> int:
     """Check these experts' tensors in all layers; nothing is read. Returns their stored bytes."""
-    return _check_all(reader, expert_tensors(config, experts))
+    num_bytes = 0
+    for layer in range(config.num_layers):
+        for expert in experts:
+            for matrix, matrix_shape in expert_matrices(config, layer, expert).items():
+                parts = stored_parts(config, matrix, matrix_shape)
+                if f"{matrix}_g_idx" in reader.names:
+                    key = "quantization_config.config_groups.weights.actorder"
+                    found = f"applied to a tensor, since there is {matrix}_g_idx"
+                    raise ConfigError(reader.origin, key, found, "null (inputs in their order)")
+                num_bytes += sum(reader.check(name, *part).num_bytes for name, part in parts.items())
+    return num_bytes
 
 
 def read_dense(
@@ -149,7 +161,7 @@ def read_dense(
     progress: ProgressCallback | None = None,
 ) -> DenseWeights:
     """Validate, then read the dense part, in memory of its own. Raises CheckpointError."""
-    meter = _Meter(validate_dense(reader, config), progress)
+    meter = Meter(validate_dense(reader, config), progress)
 
     def load(name: str, shape: Shape) -> torch.Tensor:
         mapped = reader.read(name, shape)
@@ -182,9 +194,10 @@ def read_experts(
     """Validate, then yield (layer, expert, weights) layer by layer, experts in the order given.
 
     Progress counts an expert when the next one is asked for, that is when the consumer is done with it. Keep no
-    reference to an expert's tensors beyond that, or its file pages stay with this process. Raises CheckpointError.
+    reference to an expert's tensors beyond that, or its file pages stay with this process. Not for experts that are
+    stored quantized. Raises CheckpointError.
     """
-    meter = _Meter(validate_experts(reader, config, experts), progress)
+    meter = Meter(validate_experts(reader, config, experts), progress)
     for layer in range(config.num_layers):
         for expert in experts:
             weights = read_expert(reader, config, layer, expert)
@@ -197,14 +210,18 @@ def read_experts(
 
 def read_expert(reader: WeightReader, config: ModelConfig, layer: int, expert: int) -> ExpertWeights:
     """One expert as stored: mapped, on the CPU, not to be written to. Raises CheckpointError."""
-    w1, w3, w2 = (
-        reader.read(name, shape) for name, shape in one_expert_tensors(config, layer, expert).items()
-    )
+    assert config.stored_quantization is None
+    w1, w3, w2 = (reader.read(name, shape) for name, shape in expert_matrices(config, layer, expert).items())
     return ExpertWeights(w1, w3, w2)
 
 
-def _check_all(reader: WeightReader, shapes: Mapping[str, Shape]) -> int:
-    return sum(reader.check(name, shape).num_bytes for name, shape in shapes.items())
+def _check_unquantized(reader: WeightReader, config: ModelConfig) -> None:
+    for name in dense_tensors(config):
+        if f"{name}_packed" in reader.names:
+            found = f"without {name.removesuffix('.weight')}, since there is a tensor {name}_packed"
+            raise ConfigError(
+                reader.origin, "quantization_config.ignore", found, "all but the experts' matrices"
+            )
 
 
 def _read_layer(config: ModelConfig, layer: int, load: Callable[[str, Shape], torch.Tensor]) -> LayerWeights:
@@ -232,8 +249,8 @@ def _read_layer(config: ModelConfig, layer: int, load: Callable[[str, Shape], to
     )
 
 
-class _Meter:
-    """Counts bytes for a progress callback."""
+class Meter:
+    """Counts bytes for a progress callback, which it calls at once."""
 
     def __init__(self, total_bytes: int, report: ProgressCallback | None) -> None:
         self._done_bytes = 0

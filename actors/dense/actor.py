@@ -11,6 +11,7 @@ import torch
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.layout import all_tensors, dense_tensor_names
 from actors.checkpoint.open import open_model
+from actors.checkpoint.read_quantized import serving_quantization
 from actors.checkpoint.weights import ProgressCallback, read_dense, serving_dtype
 from actors.dense.blocks import BlockPool
 from actors.dense.capacity import Demand, free_cache_bytes, plan_capacity
@@ -171,13 +172,19 @@ class _Loaded:
         dtype = serving_dtype(settings.dtype, config)
         meter = _TwoParts(progress)
         model = DenseModel(config, read_dense(reader, config, dtype, device, meter.first))
+        quantization = (
+            serving_quantization(settings.expert_quantization, config, device) if is_local else None
+        )
+        experts = range(config.num_experts)
         self._local = (
-            GroupedExperts.load(reader, config, range(config.num_experts), dtype, device, meter.second)
+            GroupedExperts.load(reader, config, experts, dtype, device, meter.second, quantization)
             if is_local
             else None
         )
         self._config, self._dtype, self._device = config, dtype, device
         self.products = product_name(dtype, device)
+        if quantization is not None:
+            self.products += f", experts {product_name(dtype, device, quantization)}"
         self._links: DenseLinks | None = None
         self.load = ExpertLoad(config.num_experts)
         self._make_engine(settings, config, model)

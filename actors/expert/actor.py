@@ -125,7 +125,7 @@ class ExpertActor:
             experts=experts,
             memory_bytes=memory_bytes(self._device),
             lost_links=lost,
-            products=product_name(held.dtype, self._device) if held is not None else "",
+            products=product_name(held.dtype, self._device, held.quantization) if held is not None else "",
             detail=detail,
         )
 

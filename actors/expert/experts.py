@@ -14,16 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
 from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.quantized import QuantizedExpert
+from actors.checkpoint.read_quantized import read_quantized_experts
 from actors.checkpoint.weights import ExpertWeights, ProgressCallback, WeightReader, read_experts
 from actors.expert.grouped_linear import GroupedLinearLayer
 from actors.expert.grouped_matmul import GroupedMatmulLayer
 from actors.expert.packed import PackedLayer
 from actors.memory import release_free_memory
+
+_Stream: TypeAlias = Iterator[tuple[int, int, ExpertWeights | QuantizedExpert]]
 
 
 class LayerExperts(Protocol):
@@ -52,13 +57,14 @@ class GroupedExperts:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         progress: ProgressCallback | None = None,
+        quantization: str | None = None,
     ) -> GroupedExperts:
         """Read and pack these experts one by one; only one tensor at a time is held twice.
 
-        Raises CheckpointError; ValueError when no experts are named.
+        `quantization` is what `serving_quantization` says, None for weights of the dtype. Raises CheckpointError; ValueError when no experts are named.
         """
         held = GroupedExperts([], [_Nothing()] * config.num_layers)
-        held.change(reader, config, experts, dtype, device, progress)
+        held.change(reader, config, experts, dtype, device, progress, quantization)
         return held
 
     def change(
@@ -69,6 +75,7 @@ class GroupedExperts:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         progress: ProgressCallback | None = None,
+        quantization: str | None = None,
     ) -> None:
         """Hold these experts in place of the present ones, layer after layer: at most one layer is held twice.
 
@@ -78,10 +85,14 @@ class GroupedExperts:
         if not experts:
             raise ValueError("experts is empty, expected at least one")
         slots = slot_table(experts, config.num_experts).to(device)
-        make_layer = _layer_kind(torch.device(device), dtype, config)
+        make_layer = _layer_kind(torch.device(device), dtype, config, quantization is not None)
         kept = frozenset(self.experts)
         new = [expert for expert in experts if expert not in kept]
-        stream = read_experts(reader, config, new, dtype, device, progress)
+        stream: _Stream
+        if quantization is None:
+            stream = read_experts(reader, config, new, dtype, device, progress)
+        else:
+            stream = read_quantized_experts(reader, config, new, quantization, progress)
         for index, present in enumerate(self._layers):
             layer = make_layer(slots, _merge(experts, kept, present, stream))
             # One assignment: a forward pass has either the old layer or the new one.
@@ -161,21 +172,19 @@ def slot_table(experts: Sequence[int], num_experts: int) -> torch.Tensor:
 
 
 def _layer_kind(
-    device: torch.device, dtype: torch.dtype, config: ModelConfig
+    device: torch.device, dtype: torch.dtype, config: ModelConfig, is_quantized: bool
 ) -> Callable[[torch.Tensor, Iterable[Any]], LayerExperts]:
     """grouped_mm takes bfloat16 only, the project's kernels what they were written for, the loop everything."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         return GroupedMatmulLayer
-    if device.type == "cpu" and GroupedLinearLayer.suits(dtype, config.hidden_size, config.intermediate_size):
-        return GroupedLinearLayer
+    sizes = config.hidden_size, config.intermediate_size
+    if device.type == "cpu" and GroupedLinearLayer.suits(dtype, *sizes, is_quantized):
+        return partial(GroupedLinearLayer, dtype=dtype)
     return PackedLayer
 
 
 def _merge(
-    experts: Sequence[int],
-    kept: frozenset[int],
-    present: HeldLayer,
-    stream: Iterator[tuple[int, int, ExpertWeights]],
+    experts: Sequence[int], kept: frozenset[int], present: HeldLayer, stream: _Stream
 ) -> Iterator[object]:
     """What belongs in each slot: from the present layer, or the next one that is read."""
     for expert in experts:

@@ -5,43 +5,66 @@ Legend: T tokens, H hidden, K experts per token, F expert width, N results.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from actors.checkpoint.quantized import QuantizedExpert, QuantizedWeight, join
 from actors.checkpoint.weights import ExpertWeights
-from actors.kernels.library import Kernels, kernels_for, pack
+from actors.kernels.library import Kernels, kernels_for, pack, pack_quantized
 from actors.kernels.threads import num_threads
 
-PackedExpert: TypeAlias = tuple[torch.Tensor, torch.Tensor]
-"""w1 and w3 together, w2."""
 _ALIGNMENT = 16
 """The expert width is a multiple of this."""
+_SCALE_INPUTS, _MAX_SCALE_INPUTS = 32, 256
+"""A multiple of the one and at most the other many inputs share a scale in the kernels; scales of more are repeated."""
+
+
+class PackedExpert(NamedTuple):
+    """One expert in the kernels' order."""
+
+    gate_up: torch.Tensor
+    """w1 and w3"""
+    down: torch.Tensor
+    shape: tuple[int, int]
+    """H, F"""
+    quantization: tuple[int, bool, int, int]
+    """As `Kernels.experts` takes it: num_bits, has_bf16_scales, inputs that share a scale in gate_up and in down."""
 
 
 class GroupedLinearLayer:
     """Weights are packed one tensor at a time as they come (`actors.kernels`)."""
 
-    def __init__(self, slots: torch.Tensor, experts: Iterable[ExpertWeights | PackedExpert]) -> None:
-        """slots [E + 1] int64: expert id -> slot, negative for an expert that is not here."""
+    def __init__(
+        self,
+        slots: torch.Tensor,
+        experts: Iterable[ExpertWeights | QuantizedExpert | PackedExpert],
+        dtype: torch.dtype,
+    ) -> None:
+        """slots [E + 1] int64: expert id -> slot, negative for an expert that is not here. dtype is that of the rows."""
+        kernels = kernels_for(dtype)
+        assert kernels is not None
         self._slots = slots
-        self._experts = [_pack(expert) if isinstance(expert, ExpertWeights) else expert for expert in experts]
-        gate_up, down = self._experts[0]
-        # A packed weight is [blocks, inputs / P, B, P].
-        self._hidden_size, self._width = (weight.shape[1] * weight.shape[3] for weight in (gate_up, down))
-        addresses = np.array(
-            [[weight.data_ptr() for weight in expert] for expert in self._experts], dtype=np.uint64
-        )
-        self._gate_up, self._down = addresses[:, 0].copy(), addresses[:, 1].copy()
-        self._dtype = gate_up.dtype
-        self._compute = _kernels_of(gate_up).experts
+        self._experts = [_pack(kernels, expert) for expert in experts]
+        self._hidden_size, self._width = self._experts[0].shape
+        self._gate_up = _addresses(expert.gate_up for expert in self._experts)
+        self._down = _addresses(expert.down for expert in self._experts)
+        self._is_bf16 = dtype == torch.bfloat16
+        self._quantization = self._experts[0].quantization
+        if any(expert.quantization != self._quantization for expert in self._experts):
+            raise ValueError("experts have scales of bfloat16 and of float32, expected one dtype")
+        self._compute = kernels.experts
         self._tables = (self._slots.data_ptr(), self._gate_up.ctypes.data, self._down.ctypes.data)
 
     @staticmethod
-    def suits(dtype: torch.dtype, hidden_size: int, width: int) -> bool:
+    def suits(dtype: torch.dtype, hidden_size: int, width: int, is_quantized: bool = False) -> bool:
         """Whether there are kernels for such experts on this processor."""
+        if is_quantized and (hidden_size % _SCALE_INPUTS or width % _SCALE_INPUTS):
+            return False
         return kernels_for(dtype, hidden_size) is not None and width % _ALIGNMENT == 0
 
     def expert(self, slot: int) -> PackedExpert:
@@ -65,8 +88,9 @@ class GroupedLinearLayer:
             num_results,
             self._hidden_size,
             self._width,
-            self._dtype == torch.bfloat16,
+            self._is_bf16,
             num_threads(),
+            *self._quantization,
         )
         if fault == 1:
             raise ValueError("expert_ids names an expert that is not on this rank")
@@ -79,13 +103,34 @@ class GroupedLinearLayer:
         return out
 
 
-def _pack(expert: ExpertWeights) -> PackedExpert:
-    kernels = _kernels_of(expert.w2)
-    return pack(kernels, torch.cat((expert.w1, expert.w3))), pack(kernels, expert.w2)
+def _pack(kernels: Kernels, expert: ExpertWeights | QuantizedExpert | PackedExpert) -> PackedExpert:
+    if isinstance(expert, PackedExpert):
+        return expert
+    if isinstance(expert, ExpertWeights):
+        shape = (expert.w2.shape[0], expert.w2.shape[1])
+        gate_up, down = pack(kernels, torch.cat((expert.w1, expert.w3))), pack(kernels, expert.w2)
+        return PackedExpert(gate_up, down, shape, (0, False, 0, 0))
+    shape = (expert.w2.values.shape[0], expert.w2.values.shape[1])
+    upper, lower = _with_kernel_scales(join(expert.w1, expert.w3)), _with_kernel_scales(expert.w2)
+    has_bf16_scales = upper.scales.dtype == lower.scales.dtype == torch.bfloat16
+    if not has_bf16_scales:
+        upper, lower = (weight._replace(scales=weight.scales.float()) for weight in (upper, lower))
+    groups = (upper.num_inputs_per_scale, lower.num_inputs_per_scale)
+    return PackedExpert(
+        pack_quantized(kernels, *upper),
+        pack_quantized(kernels, *lower),
+        shape,
+        (upper.num_bits, has_bf16_scales, *groups),
+    )
 
 
-def _kernels_of(weight: torch.Tensor) -> Kernels:
-    kernels = kernels_for(weight.dtype)
-    if kernels is None:
-        raise ValueError(f"no kernels for {weight.dtype} on this processor")
-    return kernels
+def _with_kernel_scales(weight: QuantizedWeight) -> QuantizedWeight:
+    shared = weight.num_inputs_per_scale
+    if shared <= _MAX_SCALE_INPUTS:
+        return weight
+    fewer = math.gcd(shared, _MAX_SCALE_INPUTS)
+    return weight._replace(scales=weight.scales.repeat_interleave(shared // fewer, dim=1))
+
+
+def _addresses(weights: Iterable[torch.Tensor]) -> npt.NDArray[np.uint64]:
+    return np.array([weight.data_ptr() for weight in weights], dtype=np.uint64)

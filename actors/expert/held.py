@@ -17,6 +17,7 @@ import torch
 
 from actors.checkpoint.layout import expert_tensors
 from actors.checkpoint.open import open_model
+from actors.checkpoint.read_quantized import serving_quantization
 from actors.checkpoint.weights import ProgressCallback, serving_dtype
 from actors.exchange.serve_links import NotHeldError
 from actors.expert.cores import CoreClaim
@@ -42,10 +43,14 @@ class HeldExperts:
         self.num_experts = config.num_experts
         self.num_choices = config.num_experts_per_token
         self.dtype = serving_dtype(settings.dtype, config)
+        self.quantization = serving_quantization(settings.expert_quantization, config, device)
+        """One of KINDS, or None."""
         self.rows_of_expert = np.zeros(config.num_experts, dtype=np.int64)
         self._settings, self._device = settings, device
         self._claim = CoreClaim(settings.num_threads) if device.type == "cpu" else None
-        self._experts = GroupedExperts.load(reader, config, experts, self.dtype, device, progress)
+        self._experts = GroupedExperts.load(
+            reader, config, experts, self.dtype, device, progress, self.quantization
+        )
         self._guard = threading.Lock()
         """Of the fields below; held for moments only."""
         self._wanted = frozenset(experts)
@@ -152,7 +157,7 @@ class HeldExperts:
     def _hold_exactly(self, experts: tuple[int, ...]) -> None:
         new = sorted(set(experts) - set(self._experts.experts))
         config, reader = open_model(self._settings.source, lambda config: expert_tensors(config, new))
-        self._experts.change(reader, config, experts, self.dtype, self._device, self._note)
+        self._experts.change(reader, config, experts, self.dtype, self._device, self._note, self.quantization)
 
     def _note(self, bytes_done: int, bytes_total: int) -> None:
         with self._guard:

@@ -15,7 +15,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from actors.checkpoint.quantized import QuantizedExpert, join
 from actors.checkpoint.weights import ExpertWeights
+from actors.expert.quantized_product import make_quantized_product
 from actors.linear import Product, make_product
 
 Indices: TypeAlias = npt.NDArray[np.int64]
@@ -26,12 +28,12 @@ PackedExpert: TypeAlias = tuple[Product, Product]
 class PackedLayer:
     """The loop. Weights are packed one tensor at a time as they come (`actors.linear`)."""
 
-    def __init__(self, slots: torch.Tensor, experts: Iterable[ExpertWeights | PackedExpert]) -> None:
+    def __init__(
+        self, slots: torch.Tensor, experts: Iterable[ExpertWeights | QuantizedExpert | PackedExpert]
+    ) -> None:
         """slots [E + 1] int64: expert id -> slot, with id -1 at the end."""
         self._slots: Indices = slots.cpu().numpy()
-        self._products = [
-            _pack(expert) if isinstance(expert, ExpertWeights) else expert for expert in experts
-        ]
+        self._products = [_pack(expert) for expert in experts]
 
     def expert(self, slot: int) -> PackedExpert:
         """As LayerExperts.expert."""
@@ -59,7 +61,11 @@ class PackedLayer:
         return by_expert.index_select(0, torch.from_numpy(source_of).to(rows.device))
 
 
-def _pack(expert: ExpertWeights) -> PackedExpert:
+def _pack(expert: ExpertWeights | QuantizedExpert | PackedExpert) -> PackedExpert:
+    if isinstance(expert, QuantizedExpert):
+        return make_quantized_product(join(expert.w1, expert.w3)), make_quantized_product(expert.w2)
+    if not isinstance(expert, ExpertWeights):
+        return expert
     return make_product(torch.cat((expert.w1, expert.w3))), make_product(expert.w2)
 
 

@@ -116,8 +116,8 @@ static void attention_run(const attention_task *t) {
             else
                 write_cache(t, b, group, 0);
         }
-    /* Below some hundred positions, telling other threads takes longer than the work. */
+    /* Below some thousand positions, telling other threads takes longer than the work. */
     int64_t work = 0;
     for (int64_t b = 0; b < t->num_sequences; b++) work += (t->ends[b] - t->starts[b]) * t->num_groups;
-    phimoe_run(attention_unit, t, t->num_sequences * t->num_groups, work > 512 ? t->num_threads : 1);
+    phimoe_run(attention_unit, t, t->num_sequences * t->num_groups, work > 2048 ? t->num_threads : 1);
 }

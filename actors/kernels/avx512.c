@@ -4,7 +4,11 @@
 
 #include "vector_avx512.h"
 
+#include "either.h"
+
 #include "linear_body.h"
+
+#include "quantized_body.h"
 
 #include "experts_body.h"
 

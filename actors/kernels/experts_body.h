@@ -84,14 +84,14 @@ static int experts_grouped(const experts_task *t, const grouping *g, char *hidde
     linear_task up = {
         .x = t->rows, .starts = g->starts, .weights = g->gate_up, .sources = g->sources, .out = hidden,
         .num_groups = g->num_groups, .N = 2 * t->width, .K = t->hidden_size, .is_bf16 = t->is_bf16,
-        .num_threads = t->num_threads};
+        .num_threads = t->num_threads, .quantized = t->gate_up_quantized};
     if (linear_run(&up)) return NO_MEMORY;
     silu_task activation = {hidden, activated, t->width, t->is_bf16};
-    phimoe_run(silu_row, &activation, t->num_results, t->num_results * t->width > 16384 ? t->num_threads : 1);
+    phimoe_run(silu_row, &activation, t->num_results, t->num_results * t->width > 65536 ? t->num_threads : 1);
     linear_task down = {
         .x = activated, .starts = g->starts, .weights = g->down, .scales = g->scales, .targets = g->targets,
         .out = t->out, .num_groups = g->num_groups, .N = t->hidden_size, .K = t->width, .is_bf16 = t->is_bf16,
-        .num_threads = t->num_threads};
+        .num_threads = t->num_threads, .quantized = t->down_quantized};
     return linear_run(&down);
 }
 

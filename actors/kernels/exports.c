@@ -6,7 +6,7 @@
 
 static const kernel_table *chosen(void) {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512bf16"))
+        __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"))
         return &phimoe_avx512;
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &phimoe_avx2 : NULL;
 }
@@ -32,12 +32,15 @@ int phimoe_linear(
     return chosen()->linear(&t);
 }
 
+/* The quantizations are num_bits 0 for weights that are as rows are. */
 int phimoe_experts(
     const void *rows, const int64_t *expert_ids, const float *weights, const int64_t *slots,
     const void *const *gate_up, const void *const *down, void *out, int64_t num_tokens, int64_t num_choices,
-    int64_t num_slots, int64_t num_results, int64_t hidden_size, int64_t width, int is_bf16, int num_threads) {
+    int64_t num_slots, int64_t num_results, int64_t hidden_size, int64_t width, int is_bf16, int num_threads,
+    int num_bits, int has_bf16_scales, int64_t gate_up_group, int64_t down_group) {
     experts_task t = {rows, expert_ids, weights, slots, gate_up, down, out, num_tokens, num_choices, num_slots,
-                      num_results, hidden_size, width, is_bf16, num_threads};
+                      num_results, hidden_size, width, is_bf16, num_threads,
+                      {gate_up_group, num_bits, has_bf16_scales}, {down_group, num_bits, has_bf16_scales}};
     return chosen()->experts(&t);
 }
 

@@ -28,9 +28,10 @@ class Kernels:
         self.linear.restype = _INT
         self.experts = library.phimoe_experts
         """(rows, expert_ids, weights, slots, gate_up, down, out, num_tokens, num_choices, num_slots, num_results,
-        hidden_size, width, is_bf16, num_threads) -> 0, 1 for a foreign expert, 2 for a wrong num_results, 3 out of
-        memory."""
-        self.experts.argtypes = [_POINTER] * 7 + [_COUNT] * 6 + [_INT] * 2
+        hidden_size, width, is_bf16, num_threads, num_bits, has_bf16_scales, gate_up_group, down_group) -> 0, 1 for a
+        foreign expert, 2 for a wrong num_results, 3 out of memory. num_bits is 0 for weights that `pack` has packed, 8
+        or 4 for those of `pack_quantized`, with so many inputs a scale."""
+        self.experts.argtypes = [_POINTER] * 7 + [_COUNT] * 6 + [_INT] * 4 + [_COUNT] * 2
         self.experts.restype = _INT
         self.can_attend = library.phimoe_can_attend
         """(num_heads, num_groups, head_dim) -> whether `decode_attention` takes such shapes."""
@@ -83,6 +84,38 @@ def pack(kernels: Kernels, weight: torch.Tensor) -> torch.Tensor:
         rest = weight[whole * per_block :].view(-1, num_inputs // per_row, per_row)
         packed[whole, :, : rest.shape[0]] = rest.transpose(0, 1)
     return packed
+
+
+def pack_quantized(
+    kernels: Kernels, values: torch.Tensor, scales: torch.Tensor, num_bits: int
+) -> torch.Tensor:
+    """values [N, K] int8 and scales [N, K / C] in the kernels' order (quantized_body.h), as bytes [ceil(N / B), K / C, -1].
+
+    C is a multiple of 32, at most 256; scales are bfloat16 or float32; num_bits is 8 or 4. Absent outputs are zero.
+    """
+    (num_outputs, num_inputs), num_groups = values.shape, scales.shape[1]
+    per_block, per_lane = kernels.block_outputs, 32 // num_bits
+    num_blocks, scale_bytes = -(-num_outputs // per_block), scales.element_size() * per_block
+    group = num_inputs // num_groups
+    packed = torch.zeros(
+        (num_blocks, num_groups, scale_bytes + group * per_block * num_bits // 8), dtype=torch.uint8
+    )
+    for block in range(num_blocks):
+        rows = slice(block * per_block, min((block + 1) * per_block, num_outputs))
+        count = rows.stop - rows.start
+        packed[block, :, :scale_bytes].view(scales.dtype)[:, :count] = scales[rows].T
+        lanes = packed[block, :, scale_bytes:].view(num_groups, group // per_lane, per_block, 4)[:, :, :count]
+        fields = values[rows].view(count, num_groups, group // per_lane, per_lane).permute(1, 2, 0, 3)
+        lanes.copy_(_lanes(fields, num_bits))
+    return packed
+
+
+def _lanes(fields: torch.Tensor, num_bits: int) -> torch.Tensor:
+    """The four bytes of each lane [..., 4] of its fields [..., 32 / num_bits]."""
+    if num_bits == 8:
+        return fields[..., [0, 2, 1, 3]].view(torch.uint8)
+    low, high = fields[..., [0, 4, 1, 5]], fields[..., [2, 6, 3, 7]]
+    return (low & 15 | high << 4).view(torch.uint8)
 
 
 @functools.cache

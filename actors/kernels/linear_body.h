@@ -119,35 +119,48 @@ static const rows_kernel f32_kernels[MAX_ROWS] = UP_TO_MAX(f32_rows_);
 /* A product in chunks: some neighbouring blocks of one group's outputs, few enough that threads end at about the same time. */
 typedef struct {
     const linear_task *task;
-    int64_t blocks_per_chunk, chunks_per_group;
+    const rows_kernel *kernels; /* by number of rows less one */
+    int64_t block_bytes, blocks_per_chunk, chunks_per_group;
 } linear_chunks;
 
 static void linear_chunk(const void *chunks, int64_t chunk) {
     const linear_chunks *c = chunks;
     const linear_task *t = c->task;
-    const rows_kernel *kernels = t->is_bf16 ? bf16_kernels : f32_kernels;
-    int64_t block_bytes = BLOCK * t->K * (int64_t)(t->is_bf16 ? sizeof(bf16) : sizeof(float));
     int64_t num_blocks = (t->N + BLOCK - 1) / BLOCK;
     int64_t group = chunk / c->chunks_per_group, first = chunk % c->chunks_per_group * c->blocks_per_chunk;
     int64_t end = first + c->blocks_per_chunk < num_blocks ? first + c->blocks_per_chunk : num_blocks;
     int64_t first_row = t->starts[group], num_rows = t->starts[group + 1] - first_row;
     int64_t num_tiles = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
     for (int64_t block = first; block < end; block++) {
-        const char *weight = (const char *)t->weights[group] + block * block_bytes;
+        const char *weight = (const char *)t->weights[group] + block * c->block_bytes;
         int64_t left = t->N - block * BLOCK, num_outputs = left < BLOCK ? left : BLOCK;
         for (int64_t tile = 0; tile < num_tiles; tile++) {
             int64_t row = num_rows * tile / num_tiles, rows = num_rows * (tile + 1) / num_tiles - row;
-            kernels[rows - 1](t, first_row + row, block, weight, num_outputs);
+            c->kernels[rows - 1](t, first_row + row, block, weight, num_outputs);
         }
     }
 }
 
-static void linear_all(const linear_task *t) {
-    int64_t num_blocks = (t->N + BLOCK - 1) / BLOCK, outputs = t->starts[t->num_groups] > 8 * MAX_ROWS ? 16 : 64;
-    linear_chunks c = {.task = t, .blocks_per_chunk = outputs > BLOCK ? outputs / BLOCK : 1};
-    c.chunks_per_group = (num_blocks + c.blocks_per_chunk - 1) / c.blocks_per_chunk;
-    phimoe_run(linear_chunk, &c, t->num_groups * c.chunks_per_group, t->num_threads);
+/* Bytes of weights, as if none were quantized, counted once for every tile of rows: below that much, a product ends before a
+ * helper could tell. */
+#define MIN_SHARED_BYTES (1 << 19)
+
+static int is_shared(const linear_task *t) {
+    int64_t tiles = t->num_groups + t->starts[t->num_groups] / MAX_ROWS;
+    return tiles * t->N * t->K * (int64_t)(t->is_bf16 ? sizeof(bf16) : sizeof(float)) > MIN_SHARED_BYTES;
 }
+
+static void linear_all(const linear_task *t, const rows_kernel *kernels, int64_t block_bytes) {
+    int64_t num_blocks = (t->N + BLOCK - 1) / BLOCK, outputs = t->starts[t->num_groups] > 8 * MAX_ROWS ? 16 : 64;
+    linear_chunks c = {
+        .task = t, .kernels = kernels, .block_bytes = block_bytes, .blocks_per_chunk = outputs > BLOCK ? outputs / BLOCK : 1};
+    c.chunks_per_group = (num_blocks + c.blocks_per_chunk - 1) / c.blocks_per_chunk;
+    phimoe_run(linear_chunk, &c, t->num_groups * c.chunks_per_group, is_shared(t) ? t->num_threads : 1);
+}
+
+static void linear_bf16(const linear_task *t) { linear_all(t, bf16_kernels, BLOCK * t->K * (int64_t)sizeof(bf16)); }
+
+static void linear_f32(const linear_task *t) { linear_all(t, f32_kernels, BLOCK * t->K * (int64_t)sizeof(float)); }
 
 #if WIDENS_ROWS
 
@@ -167,28 +180,31 @@ static void widen_row(const void *widened, int64_t row) {
     }
 }
 
-static int linear_run(const linear_task *t) {
+static int whole_run(const linear_task *t) {
     if (!t->is_bf16) {
-        linear_all(t);
+        linear_f32(t);
         return DONE;
     }
     int64_t num_rows = t->starts[t->num_groups], num_values = num_rows * t->K;
     float *rows = malloc((size_t)num_values * sizeof(float) + 1); /* of no rows, too, it is not NULL */
     if (!rows) return NO_MEMORY;
     widening w = {t, rows};
-    phimoe_run(widen_row, &w, num_rows, num_values > 65536 ? t->num_threads : 1);
+    phimoe_run(widen_row, &w, num_rows, num_values > 262144 ? t->num_threads : 1);
     linear_task wide = *t;
     wide.x = rows;
     wide.sources = NULL;
-    linear_all(&wide);
+    linear_bf16(&wide);
     free(rows);
     return DONE;
 }
 
 #else
 
-static int linear_run(const linear_task *t) {
-    linear_all(t);
+static int whole_run(const linear_task *t) {
+    if (t->is_bf16)
+        linear_bf16(t);
+    else
+        linear_f32(t);
     return DONE;
 }
 

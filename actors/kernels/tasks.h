@@ -8,6 +8,13 @@
 
 enum { DONE = 0, FOREIGN_EXPERT = 1, WRONG_COUNT = 2, NO_MEMORY = 3 };
 
+/* How a quantized weight is packed (quantized_body.h). */
+typedef struct {
+    int64_t group; /* inputs that share a scale; a multiple of 8 that divides the number of inputs, at most 256 */
+    int num_bits;  /* 8 or 4; 0 for a weight that is not quantized */
+    int has_bf16_scales; /* else float32 */
+} quantization;
+
 /* out = x * weight^T for rows in G groups that have a weight each. */
 typedef struct {
     const void *x;              /* [*, K] */
@@ -19,7 +26,8 @@ typedef struct {
     const int64_t *targets;     /* [M] or NULL: which row of out it becomes; itself if NULL */
     void *out;                  /* [M, N] */
     int64_t num_groups, N, K;
-    int is_bf16, num_threads;
+    int is_bf16, num_threads; /* is_bf16: x and out, and the weights where they are not quantized */
+    quantization quantized;
 } linear_task;
 
 /* All rows of one layer through all experts of a rank: w2(silu(w1 x) * (w3 x)) * weight.
@@ -36,6 +44,7 @@ typedef struct {
     int64_t num_tokens, num_choices, num_slots, num_results, hidden_size;
     int64_t width; /* a multiple of 16 */
     int is_bf16, num_threads;
+    quantization gate_up_quantized, down_quantized;
 } experts_task;
 
 /* Legend: B sequences, A query heads, G key-value heads, D head dimension, R cache rows, S context positions. */

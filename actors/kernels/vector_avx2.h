@@ -97,3 +97,45 @@ INLINE void v_add_pairs(vec sum[][COLUMNS], const bf16_row *const *x, int64_t k,
         UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = _mm256_fmadd_ps(column[c], value, sum[r][c]);
     }
 }
+
+/* Vectors of 8 int32, or of 16 int16 that stand in pairs. */
+typedef __m256i ivec;
+
+INLINE ivec i_zero(void) { return _mm256_setzero_si256(); }
+INLINE ivec i_load(const char *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE vec i_to_float(ivec v) { return _mm256_cvtepi32_ps(v); }
+
+/* Two int16 in every lane. */
+INLINE ivec i_broadcast(const int16_t *pair) { return (ivec)_mm256_broadcast_ss((const float *)pair); }
+
+/* sum plus, in every lane, the products of two pairs. The compiler may not reorder such additions: it would need more
+ * registers than there are. */
+INLINE ivec i_add_pairs(ivec sum, ivec a, ivec b) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
+/* Field `index` of `num_bits` bits of every half lane, counted from the lowest, with its sign. */
+INLINE ivec i_field(ivec v, const int index, const int num_bits) {
+    int above = 16 - num_bits * (index + 1);
+    return _mm256_srai_epi16(above ? _mm256_slli_epi16(v, above) : v, 16 - num_bits);
+}
+
+/* The larger of `bits` and v's bits without sign: NaN counts as largest. */
+INLINE ivec i_max_magnitude(ivec bits, vec v) {
+    return _mm256_max_epi32(bits, _mm256_and_si256((ivec)v, _mm256_set1_epi32(0x7fffffff)));
+}
+
+INLINE int32_t i_highest(ivec v) {
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+}
+
+/* v rounded to nearest even, within 16 bits. */
+INLINE void i_store_halves(int16_t *p, vec v) {
+    ivec whole = _mm256_cvtps_epi32(v);
+    ivec halves = _mm256_permute4x64_epi64(_mm256_packs_epi32(whole, whole), 0x08);
+    _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(halves));
+}

@@ -1,11 +1,11 @@
-/* Vectors of 16 floats: AVX-512 with its bfloat16 instructions. vector_avx2.h has the same names for 8. */
+/* Vectors of 16 floats: AVX-512 with its bfloat16 and VNNI instructions. vector_avx2.h has the same names for 8. */
 
 #include "common.h"
 
 #include <immintrin.h>
 #include <string.h>
 
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16")
 
 #define LANES 16
 #define COLUMNS 4  /* vectors of outputs in a block of a packed weight */
@@ -65,4 +65,39 @@ INLINE void v_add_pairs(vec sum[][COLUMNS], const bf16_row *const *x, int64_t k,
         __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
         UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = _mm512_dpbf16_ps(sum[r][c], column[c], both);
     }
+}
+
+/* Vectors of 16 int32, or of 32 int16 that stand in pairs. */
+typedef __m512i ivec;
+
+INLINE ivec i_zero(void) { return _mm512_setzero_si512(); }
+INLINE ivec i_load(const char *p) { return _mm512_loadu_si512(p); }
+INLINE vec i_to_float(ivec v) { return _mm512_cvtepi32_ps(v); }
+
+/* Two int16 in every lane. */
+INLINE ivec i_broadcast(const int16_t *pair) {
+    int32_t both;
+    memcpy(&both, pair, sizeof both);
+    return _mm512_set1_epi32(both);
+}
+
+/* sum plus, in every lane, the products of two pairs. */
+INLINE ivec i_add_pairs(ivec sum, ivec a, ivec b) { return _mm512_dpwssd_epi32(sum, a, b); }
+
+/* Field `index` of `num_bits` bits of every half lane, counted from the lowest, with its sign. */
+INLINE ivec i_field(ivec v, const int index, const int num_bits) {
+    unsigned above = 16u - (unsigned)(num_bits * (index + 1));
+    return _mm512_srai_epi16(above ? _mm512_slli_epi16(v, above) : v, 16u - (unsigned)num_bits);
+}
+
+/* The larger of `bits` and v's bits without sign: NaN counts as largest. */
+INLINE ivec i_max_magnitude(ivec bits, vec v) {
+    return _mm512_max_epi32(bits, _mm512_and_si512((ivec)v, _mm512_set1_epi32(0x7fffffff)));
+}
+
+INLINE int32_t i_highest(ivec v) { return _mm512_reduce_max_epi32(v); }
+
+/* v rounded to nearest even, within 16 bits. */
+INLINE void i_store_halves(int16_t *p, vec v) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(v)));
 }

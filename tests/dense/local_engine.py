@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.read_quantized import serving_quantization
 from actors.checkpoint.reader import CheckpointReader
 from actors.checkpoint.weights import read_dense
 from actors.dense.blocks import BlockPool
@@ -37,14 +38,17 @@ class LocalEngine:
         emit: Emit | None = None,
         device: str = "cpu",
         park_seconds: float = 60.0,
+        dtype: torch.dtype = FLOAT32,
+        quantization: str | None = None,
         shares_prefixes: bool = True,
         max_drafts: int = 0,
     ) -> None:
         self.config = ModelConfig.from_directory(directory)
         reader = CheckpointReader(directory)
-        model = DenseModel(self.config, read_dense(reader, self.config, FLOAT32, device))
-        experts = GroupedExperts.load(reader, self.config, range(16), FLOAT32, device)
-        cache = KVCache(self.config, num_blocks, block_size, FLOAT32, torch.device(device))
+        model = DenseModel(self.config, read_dense(reader, self.config, dtype, device))
+        kind = serving_quantization(quantization, self.config, torch.device(device))
+        experts = GroupedExperts.load(reader, self.config, range(16), dtype, device, quantization=kind)
+        cache = KVCache(self.config, num_blocks, block_size, dtype, torch.device(device))
         limits = SchedulerLimits(
             max_num_sequences=max_num_sequences,
             max_batch_tokens=max_batch_tokens,

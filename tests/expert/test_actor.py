@@ -15,13 +15,16 @@ from actors.messages import DenseMember, ExpertMember, Membership, Progress
 from actors.settings import ExchangeSettings, ExpertSettings, ModelSource
 
 
-def make_actor(model: str = "tiny", connect_deadline_seconds: float = 60) -> ExpertActor:
+def make_actor(
+    model: str = "tiny", connect_deadline_seconds: float = 60, expert_quantization: str | None = None
+) -> ExpertActor:
     return ExpertActor(
         ExpertSettings(
             index=2,
             experts=(4, 5),
             source=ModelSource(model=model, load_format="dummy"),
             exchange=ExchangeSettings(connect_deadline_seconds=connect_deadline_seconds),
+            expert_quantization=expert_quantization,
         )
     )
 
@@ -91,8 +94,10 @@ def test_an_actor_can_be_told_at_its_start_what_to_hold() -> None:
     assert actor.report().experts == (7, 9)
 
 
-def test_experts_can_be_held_and_dropped_later() -> None:
-    actor = loaded(make_actor())
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+def test_experts_can_be_held_and_dropped_later(quantization: str | None) -> None:
+    actor = loaded(make_actor(expert_quantization=quantization))
+    assert actor.report().products.endswith(f" {quantization}") == (quantization is not None)
     bytes_of_two = actor.progress().bytes_total
     with pytest.raises(ValueError, match=r"experts names \[16\]"):
         actor.hold((16,))

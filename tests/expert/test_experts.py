@@ -164,23 +164,29 @@ class CountingReader(DummyReader):
         super().__init__(config())
         self.read_names: list[str] = []
 
-    def read(self, name: str, expected_shape: tuple[int, ...]) -> torch.Tensor:
+    def read(self, name: str, expected_shape: tuple[int, ...], expected_dtype: str = "float") -> torch.Tensor:
         self.read_names.append(name)
         return super().read(name, expected_shape)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_change_reads_only_what_is_new_and_gives_the_same_bits(dtype: torch.dtype) -> None:
-    changed = GroupedExperts.load(reader(), config(), (4, 9), dtype)
+@pytest.mark.parametrize(
+    ("dtype", "quantization"),
+    [*((dtype, None) for dtype in DTYPES), (torch.bfloat16, "int8"), (torch.float32, "int4")],
+    ids=str,
+)
+def test_a_change_reads_only_what_is_new_and_gives_the_same_bits(
+    dtype: torch.dtype, quantization: str | None
+) -> None:
+    changed = GroupedExperts.load(reader(), config(), (4, 9), dtype, quantization=quantization)
     counting = CountingReader()
-    changed.change(counting, config(), (2, 4, 9, 11), dtype)
+    changed.change(counting, config(), (2, 4, 9, 11), dtype, quantization=quantization)
     read = {name.split("experts.")[1].split(".")[0] for name in counting.read_names}
     assert read == {"2", "11"} and len(counting.read_names) == config().num_layers * 2 * 3
-    changed.change(counting, config(), (2, 9), dtype)
+    changed.change(counting, config(), (2, 9), dtype, quantization=quantization)
     assert len(counting.read_names) == config().num_layers * 2 * 3 and changed.experts == (2, 9)
     rows, ids, weights = torch.randn(9, config().hidden_size).to(dtype), to_two(9), torch.rand(9, 2)
     ids[:, 0] = 9
-    fresh = load((2, 9), dtype)
+    fresh = GroupedExperts.load(reader(), config(), (2, 9), dtype, quantization=quantization)
     for layer in range(config().num_layers):
         assert torch.equal(
             changed.forward(layer, rows, ids, weights, 18), fresh.forward(layer, rows, ids, weights, 18)
@@ -191,7 +197,7 @@ def test_a_change_that_failed_halfway_can_be_made_later() -> None:
     broken = DummyReader(config())
     changed = GroupedExperts.load(reader(), config(), (4,), torch.float32)
 
-    def read(name: str, expected_shape: tuple[int, ...]) -> torch.Tensor:
+    def read(name: str, expected_shape: tuple[int, ...], expected_dtype: str = "float") -> torch.Tensor:
         if "layers.1." in name:
             raise MissingTensorError("a file", name)
         return DummyReader.read(broken, name, expected_shape)

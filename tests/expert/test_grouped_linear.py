@@ -31,7 +31,7 @@ def experts(dtype: torch.dtype) -> list[ExpertWeights]:
 def layer(dtype: torch.dtype) -> GroupedLinearLayer:
     if not GroupedLinearLayer.suits(dtype, HIDDEN, WIDTH):
         pytest.skip("this processor or installation has no kernels")
-    return GroupedLinearLayer(slot_table(HELD, 16), experts(dtype))
+    return GroupedLinearLayer(slot_table(HELD, 16), experts(dtype), dtype)
 
 
 def routed(num_tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:

@@ -1,0 +1,90 @@
+"""Single experts of few bits: read from a checkpoint that holds such, or quantized from whole ones as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.layout import Shape, expert_matrices, stored_parts
+from actors.checkpoint.quantization import group_size
+from actors.checkpoint.quantized import QuantizedExpert, QuantizedWeight, from_words, quantize
+from actors.checkpoint.reader import WeightReader
+from actors.checkpoint.weights import Meter, ProgressCallback, read_expert, validate_experts
+from actors.errors import TensorMismatchError
+
+
+def serving_quantization(asked: str | None, config: ModelConfig, device: torch.device) -> str | None:
+    """What the experts are served as: one of KINDS, or None for the model's dtype. `asked` of None is as stored.
+
+    Raises ValueError for what the checkpoint, the device or the model's shape does not allow.
+    """
+    stored = config.stored_quantization
+    if device.type != "cpu" and (asked is not None or stored is not None):
+        what = (
+            f"expert_quantization is {asked!r}"
+            if stored is None
+            else f"the experts are stored as {stored.kind}"
+        )
+        raise ValueError(f"{what}, which needs device cpu, not {device.type}")
+    if stored is not None:
+        if asked not in (None, stored.kind):
+            raise ValueError(
+                f"expert_quantization is {asked!r}, but the checkpoint's experts are stored as {stored.kind}: "
+                f"leave it out"
+            )
+        return stored.kind
+    if asked is not None:
+        group_size(asked, (config.hidden_size, config.intermediate_size))
+    return asked
+
+
+def read_quantized_experts(
+    reader: WeightReader,
+    config: ModelConfig,
+    experts: Sequence[int],
+    kind: str,
+    progress: ProgressCallback | None = None,
+) -> Iterator[tuple[int, int, QuantizedExpert]]:
+    """As `read_experts`, on the CPU, in the kind that `serving_quantization` says; they may still be mapped, too."""
+    meter = Meter(validate_experts(reader, config, experts), progress)
+    for layer in range(config.num_layers):
+        for expert in experts:
+            matrices = expert_matrices(config, layer, expert)
+            if config.stored_quantization is None:
+                num_bytes, weights = _quantize_expert(reader, config, (layer, expert), kind)
+            else:
+                stored = [_read(reader, config, name, shape) for name, shape in matrices.items()]
+                num_bytes = sum(weight.nbytes for weight in stored)
+                weights = QuantizedExpert(*stored)
+                del stored
+            yield layer, expert, weights
+            del weights
+            meter.add(num_bytes)
+
+
+def _quantize_expert(
+    reader: WeightReader, config: ModelConfig, place: tuple[int, int], kind: str
+) -> tuple[int, QuantizedExpert]:
+    """Its stored bytes, and the expert."""
+    whole = read_expert(reader, config, *place)
+    num_bytes = sum(weight.nbytes for weight in whole)
+    size = group_size(kind, (config.hidden_size, config.intermediate_size))
+    return num_bytes, QuantizedExpert(*(quantize(weight, kind, size) for weight in whole))
+
+
+def _read(reader: WeightReader, config: ModelConfig, name: str, shape: Shape) -> QuantizedWeight:
+    stored = config.stored_quantization
+    assert stored is not None
+    parts = stored_parts(config, name, shape)
+    values, scales, *rest = (reader.read(part, *expected) for part, expected in parts.items())
+    if rest and rest[0].tolist() != list(shape):
+        found = str(rest[0].tolist())
+        raise TensorMismatchError(reader.origin, f"{name}_shape", "content", found, str(list(shape)))
+    if stored.is_packed:
+        values = from_words(values, stored.num_bits, shape[1])
+    # float32 holds what bfloat16 would round.
+    return QuantizedWeight(
+        values, scales if scales.dtype == torch.bfloat16 else scales.float(), stored.num_bits
+    )

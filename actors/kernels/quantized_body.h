@@ -1,0 +1,148 @@
+/* out = x * weight^T for weights of 8 or 4 bits, in integers.
+ *
+ * Legend: as linear_body.h, and C inputs of a group, which share a scale for each output.
+ *
+ *   packed weight   [ceil(N / B)] [K / C] { scales [B], values [C / P] [B] [P] }    P = 4 for 8 bits, 8 for 4 bits
+ *
+ * The P values of an output fill 32 bits. Of 8 bits they lie as 0 2 1 3, of 4 bits, lowest first, as 0 2 4 6 1 3 5 7:
+ * shifts within halves of 16 bits then leave neighbouring inputs in the halves of a lane, as products of pairs want them.
+ *
+ * Rows of x are written in 16 bits, group by group, as multiples of a power of two that their largest value decides. A
+ * bfloat16 within 2^7 of it stays as it is; what is lost of others is 2^-16 of the largest. The products of a group add up
+ * exactly in 32 bits (127 * 32767 * 256 < 2^31), and every output is one float32 sum over ascending groups: a row's result
+ * depends on that row alone.
+ */
+
+#include "tasks.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* A row of x: K values of 16 bits, then K / C factors. */
+INLINE int64_t coarse_bytes(int64_t K, int64_t group) {
+    return K * (int64_t)sizeof(int16_t) + K / group * (int64_t)sizeof(float);
+}
+
+INLINE const int16_t *coarse_row(const linear_task *t, int64_t row) {
+    return (const int16_t *)((const char *)t->x + row * coarse_bytes(t->K, t->quantized.group));
+}
+
+INLINE int64_t group_bytes(const quantization *q) {
+    return BLOCK * ((q->has_bf16_scales ? 2 : 4) + q->group * q->num_bits / 8);
+}
+
+/* The group sums of `num_rows` rows in all columns: exact. */
+INLINE void sum_group(
+    ivec sum[][COLUMNS], const int16_t *const *x, const char *w, int64_t group, const int num_bits, const int num_rows) {
+    const int per_lane = 32 / num_bits;
+    UNROLLED for (int r = 0; r < num_rows; r++)
+        UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = i_zero();
+    for (int64_t k = 0; k < group; k += per_lane, w += BLOCK * 4) {
+        prefetch(w, BLOCK * 4);
+        ivec packed[COLUMNS];
+        UNROLLED for (int c = 0; c < COLUMNS; c++) packed[c] = i_load(w + c * LANES * 4);
+        UNROLLED for (int pair = 0; pair < per_lane / 2; pair++) {
+            ivec column[COLUMNS];
+            UNROLLED for (int c = 0; c < COLUMNS; c++) column[c] = i_field(packed[c], pair, num_bits);
+            UNROLLED for (int r = 0; r < num_rows; r++) {
+                ivec value = i_broadcast(x[r] + k + 2 * pair);
+                UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = i_add_pairs(sum[r][c], column[c], value);
+            }
+        }
+    }
+}
+
+INLINE void quantized_rows(
+    const linear_task *t, int64_t row, int64_t block, const void *weight, int64_t num_outputs, const int num_bits,
+    const int num_rows) {
+    const quantization *q = &t->quantized;
+    const int16_t *x[MAX_ROWS];
+    const float *factors[MAX_ROWS];
+    const char *w = weight;
+    vec total[MAX_ROWS][COLUMNS];
+    UNROLLED for (int r = 0; r < num_rows; r++) {
+        x[r] = coarse_row(t, row + r);
+        factors[r] = (const float *)(x[r] + t->K);
+        UNROLLED for (int c = 0; c < COLUMNS; c++) total[r][c] = v_zero();
+    }
+    for (int64_t group = 0; group < t->K / q->group; group++) {
+        ivec sum[MAX_ROWS][COLUMNS];
+        sum_group(sum, x, w + BLOCK * (q->has_bf16_scales ? 2 : 4), q->group, num_bits, num_rows);
+        vec scale[COLUMNS];
+        UNROLLED for (int c = 0; c < COLUMNS; c++) scale[c] = load(w, c * LANES, q->has_bf16_scales);
+        UNROLLED for (int r = 0; r < num_rows; r++) {
+            vec factor = v_set(factors[r][group]);
+            UNROLLED for (int c = 0; c < COLUMNS; c++)
+                total[r][c] = v_fma(v_mul(i_to_float(sum[r][c]), scale[c]), factor, total[r][c]);
+            x[r] += q->group;
+        }
+        w += group_bytes(q);
+    }
+    finish(t, row, block, num_outputs, total, t->is_bf16, num_rows);
+}
+
+#define DEFINE_QUANTIZED_ROWS(ROWS)                                                                                 \
+    static void int8_rows_##ROWS(const linear_task *t, int64_t row, int64_t block, const void *w, int64_t outputs) { \
+        quantized_rows(t, row, block, w, outputs, 8, ROWS);                                                         \
+    }                                                                                                               \
+    static void int4_rows_##ROWS(const linear_task *t, int64_t row, int64_t block, const void *w, int64_t outputs) { \
+        quantized_rows(t, row, block, w, outputs, 4, ROWS);                                                         \
+    }
+
+DEFINE_QUANTIZED_ROWS(1) DEFINE_QUANTIZED_ROWS(2) DEFINE_QUANTIZED_ROWS(3) DEFINE_QUANTIZED_ROWS(4)
+#if MAX_ROWS > 4
+DEFINE_QUANTIZED_ROWS(5) DEFINE_QUANTIZED_ROWS(6)
+#endif
+
+static const rows_kernel int8_kernels[MAX_ROWS] = UP_TO_MAX(int8_rows_);
+static const rows_kernel int4_kernels[MAX_ROWS] = UP_TO_MAX(int4_rows_);
+
+/* The power of two in which a group is written whose largest value has these bits, without sign: it makes 16384 to 32767
+ * of it. NaN for infinities and NaN: then it is in every output of the row. */
+INLINE float unit_of(int32_t largest) {
+    const int32_t exponent = largest >> 23;
+    float unit = NAN;
+    const int32_t bits = (exponent < 27 ? 13 : exponent - 14) << 23;
+    if (exponent < 255) memcpy(&unit, &bits, sizeof unit);
+    return unit;
+}
+
+typedef struct {
+    const linear_task *task;
+    char *rows; /* [M] as coarse_row reads them */
+} coarsening;
+
+static void coarsen_row(const void *coarsened, int64_t row) {
+    const coarsening *c = coarsened;
+    const linear_task *t = c->task;
+    int64_t group = t->quantized.group, at = source(t, row) * t->K;
+    int16_t *values = (int16_t *)(c->rows + row * coarse_bytes(t->K, group));
+    float *factors = (float *)(values + t->K);
+    for (int64_t first = 0; first < t->K; first += group) {
+        ivec largest = i_zero();
+        for (int64_t k = first; k < first + group; k += LANES)
+            largest = i_max_magnitude(largest, load(t->x, at + k, t->is_bf16));
+        float unit = factors[first / group] = unit_of(i_highest(largest));
+        vec inverse = v_set(1.0f / unit);
+        for (int64_t k = first; k < first + group; k += LANES)
+            i_store_halves(values + k, v_mul(load(t->x, at + k, t->is_bf16), inverse));
+    }
+}
+
+static int quantized_run(const linear_task *t) {
+    int64_t num_rows = t->starts[t->num_groups];
+    char *rows = malloc((size_t)(num_rows * coarse_bytes(t->K, t->quantized.group)) + 1); /* of no rows, too, it is not NULL */
+    if (!rows) return NO_MEMORY;
+    coarsening c = {t, rows};
+    phimoe_run(coarsen_row, &c, num_rows, num_rows * t->K > 262144 ? t->num_threads : 1);
+    linear_task coarse = *t;
+    coarse.x = rows;
+    coarse.sources = NULL;
+    linear_all(&coarse, t->quantized.num_bits == 8 ? int8_kernels : int4_kernels,
+               t->K / t->quantized.group * group_bytes(&t->quantized));
+    free(rows);
+    return DONE;
+}
+
+/* Whatever the weights are. */
+static int linear_run(const linear_task *t) { return t->quantized.num_bits ? quantized_run(t) : whole_run(t); }
