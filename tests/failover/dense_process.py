@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -27,7 +28,7 @@ _LOAD_SECONDS = 60.0
 def main() -> None:
     index, token, max_batch_tokens, max_drafts = int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:5])
     if max_drafts > 0:
-        speculator.draft_counts = _all_of_them
+        speculator.draft_counts = _all_of_them  # type: ignore[attr-defined]
     if len(sys.argv) > 5:
         die_at(int(sys.argv[5]), int(sys.argv[6]))
     actor = DenseActor(
@@ -57,9 +58,11 @@ def main() -> None:
     actor.stop()
 
 
-def _all_of_them(acceptance: list[float], limits: list[int], budget: int, cost: StepCost) -> list[int]:
+def _all_of_them(
+    acceptance: Sequence[float], limits: Sequence[int], budget: int, cost: StepCost
+) -> list[int]:
     """Drafts are computed whatever they cost on this machine."""
-    return limits
+    return list(limits)
 
 
 def die_at(step: int, layer: int) -> None:

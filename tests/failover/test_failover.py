@@ -108,6 +108,7 @@ async def test_a_dense_actor_that_dies_with_drafts_under_way_changes_no_token(
     await _until_ready(service, 2)
     assert await loops([[] for _ in pieces]) == expected
     assert group.processes[0].is_dead, "it did not come to that step"
+    await group.restart(0)
     await until_idle(service, 5)
 
 
