@@ -11,7 +11,9 @@ setup(
     ext_modules=[
         Extension(
             "actors.kernels._kernels",
-            sources=[f"actors/kernels/{name}.c" for name in ("exports", "avx2", "avx512", "pool", "router")],
+            sources=[
+                f"actors/kernels/{name}.c" for name in ("exports", "avx2", "avx512", "pool", "router", "turn")
+            ],
             depends=sorted(glob("actors/kernels/*.h")),
             # Sums are fused where the code says so and nowhere else: results must not depend on the compiler's taste.
             extra_compile_args=["-O3", "-ffp-contract=off"],

@@ -1,4 +1,5 @@
-"""A step in which every sequence decodes, on a CPU: one call of the kernels per layer, between two exchanges.
+"""A step in which every sequence decodes, on a CPU: one call of the kernels, exchanges included where the transport allows it,
+else one per layer.
 
 The bits are those of the same operations taken one by one (`model.py`); what is saved is the time between them.
 """
@@ -17,6 +18,7 @@ from actors.dense.batch import StepBatch
 from actors.dense.kv_cache import KVCache
 from actors.dense.norm import norm_kernels
 from actors.dense.rope import Tables
+from actors.exchange.direct import DirectTurns
 from actors.exchange.interface import Exchange
 from actors.kernels.layer import LayerTask, LayerWeights, NormWeights, ProductWeights
 from actors.kernels.library import Kernels
@@ -25,6 +27,8 @@ from actors.linear import KernelProduct, Product
 
 _MAX_EXPERTS = 256
 """What the routing kernel takes."""
+_UNFINISHED = 16
+"""What the kernels return when they have stopped within a layer's exchange."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,9 +50,10 @@ class DecodeLayers:
         self._config = config
         self._layers = layers
         self._decode_layer = kernels.decode_layer
+        self._decode_step = kernels.decode_step
         self._cache: KVCache | None = None
         """The one that the weights below know the addresses of."""
-        self._weights: list[LayerWeights] = []
+        self._weights: ctypes.Array[LayerWeights] = (LayerWeights * 0)()
 
     @staticmethod
     def make(
@@ -69,18 +74,52 @@ class DecodeLayers:
     ) -> torch.Tensor:
         """As DenseModel.forward, for embedded tokens x [B, H] of a batch that only decodes. x is overwritten."""
         if self._cache is not cache:
-            self._cache, self._weights = cache, [self._addresses(i, cache) for i in range(len(self._layers))]
+            self._cache = cache
+            addresses = [self._addresses(i, cache) for i in range(len(self._layers))]
+            self._weights = (LayerWeights * len(addresses))(*addresses)
         buffers = _Buffers.make(self._config, x)
         task = self._task(x, batch, tables, buffers)
+        routed = (buffers.normed, buffers.expert_ids, buffers.expert_weights)
         combined: torch.Tensor | None = None
-        for index, weights in enumerate(self._weights):
+        layer, num_layers = 0, len(self._layers)
+        while layer < num_layers:
             task.combined = 0 if combined is None else combined.data_ptr()
-            if self._decode_layer(ctypes.addressof(task), ctypes.addressof(weights)):
-                raise MemoryError(f"no memory for a layer of {x.shape[0]} sequences")
-            # What was dispatched is nobody's any longer when the next layer writes to it.
-            handle = exchange.dispatch(index, buffers.normed, buffers.expert_ids, buffers.expert_weights)
-            combined = exchange.combine(handle).contiguous()
+            turns = exchange.direct(num_layers, x)
+            if turns is None:
+                self._check(
+                    self._decode_layer(ctypes.addressof(task), ctypes.addressof(self._weights[layer])), x
+                )
+                # What was dispatched is nobody's any longer when the next layer writes to it.
+                combined = exchange.combine(exchange.dispatch(layer, *routed)).contiguous()
+                layer += 1
+                continue
+            reached = self._run(task, turns, layer, x)
+            combined = turns.combined if reached > layer else combined
+            if reached < num_layers:
+                combined = exchange.combine(exchange.take_over(reached, *routed)).contiguous()
+            layer = reached + 1
         return x if combined is None else x + combined
+
+    def _run(self, task: LayerTask, turns: DirectTurns, layer: int, x: torch.Tensor) -> int:
+        """Layers from `layer` on with their exchanges, in one call. The first that is not complete, or the number of layers."""
+        reached = ctypes.c_int64(layer)
+        try:
+            fault = self._decode_step(
+                ctypes.addressof(task),
+                ctypes.addressof(self._weights),
+                len(self._layers),
+                ctypes.addressof(turns.task),
+                ctypes.addressof(reached),
+            )
+        finally:
+            turns.end()
+        if fault != _UNFINISHED:
+            self._check(fault, x)
+        return reached.value
+
+    def _check(self, fault: int, x: torch.Tensor) -> None:
+        if fault:
+            raise MemoryError(f"no memory for a layer of {x.shape[0]} sequences")
 
     def _addresses(self, index: int, cache: KVCache) -> LayerWeights:
         layer = self._layers[index]

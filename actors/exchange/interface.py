@@ -18,6 +18,8 @@ from typing import Protocol
 
 import torch
 
+from actors.exchange.direct import DirectTurns
+
 
 class Handle(Protocol):
     """An exchange under way; opaque to the caller."""
@@ -46,6 +48,14 @@ class Exchange(Protocol):
         other ExchangeError ends the exchange. Then the whole layer is unknown; sending its rows again is harmless, experts
         keep no state.
         """
+
+    def direct(self, num_layers: int, x: torch.Tensor) -> DirectTurns | None:
+        """What the kernels need to exchange rows like x [T, H] by themselves, layer after layer; None where they cannot."""
+
+    def take_over(
+        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+    ) -> Handle:
+        """`dispatch` for the layer in which the kernels have stopped."""
 
     def tend(self) -> None:
         """Look after the links while no step is under way, about once a second. Never waits."""

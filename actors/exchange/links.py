@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from actors.errors import DeadlineError, ExpertFailedError, LinkError, NoHolderError
+from actors.exchange.direct import MAX_ROWS, DirectTurns
 from actors.exchange.flight import Dispatch, Request
 from actors.exchange.interface import Handle
 from actors.exchange.load import ExpertLoad
@@ -59,6 +60,7 @@ class LinksExchange:
         self._placed_by = self._sender.table
         """The table by which what is parked was last tried."""
         self._under_way: list[Dispatch] = []
+        self._turns: DirectTurns | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -108,6 +110,30 @@ class LinksExchange:
         else:
             self._abandon(handle)  # Somebody may still be computing what another one has answered.
         return handle.result()
+
+    def direct(self, num_layers: int, x: torch.Tensor) -> DirectTurns | None:
+        self._refresh()
+        if self._under_way or len(x) > MAX_ROWS or x.device.type != "cpu" or not self.is_ready:
+            return None
+        turns = self._turns
+        if turns is None or (turns.table, turns.num_layers) != (self._sender.table, num_layers):
+            turns = self._turns = DirectTurns.make(self._sender, self._load, num_layers)
+        if turns is None or not turns.is_usable:
+            return None
+        turns.begin(x)
+        return turns
+
+    def take_over(
+        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+    ) -> Handle:
+        turns, self._turns = self._turns, None  # What it has lent may still be on its way.
+        dispatch = turns.take_over(layer, rows, expert_ids, weights) if turns is not None else None
+        if turns is None or dispatch is None:
+            return self.dispatch(layer, rows, expert_ids, weights)
+        self._under_way.append(dispatch)
+        for peer in turns.hand_back():
+            self._take_all(peer)
+        return dispatch
 
     def tend(self) -> None:
         """Look after the links while no step is under way: notice what has ended, drop what keeps silent. Never waits."""
@@ -160,19 +186,23 @@ class LinksExchange:
         is_quiet = True
         for peer, takes_more in self._sender.board.wait(seconds):
             is_quiet = False
-            try:
-                if takes_more:
-                    peer.link.flush()
-                    self._sender.board.watch_sending(peer)
-                while (message := peer.link.receive()) is not None:
-                    self._take(peer, message)
-                    if not peer.owed:
-                        break  # Nothing more can come.
-            except LinkError as error:
-                self._sender.lose(peer, error)
+            self._take_all(peer, takes_more)
         # Only now: what has arrived while this process stood still is not late.
         if is_quiet or time.monotonic() >= self._sender.check_at:
             self._check_deadlines()
+
+    def _take_all(self, peer: Peer, takes_more: bool = False) -> None:
+        """Take in what has come on a link, and send what is left where it takes more."""
+        try:
+            if takes_more:
+                peer.link.flush()
+                self._sender.board.watch_sending(peer)
+            while (message := peer.link.receive()) is not None:
+                self._take(peer, message)
+                if not peer.owed:
+                    break  # Nothing more can come.
+        except LinkError as error:
+            self._sender.lose(peer, error)
 
     def _take(self, peer: Peer, message: Message) -> None:
         """An answer, to the oldest question. One to nobody's question is dropped."""

@@ -23,6 +23,17 @@ class ExpertLoad:
         else:
             present += counts
 
+    def add(self, rows: Ids) -> None:
+        """Take note of so many rows of each expert, [layers, E] from layer 0 on."""
+        for layer, counts in enumerate(rows):
+            if not counts.any():
+                continue
+            present = self._of_layer.get(layer)
+            if present is None:
+                self._of_layer[layer] = counts.copy()
+            else:
+                present += counts
+
     def rows(self) -> tuple[tuple[int, ...], ...]:
         """[layers][experts] since the start."""
         return tuple(tuple(counts.tolist()) for _, counts in sorted(self._of_layer.items()))

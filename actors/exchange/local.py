@@ -49,6 +49,14 @@ class LocalExchange:
         assert isinstance(handle, _LocalHandle)
         return add_choices(handle.results, handle.num_choices)
 
+    def direct(self, num_layers: int, x: torch.Tensor) -> None:
+        return None
+
+    def take_over(
+        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+    ) -> Handle:
+        return self.dispatch(layer, rows, expert_ids, weights)
+
     def tend(self) -> None:
         pass
 

@@ -57,7 +57,8 @@ class Sender:
         self._roster = roster
         self._num_experts = num_experts
         self._park_seconds = limits.park
-        self._next_sequence = 0
+        self.next_sequence = 0
+        """Number of the next message with rows."""
 
     def adopt(self) -> None:
         """Use the newest table. What retired peers still owe goes elsewhere."""
@@ -195,8 +196,8 @@ class Sender:
         stretch: torch.Tensor | None,
         tried: frozenset[str] = frozenset(),
     ) -> Request:
-        sequence = self._next_sequence
-        self._next_sequence += 1
+        sequence = self.next_sequence
+        self.next_sequence += 1
         return Request(
             sequence=sequence,
             dispatch=dispatch,

@@ -18,8 +18,9 @@ class Switchboard:
 
     def __init__(self) -> None:
         self._poll = select.poll()
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK)
-        self._poll.register(self._bell, _READ)
+        self.bell = os.eventfd(0, os.EFD_NONBLOCK)
+        """Descriptor that is readable once somebody has rung; -1 when this is closed."""
+        self._poll.register(self.bell, _READ)
         self._peers: dict[int, Peer] = {}
         """By descriptor."""
         self._descriptors: dict[Peer, int] = {}
@@ -48,18 +49,18 @@ class Switchboard:
     def wait(self, seconds: float) -> Iterator[tuple[Peer, bool]]:
         """(peer, whether it takes more bytes) of links on which something happens; empty at the time or the bell."""
         for descriptor, events in self._poll.poll(seconds * 1000):
-            if descriptor == self._bell:
+            if descriptor == self.bell:
                 with suppress(BlockingIOError):
-                    os.eventfd_read(self._bell)
+                    os.eventfd_read(self.bell)
             elif (peer := self._peers.get(descriptor)) is not None:
                 yield peer, bool(events & _WRITE)
 
     def ring(self) -> None:
         """From any thread: end a wait under way, or the next one."""
-        if self._bell >= 0:
-            os.eventfd_write(self._bell, 1)
+        if self.bell >= 0:
+            os.eventfd_write(self.bell, 1)
 
     def close(self) -> None:
-        bell, self._bell = self._bell, -1
+        bell, self.bell = self.bell, -1
         if bell >= 0:
             os.close(bell)

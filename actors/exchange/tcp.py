@@ -36,11 +36,14 @@ class TcpLink:
         self._is_ended = False
         self._free: list[Message] = []
         self._unsent: deque[tuple[Message | None, memoryview]] = deque()
-        self._incoming = Message(message_format)
+        self.incoming = Message(message_format)
+        """What `receive` gives out, and where it is read to."""
         self._num_read = 0
-        """Bytes of `_incoming` so far."""
+        """Bytes of `incoming` so far."""
         self._end = HEADER_BYTES
-        """Where what is to be read of `_incoming` ends, as far as is known."""
+        """Where what is to be read of `incoming` ends, as far as is known."""
+        self._is_held_back = False
+        """Whether `incoming` is whole and was not given out yet."""
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -81,7 +84,10 @@ class TcpLink:
             raise self._broken(error) from error
 
     def receive(self) -> Message | None:
-        message = self._incoming
+        message = self.incoming
+        if self._is_held_back:
+            self._is_held_back = False
+            return message
         if self._num_read == self._end:  # given out by the call before
             self._num_read, self._end = 0, HEADER_BYTES
         try:
@@ -99,6 +105,19 @@ class TcpLink:
             return None
         except OSError as error:
             raise self._broken(error) from error
+
+    def take_up(self, message: Message, num_sent: int, num_read: int) -> None:
+        """Go on where the kernels stopped: they have sent so many bytes of `message`, which `outgoing` gave, and read so
+        many of the next answer into `incoming`. Raises LinkError for bytes that are no message."""
+        message.read_header()
+        rest = message.host_view[num_sent : message.num_host_bytes]
+        if len(rest):
+            self._unsent.append((message, rest))
+        self.num_received += num_read
+        self._num_read, self._end = num_read, HEADER_BYTES
+        if num_read >= HEADER_BYTES:
+            self._take_header(self.incoming)
+        self._is_held_back = num_read == self._end
 
     def is_ended(self) -> bool:
         return self._is_ended or bool(self._hang_up.poll(0))

@@ -66,3 +66,8 @@ void phimoe_layer_norm(
 }
 
 int phimoe_decode_layer(const layer_task *task, const layer_weights *weights) { return chosen()->layer(task, weights); }
+
+int phimoe_decode_step(
+    layer_task *task, const layer_weights *weights, int64_t num_layers, turn_task *turn, int64_t *layer) {
+    return chosen()->step(task, weights, num_layers, turn, layer);
+}

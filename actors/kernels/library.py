@@ -54,6 +54,11 @@ class Kernels:
         """(num_own): of num_threads in any call, so many are this process's own; the rest take only idle cores."""
         self.share_cores.argtypes = [_INT]
         self.share_cores.restype = None
+        self.decode_step = library.phimoe_decode_step
+        """(step, layers, num_layers, turns, layer) -> 0, 3 out of memory, 16 stopped within a layer's exchange; layers from
+        `layer` on, which is then the first that is not complete. Structures of `actors.kernels.layer` and `.turn`."""
+        self.decode_step.argtypes = [_POINTER, _POINTER, _COUNT, _POINTER, _POINTER]
+        self.decode_step.restype = _INT
         self.route = library.phimoe_route
         """(scores, num_tokens, num_experts, jitter, ids, weights, is_bf16)."""
         self.route.argtypes = [_POINTER, _COUNT, _COUNT, ctypes.c_float, _POINTER, _POINTER, _INT]

@@ -5,6 +5,7 @@
 
 #include "common.h"
 #include "pool.h"
+#include "turn.h"
 
 enum { DONE = 0, FOREIGN_EXPERT = 1, WRONG_COUNT = 2, NO_MEMORY = 3 };
 
@@ -123,6 +124,7 @@ typedef struct {
     void (*attention)(const attention_task *);
     void (*norm)(const norm_task *);
     int (*layer)(const layer_task *, const layer_weights *); /* DONE or NO_MEMORY */
+    int (*step)(layer_task *, const layer_weights *, int64_t, turn_task *, int64_t *);
 } kernel_table;
 
 extern const kernel_table phimoe_avx2, phimoe_avx512;

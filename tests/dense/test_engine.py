@@ -39,6 +39,14 @@ class FailingExchange:
     def combine(self, handle: Handle) -> torch.Tensor:
         return self.inner.combine(handle)
 
+    def direct(self, num_layers: int, x: torch.Tensor) -> None:
+        return None
+
+    def take_over(
+        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+    ) -> Handle:
+        return self.dispatch(layer, rows, expert_ids, weights)
+
     def tend(self) -> None:
         pass
 

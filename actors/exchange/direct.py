@@ -1,0 +1,187 @@
+"""A decoding step's exchanges, carried out by the kernels between the layers as long as their course is the plain one.
+
+    begin       nothing is under way, every expert has a holder in good standing: the kernels may go ahead
+    (kernels)   layer after layer: send, wait, add up (actors/kernels/turn.c)
+    end         what was learnt meanwhile: how long answers took, how often experts were chosen
+    take_over   the kernels have stopped within a layer, for whatever reason: what they left becomes a dispatch as any other,
+    hand_back   and the links go on where the kernels were
+
+Nothing is decided here that `links.py` decides: whatever is late, lost or refused is handled there. While the kernels exchange,
+the interpreter's lock is free for the process's other threads.
+
+Legend: B sequences, H hidden, K experts per token, E experts, P peers, L layers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from actors.errors import LinkError
+from actors.exchange.flight import Dispatch, Request
+from actors.exchange.load import ExpertLoad
+from actors.exchange.message import MAGIC, Message
+from actors.exchange.roster import Peer, Table
+from actors.exchange.sender import Sender
+from actors.exchange.split import MIN_PART_ROWS, NOBODY
+from actors.exchange.tcp import TcpLink
+from actors.kernels.turn import TurnPeer, TurnTask
+
+MAX_ROWS = 2 * MIN_PART_ROWS - 1
+"""Of a step: with more, an expert's rows may be shared out over its holders."""
+_MAX_PEERS = 64
+_NUM_SIZES = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Line:
+    """A peer and the memory that its link lends to the kernels."""
+
+    peer: Peer
+    link: TcpLink
+    outgoing: Message
+
+
+class DirectTurns:
+    """What the kernels know of the links. Made anew when the table of holders has changed; one thread uses it."""
+
+    def __init__(self, sender: Sender, load: ExpertLoad, num_layers: int, lines: list[_Line]) -> None:
+        self.table: Table = sender.table
+        """The table that it was made for."""
+        self.num_layers = num_layers
+        self._sender, self._load, self._lines = sender, load, lines
+        num_experts, num_peers = len(sender.table.holders), len(lines)
+        self._holders = np.full((num_experts, num_peers), NOBODY, dtype=np.int32)
+        for expert, able in enumerate(sender.table.holders):
+            self._holders[expert, : len(able)] = able
+        self._patience = np.zeros(_NUM_SIZES, dtype=np.int64)
+        self._took = np.zeros((2, num_layers, num_peers), dtype=np.int64)
+        self._expert_rows = np.zeros((num_layers, num_experts), dtype=np.int64)
+        self._owners = np.zeros(num_experts, dtype=np.int32)
+        self._places: npt.NDArray[np.uintp] = np.zeros(2 * MAX_ROWS, dtype=np.uintp)
+        self._peers = (TurnPeer * num_peers)(
+            *(
+                TurnPeer(
+                    descriptor=line.link.fileno(),
+                    epoch=line.link.epoch,
+                    outgoing=line.outgoing.host.data_ptr(),
+                    incoming=line.link.incoming.host.data_ptr(),
+                )
+                for line in lines
+            )
+        )
+        self.task = TurnTask(
+            peers=ctypes.addressof(self._peers),
+            holders=self._holders.ctypes.data,
+            patience_ns=self._patience.ctypes.data,
+            took_ns=self._took[0].ctypes.data,
+            took_results=self._took[1].ctypes.data,
+            expert_rows=self._expert_rows.ctypes.data,
+            places=self._places.ctypes.data,
+            owners=self._owners.ctypes.data,
+            num_peers=num_peers,
+            num_experts=num_experts,
+            magic=MAGIC,
+            bell=sender.board.bell,
+        )
+        """What the kernels are given."""
+        self.combined: torch.Tensor | None = None
+        """[B, H]: where the kernels leave the last complete layer's result."""
+
+    @staticmethod
+    def make(sender: Sender, load: ExpertLoad, num_layers: int) -> DirectTurns | None:
+        """None where not every link is one that the kernels know."""
+        peers = sender.table.peers
+        lines = [
+            _Line(peer=peer, link=peer.link, outgoing=peer.link.outgoing())
+            for peer in peers
+            if isinstance(peer.link, TcpLink)
+        ]
+        if not lines or len(lines) < len(peers) or len(lines) > _MAX_PEERS:
+            return None
+        return DirectTurns(sender, load, num_layers, lines)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether everything is as the kernels expect it at this moment."""
+        return all(
+            not (peer.is_gone or peer.is_suspected or peer.owed or peer.link.has_unsent)
+            for peer in self.table.peers
+        )
+
+    def begin(self, x: torch.Tensor) -> None:
+        """Prepare a step of sequences whose rows are like x [B, H]."""
+        seconds = self._sender.patience.seconds
+        for size in range(1, (2 * MAX_ROWS).bit_length() + 1):
+            self._patience[size] = int(seconds(1 << (size - 1)) * 1e9)
+        self._took[:] = 0
+        self._expert_rows[:] = 0
+        if self.combined is None or self.combined.shape != x.shape or self.combined.dtype != x.dtype:
+            self.combined = torch.empty_like(x)
+        self.task.combined = self.combined.data_ptr()
+        self.task.row_bytes = x.shape[1] * x.itemsize
+        self.task.next_sequence = self._sender.next_sequence
+
+    def end(self) -> None:
+        """Take note of what the kernels have done since `begin`."""
+        self._sender.next_sequence = self.task.next_sequence
+        took_ns, took_results = self._took
+        for layer, place in np.argwhere(took_ns).tolist():
+            self._sender.patience.learn(int(took_results[layer, place]), int(took_ns[layer, place]) * 1e-9)
+        self._load.add(self._expert_rows)
+
+    def take_over(
+        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+    ) -> Dispatch | None:
+        """What the kernels have begun of a layer, as a dispatch whose requests are owed; None where nothing was sent.
+
+        rows [B, H], expert_ids [B, K], weights [B, K] as `Exchange.dispatch` takes them.
+        """
+        if not any(turn.num_results for turn in self._peers):
+            return None
+        num_routes = expert_ids.numel()
+        dispatch = Dispatch(
+            layer=layer,
+            rows=rows,
+            expert_ids=expert_ids,
+            weights=weights,
+            arrived=rows.new_empty((num_routes, rows.shape[1])),
+            num_owed=num_routes,
+        )
+        owner_of_route = self._owners[expert_ids.numpy()].reshape(-1)
+        for place, (turn, line) in enumerate(zip(self._peers, self._lines, strict=True)):
+            if not turn.num_results:
+                continue
+            targets = np.flatnonzero(owner_of_route == place)
+            request = Request(
+                sequence=turn.sequence,
+                dispatch=dispatch,
+                targets=targets,
+                num_results=turn.num_results,
+                stretch=dispatch.next_stretch(targets),
+                sent_at=turn.sent_ns * 1e-9,
+            )
+            line.peer.owed.append(request)
+        self._sender.check_at = 0.0  # Whatever is late is looked at before anything is waited for.
+        return dispatch
+
+    def hand_back(self) -> list[Peer]:
+        """Give the links that the kernels have begun to use what they left there. Peers whose links have something to read."""
+        with_news = []
+        for turn, line in zip(self._peers, self._lines, strict=True):
+            if not turn.num_results:
+                continue
+            try:
+                line.link.take_up(line.outgoing, turn.num_sent, turn.num_read)
+            except LinkError as error:
+                self._sender.lose(line.peer, error)
+                continue
+            if line.link.has_unsent:
+                self._sender.board.watch_sending(line.peer)
+            if turn.num_read:
+                with_news.append(line.peer)
+        return with_news

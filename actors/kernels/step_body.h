@@ -1,0 +1,27 @@
+/* A decoding step: layer after layer, each with its exchange in between, for as long as nothing out of the ordinary happens. */
+
+#include "turn.h"
+
+/* combined = results of the first choice + those of the second, rounded once. */
+static void add_choices(const turn_task *t, int64_t num_rows, int64_t H, int is_bf16) {
+    for (int64_t row = 0; row < num_rows; row++) {
+        const uint8_t *first = t->places[TURN_CHOICES * row], *second = t->places[TURN_CHOICES * row + 1];
+        for (int64_t i = 0; i < H; i += LANES)
+            store(t->combined, row * H + i, v_add(load(first, i, is_bf16), load(second, i, is_bf16)), is_bf16);
+    }
+}
+
+/* Layers from *layer on; *layer is then the first that is not complete. DONE, NO_MEMORY, or TURN_UNFINISHED: that layer's rows are
+ * on their way. */
+static int step_run(layer_task *task, const layer_weights *weights, int64_t num_layers, turn_task *turn, int64_t *layer) {
+    for (; *layer < num_layers; ++*layer) {
+        int fault = layer_run(task, weights + *layer);
+        if (!fault)
+            fault = phimoe_turn(
+                turn, *layer, task->num_sequences, task->normed, task->expert_ids, task->expert_weights);
+        if (fault) return fault;
+        add_choices(turn, task->num_sequences, task->hidden_size, task->is_bf16);
+        task->combined = turn->combined;
+    }
+    return DONE;
+}

@@ -1,0 +1,189 @@
+/* The plain course of one exchange: every expert has a holder, every message goes out whole, every answer comes in time.
+ *
+ * Whatever else happens (a bell, an error, an answer that is late or another one than was expected) ends the turn at once, and
+ * the caller takes it up from what the peers' fields say. Nothing here decides what to do about a fault. Messages are those of
+ * actors/exchange/message.py. */
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include "turn.h"
+
+#ifdef __linux__
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+
+enum { HEADER_BYTES = 64, ALIGNMENT = 64, ROWS = 1, RESULTS = 2, MAX_PEERS = 64 };
+
+/* Rows that take as long as reading an expert's weights (actors/exchange/split.py). */
+enum { MIN_PART_ROWS = 64 };
+
+typedef struct {
+    int64_t magic, kind, epoch, sequence, layer, num_tokens, num_results, num_bytes;
+} header;
+
+static int64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Who is asked for each expert: of its holders the least busy, where there is a choice. 0: one has no holder. */
+static int choose_owners(turn_task *t, const int64_t *counts) {
+    int64_t P = t->num_peers, work[MAX_PEERS] = {0};
+    for (int is_free = 0; is_free < 2; is_free++)
+        for (int64_t e = 0; e < t->num_experts; e++) {
+            const int32_t *holders = t->holders + e * P;
+            int64_t num_holders = 0;
+            while (num_holders < P && holders[num_holders] >= 0) num_holders++;
+            if (!counts[e] || (num_holders > 1) != is_free) continue;
+            if (!num_holders) return 0;
+            /* Of equally busy ones the expert's number decides: dense actors then do not all ask the same. */
+            int32_t chosen = holders[e % num_holders];
+            for (int64_t i = 0; i < num_holders; i++) {
+                int32_t other = holders[(e + i) % num_holders];
+                if (work[other] < work[chosen]) chosen = other;
+            }
+            work[chosen] += MIN_PART_ROWS + counts[e];
+            t->owners[e] = chosen;
+        }
+    return 1;
+}
+
+/* The message to one peer: rows that it gets, with -1 for experts that others are asked for. */
+static void compose(
+    turn_task *t, int64_t index, int64_t layer, int64_t num_rows, const uint8_t *rows, const int64_t *expert_ids,
+    const float *weights) {
+    turn_peer *p = t->peers + index;
+    int64_t num_tokens = 0, num_results = 0;
+    for (int64_t r = 0; r < num_rows; r++) {
+        int here = 0;
+        for (int k = 0; k < TURN_CHOICES; k++) here += t->owners[expert_ids[TURN_CHOICES * r + k]] == index;
+        num_tokens += here > 0;
+        num_results += here;
+    }
+    p->num_results = num_results;
+    p->num_sent = p->num_read = p->num_bytes = p->answered_ns = 0;
+    if (!num_results) return;
+    int32_t *ids = (int32_t *)(p->outgoing + HEADER_BYTES);
+    float *scales = (float *)(ids + TURN_CHOICES * num_tokens);
+    int64_t end = HEADER_BYTES + num_tokens * TURN_CHOICES * 8;
+    int64_t offset = (end + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    uint8_t *payload = p->outgoing + offset;
+    const uint8_t *result = p->incoming + HEADER_BYTES;
+    for (int64_t r = 0; r < num_rows; r++) {
+        int is_here[TURN_CHOICES], here = 0;
+        for (int k = 0; k < TURN_CHOICES; k++) here += is_here[k] = t->owners[expert_ids[TURN_CHOICES * r + k]] == index;
+        if (!here) continue;
+        for (int k = 0; k < TURN_CHOICES; k++) {
+            *ids++ = is_here[k] ? (int32_t)expert_ids[TURN_CHOICES * r + k] : -1;
+            *scales++ = weights[TURN_CHOICES * r + k];
+            if (!is_here[k]) continue;
+            t->places[TURN_CHOICES * r + k] = result;
+            result += t->row_bytes;
+        }
+        memcpy(payload, rows + r * t->row_bytes, (size_t)t->row_bytes);
+        payload += t->row_bytes;
+    }
+    p->sequence = t->next_sequence++;
+    p->num_bytes = payload - p->outgoing;
+    header h = {t->magic, ROWS, p->epoch, p->sequence, layer, num_tokens, num_results, p->num_bytes};
+    memcpy(p->outgoing, &h, sizeof h);
+}
+
+static int send_all(turn_task *t) {
+    int is_whole = 1;
+    for (int64_t i = 0; i < t->num_peers; i++) {
+        turn_peer *p = t->peers + i;
+        if (!p->num_results) continue;
+        p->sent_ns = now_ns();
+        ssize_t count = send((int)p->descriptor, p->outgoing, (size_t)p->num_bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+        p->num_sent = count > 0 ? count : 0;
+        is_whole &= p->num_sent == p->num_bytes;
+    }
+    return is_whole;
+}
+
+/* Read what there is of an answer. 0: it is not the one that was expected, or the link has ended. */
+static int read_answer(const turn_task *t, turn_peer *p, int64_t layer) {
+    int64_t expected = HEADER_BYTES + p->num_results * t->row_bytes;
+    ssize_t count = recv((int)p->descriptor, p->incoming + p->num_read, (size_t)(expected - p->num_read), MSG_DONTWAIT);
+    if (count < 0) return errno == EAGAIN || errno == EINTR;
+    if (count == 0) return 0;
+    p->num_read += count;
+    if (p->num_read < HEADER_BYTES) return 1;
+    header h;
+    memcpy(&h, p->incoming, sizeof h);
+    if (h.magic != t->magic || h.kind != RESULTS || h.epoch != p->epoch || h.sequence != p->sequence ||
+        h.layer != layer || h.num_results != p->num_results || h.num_bytes != expected)
+        return 0;
+    if (p->num_read == expected) p->answered_ns = now_ns();
+    return 1;
+}
+
+static int is_owed(const turn_peer *p) { return p->num_results && !p->answered_ns; }
+
+/* One wait for whatever is owed. 0: the bell, a fault, or an answer that is late. */
+static int wait_once(turn_task *t, int64_t layer) {
+    struct pollfd watched[MAX_PEERS + 1];
+    int64_t late_ns = INT64_MAX, count = 0;
+    int64_t index[MAX_PEERS];
+    for (int64_t i = 0; i < t->num_peers; i++) {
+        turn_peer *p = t->peers + i;
+        if (!is_owed(p)) continue;
+        int64_t due = p->sent_ns + t->patience_ns[64 - __builtin_clzll((uint64_t)p->num_results)];
+        if (due < late_ns) late_ns = due;
+        watched[count] = (struct pollfd){.fd = (int)p->descriptor, .events = POLLIN};
+        index[count++] = i;
+    }
+    if (!count) return 1;
+    watched[count] = (struct pollfd){.fd = (int)t->bell, .events = POLLIN};
+    int64_t left_ns = late_ns - now_ns();
+    if (left_ns <= 0) return 0;
+    struct timespec left = {left_ns / 1000000000, left_ns % 1000000000};
+    int num_ready = ppoll(watched, (nfds_t)count + 1, &left, NULL);
+    if (num_ready < 0) return errno == EINTR;
+    if (num_ready == 0 || watched[count].revents) return 0;
+    for (int64_t i = 0; i < count; i++)
+        if (watched[i].revents && !read_answer(t, t->peers + index[i], layer)) return 0;
+    return 1;
+}
+
+int phimoe_turn(
+    turn_task *t, int64_t layer, int64_t num_rows, const void *rows, const int64_t *expert_ids, const float *weights) {
+    int64_t *counts = t->expert_rows + layer * t->num_experts, here[256] = {0};
+    for (int64_t i = 0; i < TURN_CHOICES * num_rows; i++) here[expert_ids[i]]++;
+    for (int64_t i = 0; i < t->num_peers; i++) t->peers[i].num_results = 0;
+    if (t->num_peers > MAX_PEERS || !choose_owners(t, here)) return TURN_UNFINISHED;
+    for (int64_t e = 0; e < t->num_experts; e++) counts[e] += here[e];
+    for (int64_t i = 0; i < t->num_peers; i++) compose(t, i, layer, num_rows, rows, expert_ids, weights);
+    if (!send_all(t)) return TURN_UNFINISHED;
+    for (int is_owing = 1; is_owing;) {
+        if (!wait_once(t, layer)) return TURN_UNFINISHED;
+        is_owing = 0;
+        for (int64_t i = 0; i < t->num_peers; i++) is_owing |= is_owed(t->peers + i);
+    }
+    for (int64_t i = 0; i < t->num_peers; i++) {
+        turn_peer *p = t->peers + i;
+        if (!p->num_results) continue;
+        t->took_ns[layer * t->num_peers + i] = p->answered_ns - p->sent_ns;
+        t->took_results[layer * t->num_peers + i] = p->num_results;
+    }
+    return TURN_DONE;
+}
+
+#else
+
+int phimoe_turn(
+    turn_task *t, int64_t layer, int64_t num_rows, const void *rows, const int64_t *expert_ids, const float *weights) {
+    (void)layer, (void)num_rows, (void)rows, (void)expert_ids, (void)weights;
+    for (int64_t i = 0; i < t->num_peers; i++) t->peers[i].num_results = 0;
+    return TURN_UNFINISHED;
+}
+
+#endif

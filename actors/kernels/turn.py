@@ -1,0 +1,47 @@
+"""The structures of `phimoe_decode_step`'s exchange, field for field as turn.h has them."""
+
+from __future__ import annotations
+
+import ctypes
+
+_ADDRESS, _COUNT = ctypes.c_void_p, ctypes.c_int64
+
+
+class TurnPeer(ctypes.Structure):
+    """A link and what is under way on it."""
+
+    _fields_ = (
+        ("descriptor", _COUNT),
+        ("epoch", _COUNT),
+        ("outgoing", _ADDRESS),
+        ("incoming", _ADDRESS),
+        ("sequence", _COUNT),
+        ("num_results", _COUNT),
+        ("num_bytes", _COUNT),
+        ("num_sent", _COUNT),
+        ("num_read", _COUNT),
+        ("sent_ns", _COUNT),
+        ("answered_ns", _COUNT),
+    )
+
+
+class TurnTask(ctypes.Structure):
+    """All links of a dense actor, for the layers of one step."""
+
+    _fields_ = (
+        ("peers", _ADDRESS),
+        ("holders", _ADDRESS),
+        ("patience_ns", _ADDRESS),
+        ("took_ns", _ADDRESS),
+        ("took_results", _ADDRESS),
+        ("expert_rows", _ADDRESS),
+        ("places", _ADDRESS),
+        ("owners", _ADDRESS),
+        ("combined", _ADDRESS),
+        ("num_peers", _COUNT),
+        ("num_experts", _COUNT),
+        ("magic", _COUNT),
+        ("next_sequence", _COUNT),
+        ("row_bytes", _COUNT),
+        ("bell", _COUNT),
+    )
