@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 240.0
+PORTS = (20_000, 30_000)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,15 +82,21 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [item.getsockname()[1] for item in sockets]
-    finally:
-        for item in sockets:
-            item.close()
+    """Ports that nobody listens on; all different.
+
+    They lie below the ports that the system gives to sockets that ask for none in particular, and between those of Ray's
+    workers and of Serve's replicas: nothing that starts meanwhile takes one by chance.
+    """
+    free: list[int] = []
+    while len(free) < count:
+        port = secrets.choice(range(*PORTS))
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        free += [port] * (port not in free)
+    return free
 
 
 def serve_command(port: int, grpc_port: int, *flags: str) -> list[str]:
