@@ -345,7 +345,7 @@ async def test_a_round_that_fails_is_repeated(supervisor: Supervisor, pool: Loca
     supervisor.start()
     await until(lambda: EXPERT_0 in pool.actors)
     pool.actors[EXPERT_0].failing_joins = 2
-    await until_ready(supervisor)
+    await until_all_ready(supervisor)
     assert (await supervisor.view()).epoch == 3
 
 
