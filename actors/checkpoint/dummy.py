@@ -34,11 +34,13 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 class DummyReader:
     """A WeightReader that makes tensors up: weights N(0, 0.02), gates N(0, 0.3), biases N(0, 0.02), norm scales one.
 
-    The dtype is the config's stored dtype, bfloat16 where it says none.
+    The dtype is the config's stored dtype, bfloat16 where it says none. On another device than the CPU tensors are made
+    there, with the same values: 84 GB take seconds, not minutes.
     """
 
-    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+    def __init__(self, config: ModelConfig, seed: int = 0, device: torch.device | str = "cpu") -> None:
         self._shapes = all_tensors(config)
+        self._device = torch.device(device)
         self._dtype = _DTYPES[config.stored_dtype or "bfloat16"]
         self._seed = seed
         self._blocks: dict[float, torch.Tensor] = {}
@@ -62,7 +64,7 @@ class DummyReader:
     def read(self, name: str, expected_shape: Shape, expected_dtype: str = FLOAT) -> torch.Tensor:
         self.check(name, expected_shape)
         if name.endswith("norm.weight"):
-            return torch.ones(expected_shape, dtype=self._dtype)
+            return torch.ones(expected_shape, dtype=self._dtype, device=self._device)
         block = self._block(_GATE_STD if name.endswith("gate.weight") else _WEIGHT_STD)
         digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
         offset = int.from_bytes(digest[:8], "little") % _BLOCK_LENGTH
@@ -74,7 +76,7 @@ class DummyReader:
         if block is None:
             generator = torch.Generator().manual_seed(self._seed)
             drawn = torch.randn(_BLOCK_LENGTH, generator=generator).mul_(std)
-            block = self._blocks[std] = drawn.to(self._dtype)
+            block = self._blocks[std] = drawn.to(self._dtype).to(self._device)
         return block
 
 
@@ -109,7 +111,7 @@ def write_random_model(
 
 def _cyclic_window(block: torch.Tensor, offset: int, length: int) -> torch.Tensor:
     """block[offset:], then block over and over, `length` elements in all, in memory of its own."""
-    window = torch.empty(length, dtype=block.dtype)
+    window = torch.empty(length, dtype=block.dtype, device=block.device)
     filled = 0
     while filled < length:
         part = block[offset : offset + length - filled]

@@ -1,0 +1,1 @@
+"""`python -m actors.gpu_check`: is it right on this device, and how far from the device's limits?"""

@@ -1,0 +1,92 @@
+"""A preset with random weights on the device, experts in the same process, and batches over made-up sequences.
+
+Legend: G key-value heads, D head dimension, R cache rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.dummy import DummyReader
+from actors.checkpoint.presets import preset_config
+from actors.checkpoint.weights import read_dense
+from actors.dense.kv_cache import KVCache
+from actors.dense.model import DenseModel
+from actors.dense.scheduler import Chunk
+from actors.dense.sequence import Sequence
+from actors.exchange.interface import Exchange
+from actors.exchange.local import LocalExchange
+from actors.expert.experts import GroupedExperts
+from actors.messages import SamplingParams
+
+BLOCK_SIZE = 16
+"""The default of `DenseSettings`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Built:
+    """A model that computes on one device without any process beside it."""
+
+    config: ModelConfig
+    reader: DummyReader
+    model: DenseModel
+    exchange: Exchange
+    dtype: torch.dtype
+    device: torch.device
+
+
+def build(preset: str, num_layers: int | None, dtype: torch.dtype, device: torch.device) -> Built:
+    """The preset's first num_layers layers (all where None). Raises ValueError for an unknown preset."""
+    config = preset_config(preset)
+    if num_layers is not None:
+        config = replace(config, num_layers=num_layers)
+    reader = DummyReader(config, device=device)
+    model = DenseModel(config, read_dense(reader, config, dtype, device))
+    experts = GroupedExperts.load(reader, config, range(config.num_experts), dtype, device)
+    exchange = LocalExchange(experts.forward)
+    return Built(config=config, reader=reader, model=model, exchange=exchange, dtype=dtype, device=device)
+
+
+class Rows:
+    """Gives sequences blocks of a cache, one after the other."""
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        self._config = config
+        self._draw = torch.Generator().manual_seed(seed)
+        self.num_blocks = 0
+
+    def sequence(self, num_tokens: int, is_long: bool | None = None) -> Sequence:
+        """One of num_tokens random tokens, with room for all of them. The LongRoPE list is its length's, unless it is given."""
+        config = self._config
+        token_ids = torch.randint(config.vocab_size, (num_tokens,), generator=self._draw).tolist()
+        threshold = config.rope.original_max_position_embeddings
+        first, self.num_blocks = self.num_blocks, self.num_blocks - (-num_tokens // BLOCK_SIZE)
+        return Sequence(
+            sequence_id=str(first),
+            owner=0,
+            prompt_ids=token_ids,
+            output_ids=[],
+            params=SamplingParams(max_tokens=1, seed=1, temperature=0.0),
+            arrival=first,
+            blocks=list(range(first, self.num_blocks)),
+            is_long=threshold is not None and num_tokens > threshold if is_long is None else is_long,
+        )
+
+    def cache(self, dtype: torch.dtype, device: torch.device) -> KVCache:
+        """A cache for all sequences so far, filled with random keys and values."""
+        config = self._config
+        cache = KVCache(config, self.num_blocks, BLOCK_SIZE, dtype, device)
+        rows = torch.arange(self.num_blocks * BLOCK_SIZE, device=device)
+        shape = (len(rows), config.num_kv_heads, config.head_dim)
+        keys, values = (torch.randn(shape, dtype=dtype, device=device) for _ in range(2))
+        for layer in range(config.num_layers):
+            cache.write(layer, rows, keys, values)
+        return cache
+
+
+def last_token(sequence: Sequence) -> Chunk:
+    """The step that decodes a sequence whose other tokens are in the cache."""
+    return Chunk(sequence, sequence.num_tokens - 1, sequence.num_tokens)

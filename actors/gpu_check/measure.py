@@ -1,0 +1,88 @@
+"""How long decoding steps and prompts take, beside what they take at least."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from actors.dense.batch import build_batch
+from actors.dense.sampler import sample
+from actors.dense.scheduler import Chunk
+from actors.gpu_check.build import BLOCK_SIZE, Built, Rows, last_token
+from actors.gpu_check.clock import median_seconds
+from actors.gpu_check.recorder import Recorder
+from actors.gpu_check.work import Device, Work, step_work
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """One row of the report."""
+
+    name: str
+    num_tokens: int
+    """That the work computes."""
+    seconds: float
+    limit_seconds: float
+    num_experts_per_layer: float | None
+    """With rows, on average over the layers; None for prompts."""
+
+    def as_json(self) -> dict[str, object]:
+        rate = self.num_tokens / self.seconds
+        return asdict(self) | {"tokens_per_second": rate, "share_of_limit": self.limit_seconds / self.seconds}
+
+
+def time_decode(built: Built, device: Device, batch: int, context: int, num_repeats: int) -> Timing:
+    """A step in which `batch` sequences decode the token behind `context` others: from the host's lists of tokens to the
+    sampled ids on the host, greedy. It is computed over and over with the same tokens."""
+    rows = Rows(built.config)
+    chunks = [last_token(rows.sequence(context + 1)) for _ in range(batch)]
+    cache = rows.cache(built.dtype, built.device)
+    sequences = [chunk.sequence for chunk in chunks]
+    window, model = built.config.sliding_window, built.model
+
+    def step() -> None:
+        rows = build_batch(chunks, BLOCK_SIZE, window, built.device)
+        logits = model.logits(model.forward(rows, cache, built.exchange))
+        sample(logits, sequences, built.config.eos_token_ids)
+
+    recorder = Recorder(built.exchange)
+    model.forward(build_batch(chunks, BLOCK_SIZE, window, built.device), cache, recorder)
+    num_experts = sum(len(set(ids.flatten().tolist())) for ids, _ in recorder.routes)
+    work = step_work(built.config, built.dtype.itemsize, [(context, context + 1)] * batch, batch, num_experts)
+    return Timing(
+        name=f"decode, batch {batch}, {context} tokens of context",
+        num_tokens=batch,
+        seconds=median_seconds(step, built.device, num_repeats),
+        limit_seconds=work.limit_seconds(device),
+        num_experts_per_layer=num_experts / built.config.num_layers,
+    )
+
+
+def time_prefill(
+    built: Built, device: Device, num_tokens: int, chunk_tokens: int, num_repeats: int
+) -> Timing:
+    """One prompt, chunk by chunk, and the first token's id on the host."""
+    rows = Rows(built.config)
+    sequence = rows.sequence(num_tokens)
+    cache = rows.cache(built.dtype, built.device)
+    window, model = built.config.sliding_window, built.model
+    spans = [(start, min(start + chunk_tokens, num_tokens)) for start in range(0, num_tokens, chunk_tokens)]
+
+    def prompt() -> None:
+        for span in spans:
+            batch = build_batch([Chunk(sequence, *span)], BLOCK_SIZE, window, built.device)
+            x = model.forward(batch, cache, built.exchange)
+        sample(model.logits(x[-1:]), [sequence], built.config.eos_token_ids)
+
+    # A chunk of many tokens has rows for every expert.
+    num_experts = built.config.num_experts * built.config.num_layers
+    work = Work(num_bytes=0, flops=0)
+    for start, end in spans:
+        num_logits = int(end == num_tokens)
+        work += step_work(built.config, built.dtype.itemsize, [(start, end)], num_logits, num_experts)
+    return Timing(
+        name=f"prefill, {num_tokens} tokens in chunks of {chunk_tokens}",
+        num_tokens=num_tokens,
+        seconds=median_seconds(prompt, built.device, num_repeats),
+        limit_seconds=work.limit_seconds(device),
+        num_experts_per_layer=None,
+    )

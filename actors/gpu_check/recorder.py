@@ -1,0 +1,49 @@
+"""An exchange that remembers where rows went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from actors.exchange.direct import DirectTurns
+from actors.exchange.interface import Exchange, Handle
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Hands everything on to another exchange."""
+
+    inner: Exchange
+    routes: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    """Expert ids [T, K] and weights [T, K] of every dispatch."""
+
+    @property
+    def is_ready(self) -> bool:
+        return self.inner.is_ready
+
+    def dispatch(
+        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+    ) -> Handle:
+        self.routes.append((expert_ids.clone(), weights.clone()))
+        return self.inner.dispatch(layer, rows, expert_ids, weights)
+
+    def combine(self, handle: Handle) -> torch.Tensor:
+        return self.inner.combine(handle)
+
+    def direct(self, num_layers: int, x: torch.Tensor) -> DirectTurns | None:
+        return None
+
+    def take_over(
+        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+    ) -> Handle:
+        return self.dispatch(layer, rows, expert_ids, weights)
+
+    def tend(self) -> None:
+        self.inner.tend()
+
+    def interrupt(self) -> None:
+        self.inner.interrupt()
+
+    def close(self) -> None:
+        self.inner.close()
