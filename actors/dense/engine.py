@@ -291,9 +291,8 @@ class Engine:
 
     def _compute(self, chunks: list[Chunk]) -> None:
         assert self._exchange is not None
-        batch = build_batch(
-            chunks, self._scheduler.pool.block_size, self._model.config.sliding_window, self._model.device
-        )
+        model, block_size = self._model, self._scheduler.pool.block_size
+        batch = build_batch(chunks, block_size, model.config.sliding_window, model.device, model.is_paged)
         x = self._model.forward(batch, self._cache, self._exchange)
         ends = [chunk for chunk in chunks if chunk.samples]
         rows = [
