@@ -88,6 +88,11 @@ class ClusterConfig:
     hung_after_seconds: float = _option(
         2.0, "an actor that gives no sign of life for so long is killed and started anew", low=0.2
     )
+    replace_after_seconds: float = _option(
+        20.0,
+        "experts of an actor that is away for so long go to the others until it is back; 0 never",
+        low=0,
+    )
     exchange: str = _option(
         "links",
         "how rows travel between dense and expert actors",

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from actors.settings import DenseSettings, ExpertSettings
 from cluster.config import NUM_EXPERTS, ClusterConfig
 from cluster.membership import ActorKey, Added, Removed
-from cluster.placement import Holder, Placement, gain, place, slot_counts
+from cluster.placement import Holder, Placement, among, gain, place, slot_counts
+from cluster.presence import Presence
 from cluster.rebalancing import Hysteresis
 from cluster.remote import UNANSWERED, OperationError
 from cluster.roster import Roster, Seat, key_of
@@ -51,8 +52,11 @@ class Means:
 class Operations:
     """The operation under way, if any."""
 
-    def __init__(self, config: ClusterConfig, roster: Roster, slots: Slots, means: Means) -> None:
+    def __init__(
+        self, config: ClusterConfig, roster: Roster, slots: Slots, presence: Presence, means: Means
+    ) -> None:
         self._config, self._roster, self._slots, self._means = config, roster, slots, means
+        self._presence = presence
         self._current: OperationView | None = None
 
     @property
@@ -70,23 +74,24 @@ class Operations:
             return
         if self._config.expert_replicas > 1 or self._config.redundant_slots:
             await self._roster.until(lambda: self._are_seen(experts), _CREATE_SECONDS)
-        self._slots.set_first(place(self._holders(len(experts)), None, None, self._config.expert_replicas))
+        holders = self._holders([key.index for key in experts])
+        self._slots.set_first(place(holders, None, None, self._config.expert_replicas))
 
     async def scale(self, expert_actors: int) -> None:
         """Have so many expert actors. Raises ValueError, OperationError."""
         self._check_number(expert_actors)
-        async with self._alone("scale"):
+        async with self.alone("scale"):
             present = len(self._roster.keys("expert"))
             if expert_actors > present:
                 await self._add_actors(expert_actors)
-            await self._move(await self._choose(expert_actors))
+            await self.move(await self.choose(expert_actors))
 
     async def rebalance(self) -> None:
         """Place experts by the load of the last minutes. Raises ValueError, OperationError."""
         if not self._roster.keys("expert"):
             raise ValueError("exchange is 'local', which has no expert actors to rebalance")
-        async with self._alone("rebalance"):
-            await self._move(await self._choose(len(self._roster.keys("expert"))))
+        async with self.alone("rebalance"):
+            await self.move(await self.choose(len(self._roster.keys("expert"))))
 
     async def restart(self) -> None:
         """Replace all processes of expert and dense actors, one after the other. Raises OperationError.
@@ -94,7 +99,10 @@ class Operations:
         An expert actor that is the only holder of an expert pauses what needs it until it is back: another copy for that
         time would need memory that nobody has set aside. With two replicas nobody waits.
         """
-        async with self._alone("restart"):
+        async with self.alone("restart"):
+            if self._slots.replaced:
+                names = ", ".join(f"expert-{index}" for index in sorted(self._slots.replaced))
+                raise OperationError("restart", f"{names} stays away")
             keys = [*self._roster.keys("expert"), *self._roster.keys("dense")]
             for done, key in enumerate(keys):
                 self._current = OperationView(
@@ -108,8 +116,8 @@ class Operations:
         if target is None and not self._unplaced():
             return
         try:
-            async with self._alone("resume"):
-                await self._move(target or self._slots.placement)
+            async with self.alone("resume"):
+                await self.move(target or self._slots.placement)
         except OperationError as error:
             logger.error("%s", error)
 
@@ -132,7 +140,7 @@ class Operations:
             present, loads = self._slots.placement, self._means.loads()
             if present is None or loads is None or self._current is not None:
                 continue
-            other = await self._choose(len(present.slots))
+            other = await self.choose(len(present.slots))
             watch, is_time = watch.watch(gain(loads, present, other), loop.time())
             if is_time:
                 try:
@@ -140,11 +148,36 @@ class Operations:
                 except (ValueError, OperationError) as error:
                     logger.error("cannot rebalance: %s", error)
 
-    async def _move(self, target: Placement | None) -> None:
-        """Prepare, switch, and remove actors that have nothing left; or leave everything as it was."""
+    def loads(self) -> list[list[float]] | None:
+        """Rows of the last minutes, [layer][expert]."""
+        return self._means.loads()
+
+    async def choose(self, num_experts: int, absent: frozenset[int] | None = None) -> Placement:
+        """A placement on so many actors but those that are absent: given, or away and not to be waited for.
+
+        Raises ValueError where none is left.
+        """
+        if absent is None:
+            absent = self._slots.replaced | {
+                index for index in range(num_experts) if self._presence.is_away(index)
+            }
+        there = [index for index in range(num_experts) if index not in absent]
+        holders, loads, present = self._holders(there), self._means.loads(), self._slots.placement
+        placed = await asyncio.to_thread(place, holders, loads, present, self._config.expert_replicas)
+        return among(placed, present, absent & set(range(num_experts)))
+
+    async def move(self, target: Placement | None, why_not: Callable[[], str | None] = lambda: None) -> None:
+        """Prepare, switch, and remove actors that have nothing left; or leave everything as it was.
+
+        Raises OperationError, also where `why_not` says that it is of no use any longer.
+        """
         try:
             if target is not None and target != self._slots.placement:
-                await self._slots.prepare(target, self._config.load_deadline_seconds)
+                await self._slots.prepare(
+                    target,
+                    self._config.load_deadline_seconds,
+                    lambda placement: self._who_is_away(placement) or why_not(),
+                )
                 await self._slots.commit(
                     _SWITCH_CALLS * (self._config.connect_deadline_seconds + CALL_SECONDS)
                 )
@@ -210,8 +243,14 @@ class Operations:
             place = self._roster.state.places[key]
             return place.phase == "joined" and place.incarnation != before
 
+        def is_away() -> bool:
+            return key.kind == "expert" and self._presence.is_away(key.index)
+
         seconds = self._config.load_deadline_seconds
-        if not await self._roster.until(is_back, seconds):
+        await self._roster.until(lambda: is_back() or is_away(), seconds)
+        if not is_back() and is_away():
+            raise OperationError("restart", f"{key} stays away")
+        if not is_back():
             raise OperationError("restart", f"{key} is not back after {seconds:g} seconds")
 
     async def _wait_until_whole(self, key: ActorKey) -> None:
@@ -241,24 +280,28 @@ class Operations:
             except UNANSWERED:
                 return
 
-    async def _choose(self, num_experts: int) -> Placement:
-        holders, loads, present = self._holders(num_experts), self._means.loads(), self._slots.placement
-        return await asyncio.to_thread(place, holders, loads, present, self._config.expert_replicas)
-
-    def _holders(self, num_experts: int) -> list[Holder]:
-        counts = slot_counts(num_experts, self._config.expert_replicas, self._config.redundant_slots)
+    def _holders(self, indices: list[int]) -> list[Holder]:
+        if not indices:
+            raise ValueError("no expert actor is there, expected at least 1")
+        counts = slot_counts(len(indices), self._config.expert_replicas, self._config.redundant_slots)
         holders = []
-        for index, num_slots in enumerate(counts):
+        for index, num_slots in zip(indices, counts, strict=True):
             pulse = self._roster.seats[ActorKey("expert", index)].pulse
             holders.append(
                 Holder(index=index, node=pulse.node_ip if pulse is not None else "", num_slots=num_slots)
             )
         return holders
 
+    def _who_is_away(self, target: Placement) -> str | None:
+        for index, experts in target.slots.items():
+            if experts and self._presence.is_away(index):
+                return f"expert-{index} stays away"
+        return None
+
     def _unplaced(self) -> list[ActorKey]:
         if self._slots.placement is None:
             return []
-        return [key for key in self._roster.keys("expert") if not self._slots.wanted(key.index)]
+        return [key for key in self._roster.keys("expert") if not self._slots.has_place(key.index)]
 
     def _are_seen(self, keys: list[ActorKey]) -> bool:
         return all(self._roster.state.places[key].phase not in ("unseen", "absent") for key in keys)
@@ -275,7 +318,7 @@ class Operations:
         self._current = OperationView(name=self._current.name, step=step)
 
     @asynccontextmanager
-    async def _alone(self, name: str) -> AsyncIterator[None]:
+    async def alone(self, name: str) -> AsyncIterator[None]:
         if self._current is not None:
             raise OperationError(name, f"{self._current.name} is under way: wait until it is done")
         if self._roster.keys("expert") and self._slots.placement is None:

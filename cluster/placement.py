@@ -10,7 +10,7 @@ placement is the sum of these over the layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -28,7 +28,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int
     slots: dict[int, tuple[int, ...]]
-    """Index of an expert actor -> its experts, ascending."""
+    """Index of an expert actor -> its experts, ascending; none while others hold those of an actor that stays away."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +83,42 @@ def place(
     return Placement(version=_next(present), slots=slots)
 
 
+def stand_in(
+    nodes: Mapping[int, str], loads: Loads | None, present: Placement, num_replicas: int
+) -> Placement:
+    """A placement on some actors of the present one alone, which take over what the others hold. `nodes`: index -> node.
+
+    Nobody gives up an expert but to make room for one that has too few replicas, or to keep replicas on different nodes;
+    and nobody gets more slots than it has or than an even share of `num_replicas` of every expert needs. The others stay
+    in the placement, with no slots, so that they can get some again.
+
+    Raises ValueError where `nodes` is empty.
+    """
+    if not nodes:
+        raise ValueError("no expert actor is left, expected at least 1")
+    num_replicas = min(num_replicas, len(nodes))
+    held = {index: present.slots.get(index, ()) for index in nodes}
+    largest_first = sorted(nodes, key=lambda index: (-len(held[index]), index))
+    shares = dict(zip(largest_first, _even(NUM_EXPERTS * num_replicas, len(nodes)), strict=True))
+    holders = [
+        Holder(index=index, node=node, num_slots=max(shares[index], len(held[index])))
+        for index, node in nodes.items()
+    ]
+    board, matrix = _board(holders, num_replicas), as_matrix(loads, NUM_EXPERTS)
+    rows = improve(board, board.fill(board.keep(held), matrix), matrix, least_gain=_ONLY_PARTING)
+    return among(
+        Placement(version=_next(present), slots=board.slots(rows)), present, present.slots.keys() - nodes
+    )
+
+
+def among(placement: Placement, present: Placement | None, absent: Iterable[int]) -> Placement:
+    """The placement, with actors in it that have no slots for now; `present` itself where nothing changes."""
+    slots = {**placement.slots, **dict.fromkeys(absent, ())}
+    if present is not None and slots == present.slots:
+        return present
+    return Placement(version=_next(present), slots=dict(sorted(slots.items())))
+
+
 def gain(loads: Loads | None, present: Placement, other: Placement) -> float:
     """The part of the present cost that the other placement saves; negative where it costs more."""
     matrix = as_matrix(loads, NUM_EXPERTS)
@@ -106,6 +142,10 @@ _LEAST_GAIN_PER_MOVE = 0.005
 """An expert is moved when that saves at least this part of the cost."""
 _WORTH_BEGINNING_ANEW = 0.03
 """The part of the cost that a placement made without regard to the present one must save to be taken."""
+
+
+_ONLY_PARTING = 1.0
+"""A gain that no balance reaches: a step is worth it only where it takes a replica to another node."""
 
 
 def _board(holders: Sequence[Holder], num_replicas: int) -> Board:

@@ -32,6 +32,10 @@ class OperationError(Exception):
         return f"{self.operation}: {self.reason}"
 
 
+class CannotLoadError(OperationError):
+    """An actor cannot load the experts that it was asked to hold: name of the operation, reason."""
+
+
 UNANSWERED = (ActorLostError, ActorError, asyncio.TimeoutError)
 """What a call raises: nobody is there, the actor's own error, no answer in time."""
 

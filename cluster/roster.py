@@ -29,6 +29,8 @@ class Seat:
         """Incarnation, and the experts that it was asked to hold last."""
         self.is_leaving = False
         """Whether it is about to be restarted."""
+        self.is_silent = False
+        """Whether its process did not answer when it was last asked, in whatever phase it is."""
         self.suspicion = asyncio.Event()
         """Set when a peer misses its answers."""
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from cluster.membership import ActorKey, Tabled
 from cluster.placement import Placement, num_moves
-from cluster.remote import UNANSWERED, OperationError
+from cluster.remote import UNANSWERED, CannotLoadError, OperationError
 from cluster.roster import Roster, Seat
 from cluster.watching import CALL_SECONDS
 
@@ -37,6 +37,17 @@ class Slots:
         both = [placement for placement in (self.placement, self.target) if placement is not None]
         return tuple(sorted({expert for placement in both for expert in placement.slots.get(index, ())}))
 
+    @property
+    def replaced(self) -> frozenset[int]:
+        """The expert actors that have a place but, as they stay away, no experts."""
+        slots = self.placement.slots if self.placement is not None else {}
+        return frozenset(index for index, experts in slots.items() if not experts)
+
+    def has_place(self, index: int) -> bool:
+        """Whether an expert actor belongs to the service, though it may have no experts now."""
+        both = [placement for placement in (self.placement, self.target) if placement is not None]
+        return any(index in placement.slots for placement in both)
+
     def set_first(self, placement: Placement) -> None:
         """The service begins with this one."""
         self.placement = placement
@@ -46,12 +57,17 @@ class Slots:
         """Experts of the target that their new holders hold already, and all that had to move."""
         if self.target is None or self.placement is None:
             return 0, 0
-        missing = sum(len(self._missing(key)) for key in self._roster.keys("expert"))
+        missing = sum(len(self._lacking(key)) for key in self._roster.keys("expert"))
         total = num_moves(self.placement.slots, self.target.slots)
         return max(0, total - missing), total
 
-    async def prepare(self, target: Placement, deadline_seconds: float) -> None:
-        """Have everybody hold what the target says. Raises OperationError, with the target given up."""
+    async def prepare(
+        self, target: Placement, deadline_seconds: float, why_not: Callable[[Placement], str | None]
+    ) -> None:
+        """Have everybody hold what the target says, unless `why_not` says that it cannot be or need not be.
+
+        Raises OperationError, with the target given up.
+        """
         self.target = target
         for key in self._roster.keys("expert"):
             self._roster.seats[key].asked = None
@@ -59,9 +75,11 @@ class Slots:
             await self._save()
             loop = asyncio.get_running_loop()
             end = loop.time() + deadline_seconds
-            while any(self._missing(key) for key in self._roster.keys("expert")):
-                for key in self._roster.keys("expert"):
+            while lacking := [key for key in self._roster.keys("expert") if self._lacking(key)]:
+                for key in lacking:
                     self._raise_if_failed(key)
+                if (reason := why_not(target)) is not None:
+                    raise OperationError("placement", reason)
                 if loop.time() > end:
                     raise OperationError("placement", f"not loaded after {deadline_seconds:g} seconds")
                 await self._roster.change(_LOOK_SECONDS)
@@ -95,6 +113,9 @@ class Slots:
         state = self._roster.state.places.get(key)
         if self.placement is None or state is None or not state.is_up or seat.actor is None:
             return False
+        if not self.wanted(key.index):
+            # It gets experts again or is removed; what it still holds need not be read anew.
+            return False
         target, missing, spare = self.target, self._missing(key), self._spare(key)
         if not missing and not spare:
             seat.asked = None
@@ -117,6 +138,11 @@ class Slots:
     def _missing(self, key: ActorKey) -> tuple[int, ...]:
         return tuple(sorted(set(self.wanted(key.index)) - self._roster.held(key)))
 
+    def _lacking(self, key: ActorKey) -> tuple[int, ...]:
+        """What it does not hold of the target."""
+        wanted = self.target.slots.get(key.index, ()) if self.target is not None else ()
+        return tuple(sorted(set(wanted) - self._roster.held(key)))
+
     def _spare(self, key: ActorKey) -> tuple[int, ...]:
         return tuple(sorted(self._roster.held(key) - set(self.wanted(key.index))))
 
@@ -125,8 +151,8 @@ class Slots:
         seat, place = self._roster.seats[key], self._roster.state.places[key]
         pulse = seat.pulse
         if place.phase == "failed":
-            raise OperationError("placement", f"{key} cannot load: {place.error}")
+            raise CannotLoadError("placement", f"{key} cannot load: {place.error}")
         # A failure to load something else, asked for before, is no answer.
         was_asked = seat.asked == (place.incarnation, self._missing(key))
         if was_asked and self._missing(key) and pulse is not None and pulse.progress.state == "failed":
-            raise OperationError("placement", f"{key} cannot load: {pulse.progress.error}")
+            raise CannotLoadError("placement", f"{key} cannot load: {pulse.progress.error}")

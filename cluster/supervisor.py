@@ -23,8 +23,10 @@ from cluster.description import actor_views, startup
 from cluster.membership import ActorKey, Place
 from cluster.notes import Notes
 from cluster.operations import Means, Operations, is_idle
+from cluster.presence import Presence
 from cluster.rebalancing import RecentLoads
 from cluster.remote import UNANSWERED, ActorPool
+from cluster.replacing import Replacing
 from cluster.roster import Roster, Seat, key_of
 from cluster.rounds import DoorBoard, Rounds
 from cluster.slots import Slots
@@ -37,7 +39,7 @@ _REPORT_SECONDS = 1.0
 _PLAN_AGAIN_SECONDS = 2.0
 _SAVE_AGAIN_SECONDS = 1.0
 _WATCH_AGAIN_SECONDS = 0.5
-_PLACEMENT_SECONDS = 600.0
+_LOOK_SECONDS = 1.0
 _DRAIN_POLL_SECONDS = 0.2
 _BEYOND_GRACE_SECONDS = 2.0
 """What ingress replicas and dense actors take to end the requests that are left after the grace period."""
@@ -67,7 +69,9 @@ class Supervisor:
             unwatch=self._unwatch,
             loads=lambda: self._recent.loads(),
         )
-        self._operations = Operations(config, self._roster, self._slots, means)
+        presence = Presence(config.replace_after_seconds, self._roster, self._slots)
+        self._operations = Operations(config, self._roster, self._slots, presence, means)
+        self._replacing = Replacing(config, self._roster, self._slots, presence, self._operations)
 
     def start(self) -> None:
         """Begin to create, load and watch all actors, in the running event loop."""
@@ -160,6 +164,7 @@ class Supervisor:
         self._spawn(self._operations.resume())
         self._spawn(self._operations.tidy())
         self._spawn(self._operations.rebalance_when_worth_it())
+        self._spawn(self._replacing.run())
 
     async def _look_around(self) -> tuple[Notes | None, list[DenseSettings | ExpertSettings]]:
         """Notes of an earlier life, and settings of all actors once there is room for them.
@@ -211,14 +216,27 @@ class Supervisor:
         seat = self._roster.seats[key]
         experts: tuple[int, ...] | None = None
         if isinstance(seat.settings, ExpertSettings):
-            await self._roster.until(lambda: bool(self._slots.wanted(key.index)), _PLACEMENT_SECONDS)
-            wanted = self._slots.wanted(key.index)
+            wanted = await self._experts_for(key)
+            if not wanted:
+                return
             experts = wanted if wanted != seat.settings.experts else None
         if seat.actor is None or seat.pulse is None or seat.pulse.progress.state != "starting":
             return
         # A failure is seen by the watcher as well.
         with contextlib.suppress(*UNANSWERED):
             await seat.actor.start_loading(experts, CALL_SECONDS)
+
+    async def _experts_for(self, key: ActorKey) -> tuple[int, ...]:
+        """What the present process of the place is to hold, once it is to hold anything; nothing if it ends before."""
+        incarnation = self._roster.state.places[key].incarnation
+
+        def is_gone() -> bool:
+            place = self._roster.state.places.get(key)
+            return place is None or place.phase != "loading" or place.incarnation != incarnation
+
+        while not is_gone() and not self._slots.wanted(key.index):
+            await self._roster.change(_LOOK_SECONDS)
+        return () if is_gone() else self._slots.wanted(key.index)
 
     def _note_load(self, incarnation: str, report: ActorReport) -> None:
         now = asyncio.get_running_loop().time()

@@ -30,10 +30,11 @@ class ActorView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OperationView(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator asked for and is being done."""
+    """What is being done: asked for by an operator, or by the supervisor itself."""
 
     name: str
-    """"scale", "rebalance" or "restart"."""
+    """"scale", "rebalance" or "restart"; "replace" where experts of an actor that stays away go to others, or back to it;
+    "resume" where an operation goes on that a supervisor's death cut short."""
     step: str
     """What it is at, in words."""
     done: int = 0

@@ -116,10 +116,11 @@ class Watcher:
         """Watch one process until it is known to be gone."""
         end = asyncio.create_task(_ignoring_errors(actor.wait_for_end()))
         loop = asyncio.get_running_loop()
-        reported_at, killed_at, is_silent = loop.time(), -CALL_SECONDS, False
+        reported_at, killed_at = loop.time(), -CALL_SECONDS
+        seat.is_silent = False
         try:
             while True:
-                await self._pause(key, seat, end, is_silent)
+                await self._pause(key, seat, end)
                 is_cut = end.done()
                 if is_cut:
                     # The process or only the connection to it: whoever answers now shows which.
@@ -132,7 +133,7 @@ class Watcher:
                     return
                 except UNANSWERED as error:
                     self._roster.post(Silent(key, incarnation))
-                    is_silent = True
+                    seat.is_silent = True
                     is_hung = isinstance(error, asyncio.TimeoutError) and not is_cut
                     if is_hung and loop.time() - killed_at > CALL_SECONDS:
                         killed_at = loop.time()
@@ -141,7 +142,7 @@ class Watcher:
                     continue
                 if pulse.incarnation != incarnation:
                     return
-                seat.pulse, is_silent = pulse, False
+                seat.pulse, seat.is_silent = pulse, False
                 self._roster.post(Heard(key, incarnation))
                 phase = self._roster.state.places[key].phase
                 if phase == "loading":
@@ -152,9 +153,9 @@ class Watcher:
         finally:
             end.cancel()
 
-    async def _pause(self, key: ActorKey, seat: Seat, end: asyncio.Task[None], is_silent: bool) -> None:
+    async def _pause(self, key: ActorKey, seat: Seat, end: asyncio.Task[None]) -> None:
         """Until the next look; at the end of the connection, or of a peer's patience, it comes at once."""
-        if is_silent:
+        if seat.is_silent:
             await asyncio.sleep(_SHORT_PAUSE_SECONDS)
             return
         is_loading = self._roster.state.places[key].phase == "loading"

@@ -97,6 +97,7 @@ def test_an_unknown_key_is_named_with_the_closest_known_one(key: str, closest: s
             id="more-replicas-than-actors",
         ),
         pytest.param({"hung_after_seconds": 0}, "hung_after_seconds is 0", id="no-patience"),
+        pytest.param({"replace_after_seconds": -1}, "replace_after_seconds is -1", id="replaced-before"),
         pytest.param({"port": 9000}, "grpc_port is 9000, the same as port", id="same-ports"),
         pytest.param({"load_format": "dummy"}, "model is none", id="dummy-without-preset"),
     ],

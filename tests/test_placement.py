@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from cluster.placement import (
     place,
     slot_counts,
     spread_experts,
+    stand_in,
 )
 
 EVERY_EXPERT = set(range(16))
@@ -190,3 +193,59 @@ def test_too_few_slots_are_refused_with_both_numbers() -> None:
 def test_the_gain_of_the_same_placement_is_nothing() -> None:
     placed = place(holders(4), None, None)
     assert gain(zipf(3), placed, placed) == 0
+
+
+@st.composite
+def losses(draw: st.DrawFn) -> tuple[Placement, dict[int, str], list[list[float]] | None, int]:
+    """A placement, the nodes of the actors that are left, loads, replicas."""
+    made, loads, replicas = draw(problems())
+    left = draw(st.sets(st.sampled_from([item.index for item in made]), min_size=1))
+    return (
+        place(made, loads, None, replicas),
+        {item.index: item.node for item in made if item.index in left},
+        loads,
+        replicas,
+    )
+
+
+@settings(max_examples=80, deadline=None)
+@given(loss=losses())
+def test_those_who_are_left_take_over_what_is_missing(
+    loss: tuple[Placement, dict[int, str], list[list[float]] | None, int],
+) -> None:
+    present, nodes, loads, replicas = loss
+    placed = stand_in(nodes, loads, present, replicas)
+    assert placed.slots.keys() == present.slots.keys()
+    assert {index for index, experts in placed.slots.items() if experts} == nodes.keys()
+    wanted = min(replicas, len(nodes))
+    assert min(copies(placed)) >= wanted
+    share = -(-16 * wanted // len(nodes))
+    for index in nodes:
+        assert list(placed.slots[index]) == sorted(set(placed.slots[index]))
+        assert len(placed.slots[index]) <= max(share, len(present.slots[index]))
+    room: Counter[str] = Counter()
+    for index, node in nodes.items():
+        room[node] += len(placed.slots[index])
+    if wanted > 1 and len(room) > 1 and min(room.values()) >= 16:
+        for expert in range(16):
+            assert len({nodes[index] for index in nodes if expert in placed.slots[index]}) > 1
+    if placed.slots != present.slots:
+        assert placed.version == present.version + 1
+    else:
+        assert placed == present
+
+
+@pytest.mark.parametrize("num_actors", [2, 3, 4, 8])
+def test_taking_over_moves_what_is_missing_and_nothing_else(num_actors: int) -> None:
+    present = place(holders(num_actors), None, None)
+    nodes = {index: f"node-{index}" for index in range(1, num_actors)}
+    placed = stand_in(nodes, None, present, 1)
+    assert num_moves(present.slots, placed.slots) == len(present.slots[0])
+    assert all(set(present.slots[index]) <= set(placed.slots[index]) for index in nodes)
+    assert copies(placed) == [1] * 16 and placed.slots[0] == ()
+    assert max(len(placed.slots[index]) for index in nodes) <= -(-16 // (num_actors - 1))
+
+
+def test_nobody_left_cannot_take_over() -> None:
+    with pytest.raises(ValueError, match="no expert actor is left"):
+        stand_in({}, None, place(holders(2), None, None), 1)

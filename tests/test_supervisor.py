@@ -49,6 +49,7 @@ class LocalActor:
         self.is_removed = False
         self.num_running = 0
         self.num_replaced = 0
+        self.has_room = True
         self.num_reports = 0
         self.hold_seconds = 0.05
         self.hold_error: str | None = None
@@ -73,7 +74,14 @@ class LocalActor:
         self._end.set()
         self._begin()
 
+    def leave(self) -> None:
+        """Die, with no room for another process until `has_room`."""
+        self.has_room = False
+        self.die()
+
     async def _answer(self, deadline_seconds: float) -> None:
+        if not self.has_room:
+            raise ActorLostError(self.name, "there is no room for it")
         if self.is_stopped:
             await asyncio.sleep(deadline_seconds)
             raise asyncio.TimeoutError
@@ -337,7 +345,7 @@ async def test_a_round_that_fails_is_repeated(supervisor: Supervisor, pool: Loca
     supervisor.start()
     await until(lambda: EXPERT_0 in pool.actors)
     pool.actors[EXPERT_0].failing_joins = 2
-    await until_ready(supervisor)
+    await until_all_ready(supervisor)
     assert (await supervisor.view()).epoch == 3
 
 
@@ -659,3 +667,122 @@ async def test_a_drain_ends_with_its_grace_period(supervisor: Supervisor, pool: 
     await until_ready(supervisor)
     pool.actors[DENSE].num_running = 1
     await asyncio.wait_for(supervisor.drain(0.1), 5)
+
+
+AWAY: dict[str, Any] = {"replace_after_seconds": 0.5}
+
+
+def counts(pool: LocalPool, *indices: int) -> list[int]:
+    return [len(pool.expert(index).experts) for index in indices]
+
+
+@supervised(**AWAY)
+async def test_experts_of_an_actor_that_stays_away_go_to_the_others_and_back_when_it_is_there_again(
+    supervisor: Supervisor, pool: LocalPool
+) -> None:
+    supervisor.start()
+    await until_ready(supervisor)
+    gone = pool.expert(1)
+    pool.expert(0).hold_seconds = 0.3
+    gone.leave()
+    await until(lambda: not supervisor.startup().is_ready)
+    await until(lambda: pool.expert(0).state == "loading")
+    operation = (await supervisor.view()).operation
+    assert operation is not None and (operation.name, operation.total) == ("replace", 8)
+    await until_ready(supervisor)
+    members = pool.actors[DENSE].joined[-1]
+    assert [(member.index, member.experts) for member in members.experts] == [(0, tuple(range(16)))]
+    view = await supervisor.view()
+    assert [(len(actor.experts), actor.state) for actor in view.actors if actor.kind == "expert"] == [
+        (16, "ready"),
+        (0, "lost"),
+    ]
+    await asyncio.sleep(0.6)
+    assert pool.expert(1) is gone and not gone.is_removed
+    gone.has_room = True
+    await until(lambda: len(pool.actors[DENSE].joined[-1].experts) == 2)
+    await until(lambda: counts(pool, 0, 1) == [8, 8])
+    await until_all_ready(supervisor)
+    assert supervisor.startup().is_ready and (await supervisor.view()).operation is None
+
+
+@supervised(replace_after_seconds=0)
+async def test_with_0_an_actor_that_stays_away_is_waited_for(supervisor: Supervisor, pool: LocalPool) -> None:
+    supervisor.start()
+    await until_ready(supervisor)
+    pool.expert(1).leave()
+    await asyncio.sleep(1.0)
+    assert not supervisor.startup().is_ready and counts(pool, 0) == [8]
+    pool.expert(1).has_room = True
+    await until_all_ready(supervisor)
+
+
+@supervised(**REPLICATED, **AWAY)
+async def test_where_memory_is_short_the_others_keep_what_they_have(
+    supervisor: Supervisor, pool: LocalPool
+) -> None:
+    supervisor.start()
+    await until_ready(supervisor)
+    pool.expert(0).hold_error = pool.expert(2).hold_error = "out of memory"
+    pool.expert(1).leave()
+    await until(lambda: pool.expert(0).state == pool.expert(2).state == "failed")
+    await until(lambda: supervisor._operations.current is None)
+    assert supervisor.startup().is_ready and sum(counts(pool, 0, 2)) < 32
+    pool.expert(0).hold_error = pool.expert(2).hold_error = None
+    await until(lambda: counts(pool, 0, 2) == [16, 16])
+    assert supervisor.startup().is_ready
+
+
+@supervised(expert_actors=3, **AWAY)
+async def test_two_that_stay_away_are_replaced_together(supervisor: Supervisor, pool: LocalPool) -> None:
+    supervisor.start()
+    await until_ready(supervisor)
+    pool.expert(0).leave()
+    await asyncio.sleep(0.2)
+    pool.expert(2).leave()
+    await until(lambda: counts(pool, 1) == [16])
+    await until_ready(supervisor)
+    assert (await supervisor.view()).placement_version == 2
+
+
+@supervised(expert_actors=3, **AWAY)
+async def test_an_operation_that_needs_an_actor_that_stays_away_gives_up(
+    supervisor: Supervisor, pool: LocalPool
+) -> None:
+    supervisor.start()
+    await until_ready(supervisor)
+    pool.expert(1).hold_seconds = 60.0
+    scaling = asyncio.create_task(supervisor.scale(2))
+    await until(lambda: pool.expert(1).state == "loading")
+    pool.expert(1).leave()
+    with pytest.raises(OperationError, match="expert-1 stays away"):
+        await asyncio.wait_for(scaling, 10)
+    await until_ready(supervisor)
+    await until(lambda: counts(pool, 0, 2) == [8, 8])
+    with pytest.raises(OperationError, match="expert-1 stays away"):
+        await supervisor.restart()
+    await supervisor.scale(2)
+    assert counts(pool, 0) == [16] and sorted(pool.actors)[1:] == [EXPERT_0, ActorKey("expert", 1)]
+
+
+@supervised(**AWAY)
+async def test_a_new_supervisor_knows_who_stays_away_and_gives_experts_back(
+    supervisor: Supervisor, pool: LocalPool
+) -> None:
+    supervisor.start()
+    await until_ready(supervisor)
+    pool.expert(1).leave()
+    await until(lambda: counts(pool, 0) == [16])
+    await until_ready(supervisor)
+    await asyncio.sleep(0.1)
+    await kill(supervisor)
+    second = new_supervisor(pool, **AWAY)
+    try:
+        second.start()
+        await until_ready(second)
+        assert counts(pool, 0) == [16]
+        pool.expert(1).has_room = True
+        await until(lambda: counts(pool, 0, 1) == [8, 8])
+        await until_all_ready(second)
+    finally:
+        await kill(second)

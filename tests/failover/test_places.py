@@ -92,13 +92,20 @@ class Group:
         experts = tuple(
             ExpertMember(index=place, experts=self._owned[place], incarnation=process.incarnation)
             for place, process in enumerate(self.experts)
+            if self._owned[place]
         )
         members = Membership(epoch=next(self._epochs), dense=(dense,), experts=experts)
-        for process in self.experts:
-            process.send(Join(membership=members))
+        for expert in experts:
+            self.experts[expert.index].send(Join(membership=members))
         self.dense.join(members)
-        for process in self.experts:
-            assert process.answer() is None
+        for expert in experts:
+            assert self.experts[expert.index].answer() is None
+
+    def take_over(self) -> None:
+        """The second expert actor holds everything, and the first one is not there any longer."""
+        assert self.experts[1].hold(self._owned[0]) == "loaded"
+        self._owned = [(), ALL]
+        self.join()
 
     async def generate(self) -> list[list[int]]:
         """The tokens of all cases, run at once."""
@@ -216,6 +223,16 @@ def test_without_a_replica_the_layer_waits_for_the_restarted_actor_and_no_token_
             made.join()
 
         assert caught(made, Trap(made, step, layer, way), monkeypatch, restart) == expected()
+        report = made.dense.report()
+    assert (report.state, report.lost_links, report.detail["failed_steps"]) == ("ready", (), 0)
+
+
+@every_place
+def test_without_a_replica_the_layer_goes_on_when_another_actor_holds_the_experts_of_one_that_stays_away(
+    processes: ExpertProcesses, monkeypatch: pytest.MonkeyPatch, step: int, layer: int
+) -> None:
+    with group(list(processes.take(2)), spread(2)) as made:
+        assert caught(made, Trap(made, step, layer, "on"), monkeypatch, made.take_over) == expected()
         report = made.dense.report()
     assert (report.state, report.lost_links, report.detail["failed_steps"]) == ("ready", (), 0)
 

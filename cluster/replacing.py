@@ -1,0 +1,110 @@
+"""Carries out what `cluster.absences` decides: experts of an actor that stays away go to the others, and back to it later.
+
+    away --stand_in--> the others hold its experts too, then the table names them: what was parked goes on
+    back --place-----> experts are placed anew, as by `rebalance`
+
+Where the others cannot hold as many replicas, for want of memory, they hold fewer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from cluster.config import ClusterConfig
+from cluster.membership import ActorKey
+from cluster.operations import Operations
+from cluster.placement import num_moves, stand_in
+from cluster.presence import Presence
+from cluster.remote import CannotLoadError, OperationError
+from cluster.roster import Roster
+from cluster.slots import Slots
+
+logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.2
+
+
+class Replacing:
+    """`run` for as long as the supervisor lives."""
+
+    def __init__(
+        self, config: ClusterConfig, roster: Roster, slots: Slots, presence: Presence, operations: Operations
+    ) -> None:
+        self._num_replicas = config.expert_replicas
+        self._roster, self._slots, self._presence = roster, slots, presence
+        self._operations = operations
+
+    async def run(self) -> None:
+        """Look, decide and act; ends only when it is cancelled."""
+        work: asyncio.Task[None] | None = None
+        try:
+            while True:
+                await self._roster.change(_LOOK_SECONDS)
+                self._presence.look()
+                is_busy = work is not None and not work.done()
+                away = None if is_busy or not self._may_begin() else self._presence.decide()
+                if away is not None:
+                    work = asyncio.create_task(self._change(away))
+        finally:
+            if work is not None:
+                work.cancel()
+
+    def _may_begin(self) -> bool:
+        """A service that never served is to start as it was asked to, or to say why it cannot."""
+        has_served = self._slots.placement is not None and self._roster.state.epoch > 0
+        return has_served and self._operations.current is None
+
+    async def _change(self, away: frozenset[int]) -> None:
+        before, presence = self._slots.replaced, self._presence
+        try:
+            async with self._operations.alone("replace"):
+                if away < before:
+                    num_actors = len(self._roster.keys("expert"))
+                    await self._operations.move(await self._operations.choose(num_actors, absent=away))
+                else:
+                    await self._take_over(away, away - before)
+        except (OperationError, ValueError) as error:
+            logger.warning("experts cannot be placed without %s: %s", _names(away), error)
+            presence.absences = presence.absences.failed(before - away, _now())
+        except Exception:
+            logger.exception("placing experts without %s failed", _names(away))
+            presence.absences = presence.absences.failed(before - away, _now())
+        else:
+            presence.absences = presence.absences.switched(before, self._slots.replaced, _now())
+
+    async def _take_over(self, away: frozenset[int], new: frozenset[int]) -> None:
+        """Raises OperationError. Does nothing where the others hold everything as often as they can."""
+        present = self._slots.placement
+        assert present is not None
+        nodes = {
+            key.index: seat.pulse.node_ip if seat.pulse is not None else ""
+            for key, seat in self._roster.seats.items()
+            if key.kind == "expert" and key.index not in away
+        }
+        failure: CannotLoadError | None = None
+        for num_replicas in range(max(1, min(self._num_replicas, len(nodes))), 0, -1):
+            target = await asyncio.to_thread(stand_in, nodes, self._operations.loads(), present, num_replicas)
+            if not num_moves(present.slots, target.slots):
+                break
+            logger.warning("%s stays away: others are to hold its experts", _names(new))
+            try:
+                await self._operations.move(target, lambda: self._returned(new))
+            except CannotLoadError as error:
+                failure = error
+            else:
+                return
+        if failure is not None:
+            raise failure
+
+    def _returned(self, new: frozenset[int]) -> str | None:
+        is_back = all(self._roster.state.places[ActorKey("expert", index)].is_up for index in new)
+        return f"{_names(new)} is back" if is_back else None
+
+
+def _names(indices: frozenset[int]) -> str:
+    return ", ".join(f"expert-{index}" for index in sorted(indices)) or "nobody"
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
