@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from actors.dense.sampler import sample
+from actors.dense.device_sampler import make_sampler
 from actors.dense.scheduler import Chunk
 from actors.gpu_check.build import Built, Rows, last_token
 from actors.gpu_check.clock import median_seconds
@@ -36,7 +36,7 @@ def time_decode(built: Built, device: Device, batch: int, context: int, num_repe
     chunks = [last_token(rows.sequence(context + 1)) for _ in range(batch)]
     cache = rows.cache(built.dtype, built.device)
     sequences = [chunk.sequence for chunk in chunks]
-    model = built.model
+    model, sample = built.model, make_sampler(built.device)
 
     def step() -> None:
         rows = built.batch(chunks)
@@ -63,7 +63,7 @@ def time_prefill(
     rows = Rows(built.config)
     sequence = rows.sequence(num_tokens)
     cache = rows.cache(built.dtype, built.device)
-    model = built.model
+    model, sample = built.model, make_sampler(built.device)
     spans = [(start, min(start + chunk_tokens, num_tokens)) for start in range(0, num_tokens, chunk_tokens)]
 
     def prompt() -> None:
