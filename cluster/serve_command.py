@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.download import find_local
+from actors.errors import CheckpointError
 from cluster.access import read_keys
 from cluster.config import ClusterConfig
 from cluster.config_sources import add_flags, from_flags
@@ -264,15 +267,18 @@ class _Signals:
 
 
 def _check_files(config: ClusterConfig) -> None:
-    """Files that only the ingress replicas will read: where they run on this host alone, look at them now."""
+    """Files that only actors and ingress replicas will read: where they run on this host alone, look at them now."""
     if config.address is not None:
         return
     try:
+        directory = find_local(config.model) if config.load_format != "dummy" else None
+        if directory is not None:
+            ModelConfig.from_directory(directory)
         read_keys(config)
         for name in (config.tls_cert_file, config.tls_key_file):
             if name is not None:
                 Path(name).read_bytes()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, CheckpointError) as error:
         raise StartError(str(error)) from error
 
 

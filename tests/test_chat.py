@@ -17,8 +17,9 @@ import pytest
 from tests.bench.server import Behaviour, Running, serving
 
 RUN = (
-    "import argparse, sys; from cluster import chat; parser = argparse.ArgumentParser(); chat.add_arguments(parser); "
-    "sys.exit(chat.run(parser.parse_args(sys.argv[1:])))"
+    "import argparse, signal, sys; from cluster import chat; parser = argparse.ArgumentParser(); "
+    "signal.signal(signal.SIGINT, signal.default_int_handler); "  # Where tests run in the background it is ignored.
+    "chat.add_arguments(parser); sys.exit(chat.run(parser.parse_args(sys.argv[1:])))"
 )
 REPLY = ("Hello", ", ", "wörld")
 

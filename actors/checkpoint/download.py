@@ -37,18 +37,26 @@ def resolve(source: ModelSource, tensors_of: TensorNames | None = None) -> Path:
     the small files come first, then only the shards that hold the tensors, all of one commit. Blocks for as long as
     the download takes. Raises DownloadError, or what reading the config and the index raises.
     """
-    if source.model is None or source.model == TINY:
-        return embedded_directory()
-    local = Path(source.model).expanduser()
-    if local.is_dir():
+    local = find_local(source.model)
+    if local is not None:
         return local
-    if local.exists() or _looks_like_path(source.model):
-        raise DownloadError(source.model, "it is no existing directory", "check the path")
     directory = _fetch(source, source.revision, SMALL_FILES)
     if tensors_of is not None:
         # The snapshot's folder is named for its commit: what is fetched now belongs to the files fetched before.
         _fetch(source, directory.name, _weight_files(directory, tensors_of))
     return directory
+
+
+def find_local(model: str | None) -> Path | None:
+    """The directory of a model that needs no download; None for the hub's. Raises DownloadError for a path that is none."""
+    if model is None or model == TINY:
+        return embedded_directory()
+    local = Path(model).expanduser()
+    if local.is_dir():
+        return local
+    if local.exists() or _looks_like_path(model):
+        raise DownloadError(model, "it is no existing directory", "check the path")
+    return None
 
 
 def embedded_directory() -> Path:

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from actors.checkpoint.config import ModelConfig
-from actors.dense.batch import DecodeRows, PrefillRows, StepBatch
+from actors.dense.batch import DecodeRows, StepBatch
 from actors.dense.decode_kernel import decode_kernel
 from actors.dense.kv_cache import KVCache
+from actors.dense.prefill import make_prefill
 from actors.dense.rope import Tables, rotate
 
 
@@ -26,6 +27,7 @@ class Attention:
         self._num_heads, self._head_dim = config.num_heads, config.head_dim
         self._num_rotated = config.num_heads + config.num_kv_heads
         self._decode_kernel = decode_kernel(config, dtype, device)
+        self._prefill = make_prefill(config, dtype, device)
 
     def __call__(
         self, cache: KVCache, layer: int, batch: StepBatch, qkv: torch.Tensor, tables: Tables
@@ -40,7 +42,7 @@ class Attention:
         out = kernel(cache, layer, batch, qkv, tables)
         if not batch.prefills:
             return out
-        num_decoding = decode.slots.shape[0]
+        num_decoding = len(decode.ends)
         cos, sin = tables
         rest = replace(
             batch,
@@ -59,11 +61,14 @@ class Attention:
         queries, keys = rotated[:, : self._num_heads], rotated[:, self._num_heads :]
         values = heads[:, self._num_rotated :]
         cache.write(layer, batch.slots, keys, values)
-        parts = [] if batch.decode is None else [_decode(cache, layer, batch.decode, queries)]
+        parts = []
+        if batch.decode is not None:
+            assert isinstance(batch.decode, DecodeRows)
+            parts.append(_decode(cache, layer, batch.decode, queries))
         for prefill in batch.prefills:
             rows = slice(prefill.first_row, prefill.first_row + prefill.end - prefill.start)
             context = (keys[rows], values[rows]) if prefill.start == 0 else cache.read(layer, prefill.slots)
-            parts.append(_prefill(prefill, queries[rows], *context))
+            parts.append(self._prefill(prefill, queries[rows], *context))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -77,17 +82,3 @@ def _decode(cache: KVCache, layer: int, rows: DecodeRows, queries: torch.Tensor)
         grouped, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=rows.visible
     )
     return out.reshape(num_sequences, -1)
-
-
-def _prefill(
-    rows: PrefillRows, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-) -> torch.Tensor:
-    out = F.scaled_dot_product_attention(
-        queries.transpose(0, 1)[None],
-        keys.transpose(0, 1)[None],
-        values.transpose(0, 1)[None],
-        attn_mask=rows.visible,
-        is_causal=rows.visible is None,
-        enable_gqa=True,
-    )
-    return out[0].transpose(0, 1).reshape(queries.shape[0], -1)

@@ -1,6 +1,7 @@
-"""Attention of decoding sequences on a CPU by the project's own kernel: rotation, cache write and attention in one call.
+"""Attention of decoding sequences by the project's own kernels: rotation, cache write and attention.
 
-The cache is read in place, and a sequence's result does not depend on what else is in the batch.
+The cache is read in place, and a sequence's result does not depend on what else is in the batch. On a CPU it is one call; on
+CUDA there are a few (`actors.gpu.paged_attention`).
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import TypeAlias
 import torch
 
 from actors.checkpoint.config import ModelConfig
-from actors.dense.batch import StepBatch
+from actors.dense.batch import DecodeRows, StepBatch
 from actors.dense.kv_cache import KVCache
 from actors.dense.rope import Tables
+from actors.gpu.available import has_triton
 from actors.kernels.library import kernels_for
 from actors.kernels.threads import num_threads
 
@@ -21,8 +23,17 @@ DecodeKernel: TypeAlias = Callable[[KVCache, int, StepBatch, torch.Tensor, Table
 """(cache, layer, batch, qkv, tables) -> [B, A * D] for the batch's first B rows, which must be decoding ones."""
 
 
+def attends_by_block_table(device: torch.device) -> bool:
+    """Whether the kernel wants PagedRows, not DecodeRows."""
+    return has_triton(device)
+
+
 def decode_kernel(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> DecodeKernel | None:
-    """The kernel for a model, None where it does not take dtype, device or shapes."""
+    """The kernel for a model, None where there is none for dtype, device or shapes."""
+    if attends_by_block_table(device):
+        from actors.gpu.paged_attention import PagedAttention
+
+        return PagedAttention(config)
     kernels = kernels_for(dtype) if device.type == "cpu" else None
     shapes = (config.num_heads, config.num_kv_heads, config.head_dim)
     if kernels is None or not kernels.can_attend(*shapes):
@@ -37,7 +48,7 @@ def decode_kernel(config: ModelConfig, dtype: torch.dtype, device: torch.device)
         cache: KVCache, layer: int, batch: StepBatch, qkv: torch.Tensor, tables: Tables
     ) -> torch.Tensor:
         rows = batch.decode
-        assert rows is not None
+        assert isinstance(rows, DecodeRows)
         num_sequences, num_positions = rows.slots.shape
         cos, sin = tables
         out = qkv.new_empty((num_sequences, width))

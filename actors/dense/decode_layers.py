@@ -14,7 +14,7 @@ import torch
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import Norm
-from actors.dense.batch import StepBatch
+from actors.dense.batch import DecodeRows, StepBatch
 from actors.dense.kv_cache import KVCache
 from actors.dense.norm import norm_kernels
 from actors.dense.rope import Tables
@@ -136,7 +136,7 @@ class DecodeLayers:
 
     def _task(self, x: torch.Tensor, batch: StepBatch, tables: Tables, buffers: _Buffers) -> LayerTask:
         rows, config = batch.decode, self._config
-        assert rows is not None
+        assert isinstance(rows, DecodeRows)
         cos, sin = tables
         return LayerTask(
             x=x.data_ptr(),

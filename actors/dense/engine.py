@@ -20,13 +20,15 @@ import torch
 
 from actors.dense.apart import compute_apart
 from actors.dense.batch import build_batch
+from actors.dense.device_sampler import make_sampler
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
 from actors.dense.pace import PrefillPace
-from actors.dense.sampler import Sample, sample, token_logprobs
+from actors.dense.sampler import Sample, token_logprobs
 from actors.dense.scheduler import Chunk, Scheduler
 from actors.dense.sequence import Sequence
 from actors.dense.speculator import Speculator
+from actors.dense.to_device import to_device
 from actors.errors import ExchangeError, NoHolderError, NotReadyError
 from actors.exchange.interface import Exchange
 from actors.messages import Cancel, Load, SequenceDelta, StepOutput, Submit, TokenLogprobs
@@ -78,6 +80,7 @@ class Engine:
         self._model = model
         self._cache = cache
         self._scheduler = scheduler
+        self._sample = make_sampler(model.device)
         self._emit = emit
         self._pace = pace
         self._park_seconds = park_seconds
@@ -291,10 +294,9 @@ class Engine:
 
     def _compute(self, chunks: list[Chunk]) -> None:
         assert self._exchange is not None
-        batch = build_batch(
-            chunks, self._scheduler.pool.block_size, self._model.config.sliding_window, self._model.device
-        )
-        x = self._model.forward(batch, self._cache, self._exchange)
+        model, block_size = self._model, self._scheduler.pool.block_size
+        batch = build_batch(chunks, block_size, model.config.sliding_window, model.device, model.is_paged)
+        x = model.forward(batch, self._cache, self._exchange)
         ends = [chunk for chunk in chunks if chunk.samples]
         rows = [
             row + index
@@ -305,8 +307,8 @@ class Engine:
         prompt_logprobs = self._prompt_logprobs(chunks, x)
         samples: list[Sample] = []
         if ends:
-            logits = self._model.logits(x[rows])
-            samples = sample(logits, _sampling(ends), self._model.config.eos_token_ids)
+            logits = model.logits(_pick(x, rows))
+            samples = self._sample(logits, _sampling(ends), model.config.eos_token_ids)
         # From here on nothing raises, so that a step is either taken note of or can be computed again.
         self._scheduler.commit(chunks)
         for sequence, logprobs in prompt_logprobs:
@@ -435,6 +437,13 @@ def _last_rows(chunks: list[Chunk]) -> list[int]:
         rows.append(row + chunk.num_tokens - 1)
         row += chunk.num_rows
     return rows
+
+
+def _pick(x: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """These rows of x [T, H]; x itself where they are all of them, as when all sequences decode."""
+    if rows == list(range(x.shape[0])):
+        return x
+    return x.index_select(0, to_device(torch.tensor(rows), x.device))
 
 
 def _sampling(ends: list[Chunk]) -> list[Sequence]:

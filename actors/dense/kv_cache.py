@@ -22,6 +22,14 @@ class KVCache:
             config.num_layers, 2, rows, config.num_kv_heads, config.head_dim, dtype=dtype, device=device
         )
 
+    @property
+    def num_rows(self) -> int:
+        return self._data.shape[2]
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and the values [R, G, D] of a layer, in place."""
+        return self._data[layer, 0], self._data[layer, 1]
+
     def addresses(self, layer: int) -> tuple[int, int]:
         """Where the keys and the values [R, G, D] of a layer are in memory."""
         return self._data[layer, 0].data_ptr(), self._data[layer, 1].data_ptr()

@@ -16,6 +16,8 @@ from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import DenseWeights, LayerWeights
 from actors.dense.attention import Attention
 from actors.dense.batch import StepBatch
+from actors.dense.captured import Experts, make_captured
+from actors.dense.decode_kernel import attends_by_block_table
 from actors.dense.decode_layers import DecodeLayers, Layer
 from actors.dense.kv_cache import KVCache
 from actors.dense.norm import make_norm
@@ -38,6 +40,10 @@ class DenseModel:
         self._lm_head = make_product(*weights.lm_head)
         self._attention = Attention(config, self.dtype, self.device)
         self._normalise = make_norm(config, self.dtype, self.device)
+        self.is_paged = attends_by_block_table(self.device)
+        """Whether its batches are to be built so."""
+        self.captured = make_captured(config, self._compute, self.device)
+        """Steps that are repeated as CUDA graphs; None where there are none."""
         self._decode_layers = DecodeLayers.make(config, self._layers, self.dtype, self.device)
         self._route = make_route(self.dtype, self.device)
         self._rope = RotaryEmbedding(config.rope, config.head_dim, self.device)
@@ -46,18 +52,32 @@ class DenseModel:
     def forward(self, batch: StepBatch, cache: KVCache, exchange: Exchange) -> torch.Tensor:
         """Last layer's output [T, H], before the final norm; writes the step's keys and values to the cache.
 
-        Raises ExchangeError; nothing but this step's own cache rows has changed then.
+        It may be overwritten by the next call. Raises ExchangeError; nothing but this step's own cache rows has changed then.
         """
+        if self.captured is not None:
+            captured = self.captured.forward(batch, cache, exchange)
+            if captured is not None:
+                return captured
+        if self._decode_layers is not None and not batch.prefills:
+            x = F.embedding(batch.token_ids, self._embed)
+            tables = self._rope.tables(batch.positions, batch.is_long)
+            return self._decode_layers.forward(x, batch, cache, exchange, tables)
+
+        def experts(
+            layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+        ) -> torch.Tensor:
+            return exchange.combine(exchange.dispatch(layer, rows, expert_ids, weights))
+
+        return self._compute(batch, cache, experts)
+
+    def _compute(self, batch: StepBatch, cache: KVCache, experts: Experts) -> torch.Tensor:
         x = F.embedding(batch.token_ids, self._embed)
         tables = self._rope.tables(batch.positions, batch.is_long)
-        if self._decode_layers is not None and not batch.prefills:
-            return self._decode_layers.forward(x, batch, cache, exchange, tables)
         for index, layer in enumerate(self._layers):
             qkv = layer.qkv(self._normalise(x, layer.input_norm))
             x = x + layer.out(self._attention(cache, index, batch, qkv, tables))
             normed = self._normalise(x, layer.post_attention_norm)
-            expert_ids, weights = self._route(layer.gate(normed), self.config.router_jitter)
-            x = x + exchange.combine(exchange.dispatch(index, normed, expert_ids, weights))
+            x = x + experts(index, normed, *self._route(layer.gate(normed), self.config.router_jitter))
         return x
 
     @torch.inference_mode()

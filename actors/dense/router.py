@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import torch
 
+from actors.gpu.available import has_triton
 from actors.kernels.library import Kernels, kernels_for
 
 Route: TypeAlias = Callable[[torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
@@ -21,6 +22,10 @@ Route: TypeAlias = Callable[[torch.Tensor, float], tuple[torch.Tensor, torch.Ten
 
 def make_route(dtype: torch.dtype, device: torch.device) -> Route:
     """`route` for scores of this dtype, by one call of the project's kernels where they are."""
+    if has_triton(device):
+        from actors.gpu.route import route as route_on_device
+
+        return route_on_device
     kernels = kernels_for(dtype) if device.type == "cpu" else None
     return route if kernels is None else _in_one_call(kernels, dtype)
 

@@ -1,4 +1,4 @@
-"""From logits to tokens.
+"""From logits to tokens, on a CPU (`device_sampler.py` does the same on other devices).
 
 Legend: B rows (sequences that sample in this step), V vocabulary.
 
@@ -16,6 +16,7 @@ import torch
 
 from actors.dense.random_draw import uniform
 from actors.dense.sequence import Sequence
+from actors.dense.to_device import to_device
 from actors.messages import SamplingParams, TokenLogprobs
 
 _NUM_CANDIDATES = 1024
@@ -33,8 +34,7 @@ class Sample:
 @torch.inference_mode()
 def sample(logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, ...]) -> list[Sample]:
     """One token per row of logits [B, V] float32, for the position after each sequence's last token."""
-    adjusted = _adjust(logits, sequences, eos_token_ids)
-    # The one host sync of a step: sampled tokens decide what the next step computes.
+    adjusted = adjust(logits, sequences, eos_token_ids)
     token_ids: list[int] = adjusted.argmax(dim=-1).tolist()
     for row, sequence in enumerate(sequences):
         if sequence.params.temperature > 0:
@@ -71,7 +71,7 @@ def token_logprobs(logits: torch.Tensor, token_ids: list[int], num_top: int) -> 
     ]
 
 
-def _adjust(logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, ...]) -> torch.Tensor:
+def adjust(logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, ...]) -> torch.Tensor:
     """Logits after minimum length, penalties and bias; the input itself where no row asks for any."""
     adjusted = logits
     for row, sequence in enumerate(sequences):
@@ -83,11 +83,12 @@ def _adjust(logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: tupl
             adjusted = logits.clone()
         _penalise(adjusted[row], sequence)
         if params.logit_bias:
-            ids = torch.tensor(list(params.logit_bias), device=logits.device)
-            values = torch.tensor(list(params.logit_bias.values()), device=logits.device)
+            ids = to_device(torch.tensor(list(params.logit_bias)), logits.device)
+            values = to_device(torch.tensor(list(params.logit_bias.values())), logits.device)
             adjusted[row].index_add_(0, ids, values)
         if is_short:
-            adjusted[row, [*eos_token_ids, *params.stop_token_ids]] = float("-inf")
+            ends = torch.tensor([*eos_token_ids, *params.stop_token_ids], dtype=torch.int64)
+            adjusted[row].index_fill_(0, to_device(ends, logits.device), float("-inf"))
     return adjusted
 
 
@@ -99,14 +100,14 @@ def _penalise(row: torch.Tensor, sequence: Sequence) -> None:
     """Repetition over prompt and output (Keskar et al. 2019, section 4.1), frequency and presence over output."""
     params = sequence.params
     if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted({*sequence.prompt_ids, *sequence.output_ids}), device=row.device)
+        seen = to_device(torch.tensor(sorted({*sequence.prompt_ids, *sequence.output_ids})), row.device)
         scores = row[seen]
         penalty = params.repetition_penalty
         row[seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
     if sequence.output_ids and (params.frequency_penalty or params.presence_penalty):
         times = Counter(sequence.output_ids)
-        seen = torch.tensor(list(times), device=row.device)
-        counts = torch.tensor(list(times.values()), device=row.device)
+        seen = to_device(torch.tensor(list(times)), row.device)
+        counts = to_device(torch.tensor(list(times.values())), row.device)
         row[seen] -= params.frequency_penalty * counts + params.presence_penalty
 
 

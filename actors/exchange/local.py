@@ -31,9 +31,11 @@ class LocalExchange:
 
     is_ready = True
 
-    def __init__(self, compute: Compute, load: ExpertLoad | None = None) -> None:
-        """Counts into `load` where the ids are on the host anyway: not on CUDA."""
-        self._compute = compute
+    def __init__(self, compute: Compute, load: ExpertLoad | None = None, only_queues: bool = False) -> None:
+        """Counts into `load` where the ids are on the host anyway: not on CUDA. only_queues: for few rows compute does nothing
+        but queue work on the device, and takes rows without an expert behind all others."""
+        self.compute = compute
+        self.only_queues = only_queues
         self._load = load
 
     def dispatch(
@@ -42,7 +44,7 @@ class LocalExchange:
         if self._load is not None and expert_ids.device.type == "cpu":
             self._load.count(layer, expert_ids.numpy())
         num_tokens, num_choices = expert_ids.shape
-        results = self._compute(layer, rows, expert_ids, weights, num_tokens * num_choices)
+        results = self.compute(layer, rows, expert_ids, weights, num_tokens * num_choices)
         return _LocalHandle(results=results, num_choices=num_choices)
 
     def combine(self, handle: Handle) -> torch.Tensor:

@@ -26,6 +26,7 @@ from actors.checkpoint.weights import ExpertWeights, ProgressCallback, WeightRea
 from actors.expert.grouped_linear import GroupedLinearLayer
 from actors.expert.grouped_matmul import GroupedMatmulLayer
 from actors.expert.packed import PackedLayer
+from actors.gpu.available import has_triton
 from actors.memory import release_free_memory
 
 _Stream: TypeAlias = Iterator[tuple[int, int, ExpertWeights | QuantizedExpert]]
@@ -48,6 +49,8 @@ class GroupedExperts:
 
     def __init__(self, experts: Sequence[int], layers: Sequence[LayerExperts]) -> None:
         self._layers = [HeldLayer(tuple(experts), layer) for layer in layers]
+        self.only_queues = False
+        """As LocalExchange takes it."""
 
     @staticmethod
     def load(
@@ -84,6 +87,7 @@ class GroupedExperts:
         """
         if not experts:
             raise ValueError("experts is empty, expected at least one")
+        self.only_queues = has_triton(torch.device(device))
         slots = slot_table(experts, config.num_experts).to(device)
         make_layer = _layer_kind(torch.device(device), dtype, config, quantization is not None)
         kept = frozenset(self.experts)
@@ -175,6 +179,10 @@ def _layer_kind(
     device: torch.device, dtype: torch.dtype, config: ModelConfig, is_quantized: bool
 ) -> Callable[[torch.Tensor, Iterable[Any]], LayerExperts]:
     """grouped_mm takes bfloat16 only, the project's kernels what they were written for, the loop everything."""
+    if has_triton(device):
+        from actors.expert.triton_layer import TritonLayer
+
+        return TritonLayer
     if device.type == "cuda" and dtype == torch.bfloat16:
         return GroupedMatmulLayer
     sizes = config.hidden_size, config.intermediate_size

@@ -32,6 +32,8 @@ def main(arguments: list[str]) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print(f"--device is {device}, expected cpu: torch sees no CUDA device here", file=sys.stderr)
         return 2
+    if device.index is not None:
+        torch.cuda.set_device(device)
     torch.manual_seed(0)
     built = build(options.preset, options.layers, dtype, device)
     config = built.config

@@ -13,6 +13,7 @@ from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.dummy import DummyReader
 from actors.checkpoint.presets import preset_config
 from actors.checkpoint.weights import read_dense
+from actors.dense.batch import StepBatch, build_batch
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
 from actors.dense.scheduler import Chunk
@@ -37,6 +38,11 @@ class Built:
     dtype: torch.dtype
     device: torch.device
 
+    def batch(self, chunks: list[Chunk]) -> StepBatch:
+        """The step of these chunks, on the device."""
+        window = self.config.sliding_window
+        return build_batch(chunks, BLOCK_SIZE, window, self.device, self.model.is_paged)
+
 
 def build(preset: str, num_layers: int | None, dtype: torch.dtype, device: torch.device) -> Built:
     """The preset's first num_layers layers (all where None). Raises ValueError for an unknown preset."""
@@ -46,7 +52,7 @@ def build(preset: str, num_layers: int | None, dtype: torch.dtype, device: torch
     reader = DummyReader(config, device=device)
     model = DenseModel(config, read_dense(reader, config, dtype, device))
     experts = GroupedExperts.load(reader, config, range(config.num_experts), dtype, device)
-    exchange = LocalExchange(experts.forward)
+    exchange = LocalExchange(experts.forward, only_queues=experts.only_queues)
     return Built(config=config, reader=reader, model=model, exchange=exchange, dtype=dtype, device=device)
 
 

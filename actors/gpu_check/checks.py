@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from actors.checkpoint.layout import expert_matrices
 from actors.checkpoint.weights import LayerWeights, Linear, read_dense
 from actors.dense.attention import Attention
-from actors.dense.batch import build_batch
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
 from actors.dense.rope import RotaryEmbedding
@@ -79,7 +78,7 @@ def _check_attention(built: Built) -> Iterator[Check]:
     rope = RotaryEmbedding(config.rope, config.head_dim, device)
     for name, chunks in cases.items():
         contexts = [_context(cache, chunk, device) for chunk in chunks]
-        batch = build_batch(chunks, BLOCK_SIZE, config.sliding_window, device)
+        batch = built.batch(chunks)
         width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
         qkv = torch.randn(len(batch.token_ids), width, dtype=dtype, device=device)
         result = compute(cache, 0, batch, qkv, rope.tables(batch.positions, batch.is_long))
@@ -167,9 +166,7 @@ def _check_layer(built: Built) -> Iterator[Check]:
 
     def forward(chunks: list[Chunk]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         recorder = Recorder(built.exchange)
-        out = model.forward(
-            build_batch(chunks, BLOCK_SIZE, config.sliding_window, built.device), cache, recorder
-        )
+        out = model.forward(built.batch(chunks), cache, recorder)
         return (out, *recorder.routes[0])
 
     ways: dict[str, tuple[list[Chunk], Callable[[torch.Tensor], torch.Tensor]]] = {
@@ -186,6 +183,10 @@ def _check_layer(built: Built) -> Iterator[Check]:
         yield Check(f"layer, {name}: routes", regret, _LARGEST_REGRET[built.dtype])
         error = relative_error(out.float() - before, added)
         yield Check(f"layer, {name}: output", error, 2 * _LARGEST_ERROR[built.dtype])
+    # `out` is of the decoding step, launch by launch; this is the way that serving takes, twice: first made, then repeated.
+    for _ in range(2):
+        again = model.forward(built.batch(chunks), cache, built.exchange)
+    yield Check("layer, decode: as it is served", relative_error(again, out), _LARGEST_ERROR[built.dtype])
 
 
 def _attention_branch(built: Built, layer: LayerWeights, x: torch.Tensor) -> torch.Tensor:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from actors.dense.batch import build_batch
-from actors.dense.sampler import sample
+from actors.dense.device_sampler import make_sampler
 from actors.dense.scheduler import Chunk
-from actors.gpu_check.build import BLOCK_SIZE, Built, Rows, last_token
+from actors.gpu_check.build import Built, Rows, last_token
 from actors.gpu_check.clock import median_seconds
 from actors.gpu_check.recorder import Recorder
 from actors.gpu_check.work import Device, Work, step_work
@@ -37,15 +36,15 @@ def time_decode(built: Built, device: Device, batch: int, context: int, num_repe
     chunks = [last_token(rows.sequence(context + 1)) for _ in range(batch)]
     cache = rows.cache(built.dtype, built.device)
     sequences = [chunk.sequence for chunk in chunks]
-    window, model = built.config.sliding_window, built.model
+    model, sample = built.model, make_sampler(built.device)
 
     def step() -> None:
-        rows = build_batch(chunks, BLOCK_SIZE, window, built.device)
+        rows = built.batch(chunks)
         logits = model.logits(model.forward(rows, cache, built.exchange))
         sample(logits, sequences, built.config.eos_token_ids)
 
     recorder = Recorder(built.exchange)
-    model.forward(build_batch(chunks, BLOCK_SIZE, window, built.device), cache, recorder)
+    model.forward(built.batch(chunks), cache, recorder)
     num_experts = sum(len(set(ids.flatten().tolist())) for ids, _ in recorder.routes)
     work = step_work(built.config, built.dtype.itemsize, [(context, context + 1)] * batch, batch, num_experts)
     return Timing(
@@ -64,12 +63,12 @@ def time_prefill(
     rows = Rows(built.config)
     sequence = rows.sequence(num_tokens)
     cache = rows.cache(built.dtype, built.device)
-    window, model = built.config.sliding_window, built.model
+    model, sample = built.model, make_sampler(built.device)
     spans = [(start, min(start + chunk_tokens, num_tokens)) for start in range(0, num_tokens, chunk_tokens)]
 
     def prompt() -> None:
         for span in spans:
-            batch = build_batch([Chunk(sequence, *span)], BLOCK_SIZE, window, built.device)
+            batch = built.batch([Chunk(sequence, *span)])
             x = model.forward(batch, cache, built.exchange)
         sample(model.logits(x[-1:]), [sequence], built.config.eos_token_ids)
 

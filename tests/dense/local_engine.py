@@ -45,7 +45,7 @@ class LocalEngine:
     ) -> None:
         self.config = ModelConfig.from_directory(directory)
         reader = CheckpointReader(directory)
-        model = DenseModel(self.config, read_dense(reader, self.config, dtype, device))
+        self.model = DenseModel(self.config, read_dense(reader, self.config, dtype, device))
         kind = serving_quantization(quantization, self.config, torch.device(device))
         experts = GroupedExperts.load(reader, self.config, range(16), dtype, device, quantization=kind)
         cache = KVCache(self.config, num_blocks, block_size, dtype, torch.device(device))
@@ -57,8 +57,10 @@ class LocalEngine:
         self.pool = BlockPool(num_blocks, block_size, shares_prefixes)
         self.scheduler = Scheduler(limits, self.pool)
         pace = PrefillPace(2.0, max_batch_tokens)
-        self.engine = Engine(model, cache, self.scheduler, emit or self._note, pace, park_seconds, max_drafts)
-        self.exchange: Exchange = LocalExchange(experts.forward)
+        self.engine = Engine(
+            self.model, cache, self.scheduler, emit or self._note, pace, park_seconds, max_drafts
+        )
+        self.exchange: Exchange = LocalExchange(experts.forward, only_queues=experts.only_queues)
         self.deltas: dict[str, list[SequenceDelta]] = {}
         self.outputs: list[StepOutput] = []
 

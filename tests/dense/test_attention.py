@@ -108,7 +108,7 @@ def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(config: ModelConfig, 
     batch, qkv = decoding(ENDS, None), projected(config, len(ENDS), dtype)
     compute = attention(config, dtype)
     together, _ = run(compute, config, batch, qkv)
-    assert batch.decode is not None
+    assert isinstance(batch.decode, DecodeRows)
     for row, end in enumerate(ENDS):
         part = slice(row, row + 1)
         rows = DecodeRows(

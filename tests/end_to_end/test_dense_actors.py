@@ -17,7 +17,7 @@ import pytest
 
 from tests.end_to_end.running import Running, serving
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 NUM_STREAMS = 8
 
 

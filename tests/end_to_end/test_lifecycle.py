@@ -37,7 +37,15 @@ def assert_nothing_is_left(running: Running, family: list[psutil.Process], share
     assert list((running.home / "phimoe").glob("serve-*.json")) == []
 
 
-@pytest.mark.parametrize("way", ["stop", "interrupt", "end-of-group", "killed"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "stop",
+        pytest.param("interrupt", marks=pytest.mark.slow),
+        pytest.param("end-of-group", marks=pytest.mark.slow),
+        "killed",
+    ],
+)
 def test_everything_ends_and_a_new_start_works(tmp_path: Path, way: str) -> None:
     shared_memory = {path.name for path in Path("/dev/shm").iterdir()}
     with serving(tmp_path, *LOCAL) as running:

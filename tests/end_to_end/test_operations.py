@@ -135,6 +135,7 @@ def test_what_cannot_be_done_is_refused(replicated: Running) -> None:
     assert "expert_actors is 1, expected 2 to 16" in operate(replicated, "scale", "1")
 
 
+@pytest.mark.slow
 def test_a_rolling_restart_disturbs_no_stream(replicated: Running) -> None:
     wait_until_ready(replicated)
     before = {item["name"]: item["pid"] for item in replicated.cluster()["actors"]}
@@ -144,6 +145,7 @@ def test_a_rolling_restart_disturbs_no_stream(replicated: Running) -> None:
     assert {name for name, pid in after.items() if pid == before[name]} == {"phimoe-supervisor"}
 
 
+@pytest.mark.slow
 def test_a_new_supervisor_keeps_a_scaled_service(replicated: Running) -> None:
     wait_until_ready(replicated)
     assert operate(replicated, "scale", "4") == ""

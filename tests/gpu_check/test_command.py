@@ -25,7 +25,7 @@ def test_all_comparisons_pass_and_every_timing_is_reported(
     assert main([*SMALL, *sizes, *limits, "--json", str(out)]) == 0
     report = json.loads(out.read_text())
     assert report["num_layers"] == 2
-    assert len(report["checks"]) == 10 and all(check["is_passed"] for check in report["checks"])
+    assert len(report["checks"]) == 11 and all(check["is_passed"] for check in report["checks"])
     assert [(row["work"], row["size"]) for row in report["timings"]] == [
         ("decode", 1),
         ("decode", 3),
@@ -57,7 +57,7 @@ def test_a_wrong_result_is_named_and_ends_with_status_1(
     assert main([*SMALL, "--skip", "decode", "--skip", "prefill"]) == 1
     failed = [line for line in capsys.readouterr().out.splitlines() if "FAILED" in line]
     assert all(line.startswith("FAILED router") for line in failed[:-1])
-    assert failed[-1] == "FAILED: 2 of 10 comparisons"
+    assert failed[-1] == "FAILED: 2 of 11 comparisons"
 
 
 def test_a_result_that_is_no_number_fails() -> None:

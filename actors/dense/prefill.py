@@ -1,0 +1,84 @@
+"""Attention of a prompt's chunk, chosen once, at load.
+
+Legend: T tokens of the chunk, S its context (the chunk included), A query heads, G key-value heads, D head dimension.
+
+CUDA with Triton, 16-bit dtypes     torch's flash attention: it knows window and causality, no mask is made
+CUDA with Triton, float32           SDPA, the mask made on the device
+otherwise                           SDPA, the mask made with the batch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+
+from actors.checkpoint.config import ModelConfig
+from actors.dense.batch import PrefillRows, prefill_mask
+from actors.dense.decode_kernel import attends_by_block_table
+
+Prefill: TypeAlias = Callable[[PrefillRows, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(rows, queries [T, A, D], keys [S, G, D], values [S, G, D]) -> [T, A * D]."""
+
+_FLASH_DIM, _MOST_FLASH_DIM = 8, 256
+"""Flash attention takes head dimensions that are multiples of the one, up to the other."""
+
+
+def make_prefill(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Prefill:
+    """What attends to prompts on this device."""
+    window = config.sliding_window
+    if not attends_by_block_table(device):
+        return sdpa_prefill
+    has_flash_dim = config.head_dim % _FLASH_DIM == 0 and config.head_dim <= _MOST_FLASH_DIM
+    if dtype == torch.float32 or not has_flash_dim:
+        return lambda rows, *context: sdpa_prefill(
+            replace(rows, visible=prefill_mask(rows.start, rows.end, window, device)), *context
+        )
+    return _flash_prefill(window)
+
+
+def sdpa_prefill(
+    rows: PrefillRows, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    out = F.scaled_dot_product_attention(
+        queries.transpose(0, 1)[None],
+        keys.transpose(0, 1)[None],
+        values.transpose(0, 1)[None],
+        attn_mask=rows.visible,
+        is_causal=rows.visible is None,
+        enable_gqa=True,
+    )
+    return out[0].transpose(0, 1).reshape(queries.shape[0], -1)
+
+
+def _flash_prefill(window: int | None) -> Prefill:
+    # `varlen_attn`, the public door to it, takes fewer key-value heads than query heads only from torch 2.12 on. The
+    # operator behind both is the same; causal means aligned at the last query and the last key.
+    flash = torch.ops.aten._flash_attention_forward
+    left = None if window is None else window - 1
+
+    def prefill(
+        rows: PrefillRows, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        num_keys = keys.shape[0]
+        seen_left = None if left is None or left >= num_keys else left
+        out: torch.Tensor = flash(
+            queries[None],
+            keys[None],
+            values[None],
+            None,
+            None,
+            queries.shape[0],
+            num_keys,
+            0.0,
+            True,
+            False,
+            window_size_left=seen_left,
+            window_size_right=0,
+        )[0]
+        return out.reshape(queries.shape[0], -1)
+
+    return prefill

@@ -1,0 +1,15 @@
+"""To which sizes steps are padded, so that few CUDA graphs serve all of them. Pure."""
+
+from __future__ import annotations
+
+BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+def batch_bucket(num_rows: int) -> int | None:
+    """The smallest size that holds num_rows >= 1 decoding rows; None where there is none."""
+    return next((size for size in BATCHES if size >= num_rows), None)
+
+
+def parts_bucket(num_parts: int) -> int:
+    """The same for the parts of the longest context: the next power of two."""
+    return 1 << max(0, num_parts - 1).bit_length()
