@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -246,9 +246,7 @@ class Star:
 
     def load(self, place: int, experts: tuple[int, ...]) -> None:
         """A new actor in a process, as after a restart; it is not linked until the next `join`."""
-        settings = ExpertSettings(
-            index=place, experts=experts, source=SOURCE, exchange=self.settings, dtype=self.dtype
-        )
+        settings = expert_settings(self.settings, self.dtype, place, experts)
         assert self.experts[place].ask(Load(settings=settings)) == "loaded"
 
     def join(self, experts_of_actor: Sequence[tuple[int, ...]]) -> None:
@@ -284,8 +282,7 @@ def linked(
     """Load actors, bring their links up, and end all of it afterwards."""
     experts = processes.take(len(experts_of_actor))
     for index, (process, owned) in enumerate(zip(experts, experts_of_actor, strict=True)):
-        actor = ExpertSettings(index=index, experts=owned, source=SOURCE, exchange=settings, dtype=dtype)
-        process.send(Load(settings=actor))
+        process.send(Load(settings=expert_settings(settings, dtype, index, owned)))
     for process in experts:
         assert process.answer() == "loaded"
     star = Star(
@@ -308,6 +305,18 @@ def linked(
                 process.ask(Stop())
 
 
+def expert_settings(
+    settings: ExchangeSettings, dtype: str, index: int, experts: tuple[int, ...]
+) -> ExpertSettings:
+    """On a CPU; with NCCL on the CUDA devices behind the first one, which is the dense side's, in turn."""
+    device = "cpu"
+    if settings.backend == "nccl":
+        device = f"cuda:{1 + index % (torch.cuda.device_count() - 1)}"
+    return ExpertSettings(
+        index=index, experts=experts, source=SOURCE, exchange=settings, dtype=dtype, device=device
+    )
+
+
 def site_of(settings: ExchangeSettings, dtype: str) -> Site:
     config = preset_config(PRESET)
     return Site(
@@ -317,7 +326,7 @@ def site_of(settings: ExchangeSettings, dtype: str) -> Site:
         num_experts=config.num_experts,
         num_choices=config.num_experts_per_token,
         dtype=DTYPES[dtype],
-        device=torch.device("cpu"),
+        device=torch.device("cuda" if settings.backend == "nccl" else "cpu"),
     )
 
 
@@ -334,7 +343,7 @@ def _serve_commands(pipe: Connection) -> None:
         except EOFError:
             return
         if isinstance(command, Load):
-            actor = ExpertActor(command.settings)
+            actor = ExpertActor(_on_its_own_device(command.settings))
             actor.start_loading()
             progress = _settled(actor)
             pipe.send(Loaded(state=progress.error or progress.state, incarnation=actor.incarnation))
@@ -344,6 +353,14 @@ def _serve_commands(pipe: Connection) -> None:
             pipe.send(_carry_out(actor, command))
         except Exception as error:
             pipe.send(error)
+
+
+def _on_its_own_device(settings: ExpertSettings) -> ExpertSettings:
+    """As in a cluster an actor sees no device but its own. A process keeps the first one that it is given."""
+    if settings.device == "cpu":
+        return settings
+    os.environ["CUDA_VISIBLE_DEVICES"] = settings.device.removeprefix("cuda:")
+    return replace(settings, device="cuda")
 
 
 def _carry_out(actor: ExpertActor, command: Command) -> object:

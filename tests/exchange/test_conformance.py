@@ -1,4 +1,4 @@
-"""One body for every transport: what comes back is bit for bit what `local` computes."""
+"""One body for every transport on a CPU: what comes back is bit for bit what `local` computes (NCCL: `test_nccl.py`)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,10 @@ from tests.exchange.processes import DTYPES, ExpertProcesses, linked, load_all, 
 
 MAX_ROWS = 4096
 
-needs_two_gpus = pytest.mark.skipif(
-    torch.cuda.device_count() < 2, reason="NCCL wants a CUDA device for each rank, at least two"
-)
 TRANSPORTS = [
     pytest.param("links", "tcp", id="links-tcp"),
     pytest.param("links", "gloo", id="links-gloo"),
     pytest.param("all_to_all", "gloo", id="all-to-all-gloo"),
-    pytest.param("links", "nccl", id="links-nccl", marks=[needs_two_gpus, pytest.mark.gpu]),
-    pytest.param("all_to_all", "nccl", id="all-to-all-nccl", marks=[needs_two_gpus, pytest.mark.gpu]),
 ]
 
 Routes = Callable[[int], torch.Tensor]
