@@ -742,7 +742,6 @@ async def test_two_that_stay_away_are_replaced_together(supervisor: Supervisor, 
     supervisor.start()
     await until_ready(supervisor)
     pool.expert(0).leave()
-    await asyncio.sleep(0.2)
     pool.expert(2).leave()
     await until(lambda: counts(pool, 1) == [16])
     await until_ready(supervisor)
