@@ -16,7 +16,7 @@ from tests.gpu.device import DEVICE, MARKS
 
 # isort: split
 
-from actors.dense import captured, decode_kernel, router
+from actors.dense import captured, decode_kernel, norm, router
 from actors.dense.decode_layers import DecodeLayers
 from actors.expert import experts
 from tests.dense.local_engine import LocalEngine, greedy
@@ -55,7 +55,7 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_kernels(*_: object) -> None:
         return None
 
-    for module in (captured, decode_kernel, router, experts):
+    for module in (captured, decode_kernel, norm, router, experts):
         monkeypatch.setattr(module, "has_triton", yes)
     monkeypatch.setattr(captured, "CudaCapture", Rerun)
     monkeypatch.setattr(DecodeLayers, "make", no_kernels)
