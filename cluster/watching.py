@@ -86,7 +86,10 @@ class Watcher:
         try:
             if seat.actor is None:
                 seat.actor = await self._pool.find_or_create(seat.settings)
-            pulse = await seat.actor.pulse(self._config.hung_after_seconds if is_known else _START_SECONDS)
+            if is_known:
+                pulse = await seat.actor.pulse(self._config.hung_after_seconds)
+            else:
+                pulse = await self._pulse_of_new(key, seat.actor)
         except UNANSWERED as error:
             is_silent = isinstance(error, asyncio.TimeoutError)
             if self._roster.state.places[key].restarts == 0 and not is_silent:
@@ -100,6 +103,17 @@ class Watcher:
             return None
         self._roster.failure = None
         return pulse
+
+    async def _pulse_of_new(self, key: ActorKey, actor: RemoteActor) -> Pulse:
+        """The process may still be starting, or be waiting for room: a service that serves does not wait for it."""
+        call = asyncio.ensure_future(actor.pulse(_START_SECONDS))
+        try:
+            done, _ = await asyncio.wait({call}, timeout=self._config.hung_after_seconds)
+            if not done and self._roster.state.epoch > 0:
+                self._roster.post(Missing(key))
+            return await call
+        finally:
+            call.cancel()
 
     async def _introduce(self, key: ActorKey, seat: Seat, actor: RemoteActor, pulse: Pulse) -> None:
         is_loaded = False

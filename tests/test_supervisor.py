@@ -16,7 +16,7 @@ from actors.settings import DenseSettings, ExpertSettings
 from cluster.config import ClusterConfig
 from cluster.hosting import Fleet, plan_actors
 from cluster.membership import ActorKey
-from cluster.remote import ActorLostError, OperationError
+from cluster.remote import ActorDeadError, ActorLostError, OperationError
 from cluster.roster import actor_name, key_of
 from cluster.supervisor import Supervisor
 from cluster.view import ActorView, Pulse
@@ -50,6 +50,7 @@ class LocalActor:
         self.num_running = 0
         self.num_replaced = 0
         self.has_room = True
+        self.is_dead = False
         self.num_reports = 0
         self.hold_seconds = 0.05
         self.hold_error: str | None = None
@@ -80,6 +81,9 @@ class LocalActor:
         self.die()
 
     async def _answer(self, deadline_seconds: float) -> None:
+        if self.is_dead:
+            self.is_dead = False
+            raise ActorDeadError(self.name, "it is gone for good")
         if not self.has_room:
             raise ActorLostError(self.name, "there is no room for it")
         if self.is_stopped:
@@ -738,7 +742,6 @@ async def test_two_that_stay_away_are_replaced_together(supervisor: Supervisor, 
     supervisor.start()
     await until_ready(supervisor)
     pool.expert(0).leave()
-    await asyncio.sleep(0.2)
     pool.expert(2).leave()
     await until(lambda: counts(pool, 1) == [16])
     await until_ready(supervisor)
@@ -784,5 +787,28 @@ async def test_a_new_supervisor_knows_who_stays_away_and_gives_experts_back(
         pool.expert(1).has_room = True
         await until(lambda: counts(pool, 0, 1) == [8, 8])
         await until_all_ready(second)
+    finally:
+        await kill(second)
+
+
+@supervised(**REPLICATED)
+async def test_a_new_supervisor_does_not_wait_for_an_actor_that_waits_for_room(
+    supervisor: Supervisor, pool: LocalPool
+) -> None:
+    supervisor.start()
+    await until_ready(supervisor)
+    gone = pool.expert(1)
+    gone.is_dead = True
+    gone.die()
+    gone.is_stopped = True
+    await until(lambda: pool.actors[DENSE].epoch == 2)
+    await until(lambda: not gone.is_dead and b'"incarnation":null' in (pool.notes or b""))
+    await kill(supervisor)
+    second = new_supervisor(pool, **REPLICATED)
+    try:
+        second.start()
+        await until(lambda: second.startup().is_ready)
+        pool.actors[ActorKey("dense", 1)].die()
+        await until(lambda: pool.actors[ActorKey("dense", 1)].epoch > 2)
     finally:
         await kill(second)
