@@ -20,7 +20,7 @@ from actors.dense.captured import Experts, make_captured
 from actors.dense.decode_kernel import attends_by_block_table
 from actors.dense.decode_layers import DecodeLayers, Layer
 from actors.dense.kv_cache import KVCache
-from actors.dense.norm import make_norm
+from actors.dense.norm import make_add_norm, make_norm
 from actors.dense.rope import RotaryEmbedding
 from actors.dense.router import make_route
 from actors.exchange.interface import Exchange
@@ -40,6 +40,7 @@ class DenseModel:
         self._lm_head = make_product(*weights.lm_head)
         self._attention = Attention(config, self.dtype, self.device)
         self._normalise = make_norm(config, self.dtype, self.device)
+        self._add_norm = make_add_norm(config, self.device, self._normalise)
         self.is_paged = attends_by_block_table(self.device)
         """Whether its batches are to be built so."""
         self.captured = make_captured(config, self._compute, self.device)
@@ -73,12 +74,16 @@ class DenseModel:
     def _compute(self, batch: StepBatch, cache: KVCache, experts: Experts) -> torch.Tensor:
         x = F.embedding(batch.token_ids, self._embed)
         tables = self._rope.tables(batch.positions, batch.is_long)
+        normed = self._normalise(x, self._layers[0].input_norm)
+        added: torch.Tensor | None = None
         for index, layer in enumerate(self._layers):
-            qkv = layer.qkv(self._normalise(x, layer.input_norm))
-            x = x + layer.out(self._attention(cache, index, batch, qkv, tables))
-            normed = self._normalise(x, layer.post_attention_norm)
-            x = x + experts(index, normed, *self._route(layer.gate(normed), self.config.router_jitter))
-        return x
+            if added is not None:
+                x, normed = self._add_norm(x, added, layer.input_norm)
+            attended = self._attention(cache, index, batch, layer.qkv(normed), tables)
+            x, normed = self._add_norm(x, layer.out(attended), layer.post_attention_norm)
+            routes = self._route(layer.gate(normed), self.config.router_jitter)
+            added = experts(index, normed, *routes)
+        return x if added is None else x + added
 
     @torch.inference_mode()
     def logits(self, x: torch.Tensor) -> torch.Tensor:

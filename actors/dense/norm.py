@@ -1,4 +1,4 @@
-"""LayerNorm with weight and bias, by the project's kernel where it computes on a CPU: chosen once, at load."""
+"""LayerNorm with weight and bias, by the project's kernels where they compute: chosen once, at load."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ import torch.nn.functional as F
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import Norm
+from actors.gpu.available import has_triton
 from actors.kernels.library import Kernels, kernels_for
 
 Normalise: TypeAlias = Callable[[torch.Tensor, Norm], torch.Tensor]
 """(x [T, H], weights) -> [T, H] in x's dtype; statistics are float32."""
+
+AddNorm: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Norm], tuple[torch.Tensor, torch.Tensor]]
+"""(x [T, H], added [T, H], weights) -> x + added, and its norm."""
 
 _ALIGNMENT = 16
 """The kernel takes hidden sizes that are multiples of this."""
@@ -26,6 +30,20 @@ def make_norm(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> 
     if kernels is None:
         return lambda x, norm: F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, eps)
     return _in_one_call(kernels, eps, dtype == torch.bfloat16)
+
+
+def make_add_norm(config: ModelConfig, device: torch.device, normalise: Normalise) -> AddNorm:
+    """A residual sum and its norm: `normalise` after the sum, or one kernel where there is one."""
+    if has_triton(device):
+        from actors.gpu.add_norm import add_norm
+
+        return lambda x, added, norm: add_norm(x, added, norm, config.layer_norm_eps)
+
+    def one_by_one(x: torch.Tensor, added: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
+        total = x + added
+        return total, normalise(total, norm)
+
+    return one_by_one
 
 
 def norm_kernels(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Kernels | None:

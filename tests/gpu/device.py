@@ -1,6 +1,6 @@
 """Where the Triton kernels are tried: on CUDA, or on a CPU in Triton's interpreter where the package is installed.
 
-Import this before any module with kernels: the interpreter is chosen when they are defined.
+Import this before Triton and any module with kernels: the interpreter is chosen when they are defined.
 """
 
 from __future__ import annotations

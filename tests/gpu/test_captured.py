@@ -16,7 +16,7 @@ from tests.gpu.device import DEVICE, MARKS
 
 # isort: split
 
-from actors.dense import captured, decode_kernel, router
+from actors.dense import captured, decode_kernel, norm, router
 from actors.dense.decode_layers import DecodeLayers
 from actors.expert import experts
 from tests.dense.local_engine import LocalEngine, greedy
@@ -55,7 +55,7 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_kernels(*_: object) -> None:
         return None
 
-    for module in (captured, decode_kernel, router, experts):
+    for module in (captured, decode_kernel, norm, router, experts):
         monkeypatch.setattr(module, "has_triton", yes)
     monkeypatch.setattr(captured, "CudaCapture", Rerun)
     monkeypatch.setattr(DecodeLayers, "make", no_kernels)
@@ -63,7 +63,7 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["like-the-real-one", "window-16"])
 def test_tokens_are_the_references(small_checkpoints: dict[str, Path], name: str) -> None:
-    """One crosses to LongRoPE's long list, one is long from the start, and they end one by one: steps are padded."""
+    """One crosses to LongRoPE's long list, one is long from the start, and they end one by one."""
     engine = LocalEngine(small_checkpoints[name], num_blocks=1024, max_batch_tokens=256, device=DEVICE.type)
     lengths = ((1, 3), (ORIGINAL_MAX - 2, 5), (ORIGINAL_MAX + 90, 6))
     cases = [(prompt(num_tokens, num_tokens), num_new) for num_tokens, num_new in lengths]
@@ -72,8 +72,18 @@ def test_tokens_are_the_references(small_checkpoints: dict[str, Path], name: str
     engine.run()
     for index, (prompt_ids, num_tokens) in enumerate(cases):
         assert_equals_reference(engine, small_checkpoints[name], str(index), prompt_ids, num_tokens)
-    assert engine.model.captured is not None
-    assert {batch for batch, _ in engine.model.captured.sizes} >= {1, 2, 4}
+    assert engine.model.captured is not None and engine.model.captured.sizes
+
+
+def test_three_sequences_are_padded_to_four(small_checkpoints: dict[str, Path]) -> None:
+    directory = small_checkpoints["like-the-real-one"]
+    engine = LocalEngine(directory, device=DEVICE.type)
+    for index in range(3):
+        engine.submit(str(index), prompt(5, index), greedy(3))
+    engine.run()
+    for index in range(3):
+        assert_equals_reference(engine, directory, str(index), prompt(5, index), 3)
+    assert engine.model.captured is not None and engine.model.captured.sizes == {(4, 1)}
 
 
 def test_drafts_are_rows_of_a_captured_step(small_checkpoints: dict[str, Path]) -> None:

@@ -1,0 +1,38 @@
+"""Whatever a machine has, the kernels compile for the GPU that they were written for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.gpu import (
+    device,  # noqa: F401  Skips where there is no Triton, and comes before it where there is.
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+MOST_SHARED_BYTES = 227 * 1024
+"""Of a program on sm_90."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_kernel_compiles_for_an_h100(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.gpu.compile_kernels"],
+        cwd=ROOT,
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(": ") for line in done.stdout.splitlines()]
+    names = {"_rotate_and_write", "_attend", "_merge", "_route", "_add_norm", "_sort", "_first", "_second"}
+    assert {name for name, _ in lines} == names
+    assert all(int(rest.split()[0]) <= MOST_SHARED_BYTES for _, rest in lines)
