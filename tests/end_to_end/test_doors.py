@@ -191,7 +191,8 @@ def test_keys_are_in_no_process_arguments_and_in_no_log(closed: Running) -> None
         assert not any(key in content for key in keys), path
 
 
-@pytest.mark.parametrize("proxy", ["haproxy", pytest.param("python", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("proxy", ["haproxy", "python"])
 def test_serves_own_doors_ask_for_the_keys_of_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
 ) -> None:

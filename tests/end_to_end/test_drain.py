@@ -94,7 +94,8 @@ def test_a_terminated_service_finishes_its_streams_and_refuses_new_ones(tmp_path
         assert service.process.wait(60) == 0
 
 
-@pytest.mark.parametrize("way", ["grace-period", pytest.param("second-signal", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["grace-period", "second-signal"])
 def test_streams_that_take_too_long_end_with_an_error(tmp_path: Path, way: str) -> None:
     grace = "1" if way == "grace-period" else "60"
     with serving(tmp_path, *LOCAL, "--drain-grace-seconds", grace) as service:
