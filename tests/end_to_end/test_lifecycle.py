@@ -43,7 +43,7 @@ def assert_nothing_is_left(running: Running, family: list[psutil.Process], share
         "stop",
         pytest.param("interrupt", marks=pytest.mark.slow),
         pytest.param("end-of-group", marks=pytest.mark.slow),
-        "killed",
+        pytest.param("killed", marks=pytest.mark.slow),
     ],
 )
 def test_everything_ends_and_a_new_start_works(tmp_path: Path, way: str) -> None:
