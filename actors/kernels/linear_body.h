@@ -95,23 +95,6 @@ INLINE void f32_rows(
     finish(t, row, block, num_outputs, sum, 0, num_rows);
 }
 
-/* As many neighbouring blocks for one row, each as bf16_rows computes it. The last one has `num_outputs`, the others all. */
-static void bf16_row_of_blocks(
-    const linear_task *t, int64_t row, int64_t block, const void *weight, int64_t num_outputs) {
-    const bf16_row *x = (const bf16_row *)t->x + source(t, row) * t->K;
-    const bf16 *w = weight;
-    vec sum[BLOCKS_OF_ONE_ROW][1][COLUMNS];
-    UNROLLED for (int b = 0; b < BLOCKS_OF_ONE_ROW; b++)
-        UNROLLED for (int c = 0; c < COLUMNS; c++) sum[b][0][c] = v_zero();
-    for (int64_t k = 0; k < t->K; k += 2, w += 2 * BLOCK)
-        UNROLLED for (int b = 0; b < BLOCKS_OF_ONE_ROW; b++) {
-            prefetch(w + b * BLOCK * t->K, 2 * BLOCK * sizeof(bf16));
-            v_add_pairs(sum[b], &x, k, w + b * BLOCK * t->K, 1);
-        }
-    UNROLLED for (int b = 0; b < BLOCKS_OF_ONE_ROW; b++)
-        finish(t, row, block + b, b == BLOCKS_OF_ONE_ROW - 1 ? num_outputs : BLOCK, sum[b], 1, 1);
-}
-
 typedef void (*rows_kernel)(const linear_task *, int64_t, int64_t, const void *, int64_t);
 
 #define DEFINE_ROWS(ROWS)                                                                                           \
@@ -137,7 +120,6 @@ static const rows_kernel f32_kernels[MAX_ROWS] = UP_TO_MAX(f32_rows_);
 typedef struct {
     const linear_task *task;
     const rows_kernel *kernels; /* by number of rows less one */
-    rows_kernel of_blocks;      /* of one row and BLOCKS_OF_ONE_ROW blocks; may be NULL */
     int64_t block_bytes, blocks_per_chunk, chunks_per_group;
 } linear_chunks;
 
@@ -149,14 +131,7 @@ static void linear_chunk(const void *chunks, int64_t chunk) {
     int64_t end = first + c->blocks_per_chunk < num_blocks ? first + c->blocks_per_chunk : num_blocks;
     int64_t first_row = t->starts[group], num_rows = t->starts[group + 1] - first_row;
     int64_t num_tiles = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
-    int64_t block = first;
-    if (num_rows == 1 && c->of_blocks)
-        for (; block + BLOCKS_OF_ONE_ROW <= end; block += BLOCKS_OF_ONE_ROW) {
-            int64_t last = t->N - (block + BLOCKS_OF_ONE_ROW - 1) * BLOCK;
-            const char *weight = (const char *)t->weights[group] + block * c->block_bytes;
-            c->of_blocks(t, first_row, block, weight, last < BLOCK ? last : BLOCK);
-        }
-    for (; block < end; block++) {
+    for (int64_t block = first; block < end; block++) {
         const char *weight = (const char *)t->weights[group] + block * c->block_bytes;
         int64_t left = t->N - block * BLOCK, num_outputs = left < BLOCK ? left : BLOCK;
         for (int64_t tile = 0; tile < num_tiles; tile++) {
@@ -175,26 +150,17 @@ static int is_shared(const linear_task *t) {
     return tiles * t->N * t->K * (int64_t)(t->is_bf16 ? sizeof(bf16) : sizeof(float)) > MIN_SHARED_BYTES;
 }
 
-static void linear_all(
-    const linear_task *t, const rows_kernel *kernels, rows_kernel of_blocks, int64_t block_bytes) {
+static void linear_all(const linear_task *t, const rows_kernel *kernels, int64_t block_bytes) {
     int64_t num_blocks = (t->N + BLOCK - 1) / BLOCK, outputs = t->starts[t->num_groups] > 8 * MAX_ROWS ? 16 : 64;
     linear_chunks c = {
-        .task = t,
-        .kernels = kernels,
-        .of_blocks = of_blocks,
-        .block_bytes = block_bytes,
-        .blocks_per_chunk = outputs > BLOCK ? outputs / BLOCK : 1};
+        .task = t, .kernels = kernels, .block_bytes = block_bytes, .blocks_per_chunk = outputs > BLOCK ? outputs / BLOCK : 1};
     c.chunks_per_group = (num_blocks + c.blocks_per_chunk - 1) / c.blocks_per_chunk;
     phimoe_run(linear_chunk, &c, t->num_groups * c.chunks_per_group, is_shared(t) ? t->num_threads : 1);
 }
 
-static void linear_bf16(const linear_task *t) {
-    linear_all(t, bf16_kernels, bf16_row_of_blocks, BLOCK * t->K * (int64_t)sizeof(bf16));
-}
+static void linear_bf16(const linear_task *t) { linear_all(t, bf16_kernels, BLOCK * t->K * (int64_t)sizeof(bf16)); }
 
-static void linear_f32(const linear_task *t) {
-    linear_all(t, f32_kernels, NULL, BLOCK * t->K * (int64_t)sizeof(float));
-}
+static void linear_f32(const linear_task *t) { linear_all(t, f32_kernels, BLOCK * t->K * (int64_t)sizeof(float)); }
 
 #if WIDENS_ROWS
 

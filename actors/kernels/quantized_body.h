@@ -138,7 +138,7 @@ static int quantized_run(const linear_task *t) {
     linear_task coarse = *t;
     coarse.x = rows;
     coarse.sources = NULL;
-    linear_all(&coarse, t->quantized.num_bits == 8 ? int8_kernels : int4_kernels, NULL,
+    linear_all(&coarse, t->quantized.num_bits == 8 ? int8_kernels : int4_kernels,
                t->K / t->quantized.group * group_bytes(&t->quantized));
     free(rows);
     return DONE;

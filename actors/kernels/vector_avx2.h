@@ -9,7 +9,6 @@
 #define LANES 8
 #define COLUMNS 2  /* vectors of outputs in a block of a packed weight */
 #define MAX_ROWS 4 /* rows of x whose sums fit the registers beside a block's outputs */
-#define BLOCKS_OF_ONE_ROW 2 /* walked through side by side: one block has too few sums to keep the adders busy */
 
 typedef __m256 vec;
 

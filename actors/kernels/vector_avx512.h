@@ -10,7 +10,6 @@
 #define LANES 16
 #define COLUMNS 4  /* vectors of outputs in a block of a packed weight */
 #define MAX_ROWS 6 /* rows of x whose sums fit the registers beside a block's outputs */
-#define BLOCKS_OF_ONE_ROW 1 /* walked through side by side */
 
 typedef __m512 vec;
 
