@@ -143,15 +143,7 @@ class DirectTurns:
         """
         if not any(turn.num_results for turn in self._peers):
             return None
-        num_routes = expert_ids.numel()
-        dispatch = Dispatch(
-            layer=layer,
-            rows=rows,
-            expert_ids=expert_ids,
-            weights=weights,
-            arrived=rows.new_empty((num_routes, rows.shape[1])),
-            num_owed=num_routes,
-        )
+        dispatch = Dispatch.of(layer, rows, expert_ids, weights)
         owner_of_route = self._owners[expert_ids.numpy()].reshape(-1)
         for place, (turn, line) in enumerate(zip(self._peers, self._lines, strict=True)):
             if not turn.num_results:

@@ -58,6 +58,19 @@ class Dispatch:
     failure: ExchangeError | None = None
     """Why the dispatch as a whole will not be answered."""
 
+    @staticmethod
+    def of(layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor) -> Dispatch:
+        """One of which nothing was sent yet: rows [T, H], expert_ids and weights [T, K], both on the host."""
+        num_routes = expert_ids.numel()
+        return Dispatch(
+            layer=layer,
+            rows=rows,
+            expert_ids=expert_ids,
+            weights=weights,
+            arrived=rows.new_empty((num_routes, rows.shape[1])),
+            num_owed=num_routes,
+        )
+
     def next_stretch(self, targets: Targets) -> torch.Tensor:
         """[n, H] of `arrived` for the results of the next request of the first sending."""
         start = sum(len(part) for part in self.order)

@@ -75,15 +75,7 @@ class LinksExchange:
             raise ValueError(f"a dispatch while {MAX_UNDER_WAY} others are under way")
         # On CUDA this is the layer's one sync: the host must know how many rows go where.
         expert_ids, weights = expert_ids.cpu(), weights.cpu()
-        num_routes = expert_ids.numel()
-        dispatch = Dispatch(
-            layer=layer,
-            rows=rows,
-            expert_ids=expert_ids,
-            weights=weights,
-            arrived=rows.new_empty((num_routes, rows.shape[1])),
-            num_owed=num_routes,
-        )
+        dispatch = Dispatch.of(layer, rows, expert_ids, weights)
         ids = expert_ids.numpy()
         self._load.count(layer, ids)
         self._under_way.append(dispatch)
