@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 from actors.errors import ExchangeError, LinkError
 from actors.exchange.deadline import Deadline
@@ -16,6 +15,8 @@ from actors.exchange.rendezvous import connect_store
 from actors.exchange.serve_links import LinkServer, Serve
 from actors.exchange.site import Site
 from actors.messages import DenseMember, Membership
+
+_STOP_POLL_SECONDS = 0.02
 
 
 class ExpertLinks:
@@ -45,10 +46,18 @@ class ExpertLinks:
             except ExchangeError as error:
                 failures.append(error)
 
-        if membership.dense:
-            # Side by side: one that hangs must not keep the others waiting.
-            with ThreadPoolExecutor(len(membership.dense), thread_name_prefix="link-up") as pool:
-                list(pool.map(link, membership.dense))
+        # Side by side: one that hangs must not keep the others waiting, nor the next membership.
+        threads = [
+            threading.Thread(target=link, args=(dense,), name=f"link-up-{dense.index}", daemon=True)
+            for dense in membership.dense
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                if stop.is_set():
+                    raise LinkError("dense actors", None, "given up while links came up")
+                thread.join(_STOP_POLL_SECONDS)
         named = {dense.index for dense in membership.dense}
         with self._guard:
             unwanted = [self._links.pop(index)[1] for index in [*self._links] if index not in named]
@@ -93,8 +102,13 @@ class ExpertLinks:
         rendezvous = link_rendezvous(store, epoch, self._site.settings.connect_deadline_seconds)
         link = make_link(self._link_site, names, connection, rendezvous)
         with self._guard:
+            is_late = knocker.stop.is_set()
             before = self._links.get(dense.index)
-            self._links[dense.index] = (dense.incarnation, link)
+            if not is_late:
+                self._links[dense.index] = (dense.incarnation, link)
+        if is_late:
+            link.close()
+            return
         if before is not None:
             self._server.remove(before[1])
         self._server.add(link)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
@@ -21,6 +23,9 @@ _CONNECT_SLICE_SECONDS = 2.0
 _RESOLVER_SECONDS = 30.0
 """A resolver that does not answer, as on a host that is cut off, is asked twice for 5 s each by default."""
 _POLL_SECONDS = 0.005
+_STOP_POLL_SECONDS = 0.02
+
+T = TypeVar("T")
 
 
 def host_store(node_ip: str) -> tuple[TCPStore, str, int]:
@@ -78,12 +83,33 @@ class Rendezvous:
             raise DeadlineError(peer, None, awaited, self.deadline.seconds)
 
 
+def unless_stopped(work: Callable[[], T], stop: threading.Event, peer: str) -> T:
+    """The result of `work`. Raises LinkError as soon as `stop` is set, and leaves the work to its own end then.
+
+    torch's stores cannot be interrupted: one whose host dies or is cut off while a client connects holds that client up for a
+    minute.
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name=f"reach-{peer}", daemon=True).start()
+    while not stop.is_set():
+        if wait([done], _STOP_POLL_SECONDS).done:
+            return done.result()
+    raise LinkError(peer, None, "given up while it came up")
+
+
 def connect_store(host: str, port: int, peer: str, deadline: Deadline, stop: threading.Event) -> TCPStore:
     """The store that a dense actor hosts. Raises DeadlineError, or LinkError when `stop` is set meanwhile."""
     while True:
         try:
             _check_reachable(host, port, deadline)
-            return _client(host, port, deadline)
+            return unless_stopped(lambda: _client(host, port, deadline), stop, peer)
         except (OSError, RuntimeError) as error:
             if stop.is_set():
                 raise LinkError(peer, None, "given up while it came up") from error

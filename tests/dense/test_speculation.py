@@ -196,7 +196,9 @@ def test_no_prefix_is_shared_that_holds_a_draft_which_was_wrong(
     guesses: type[Guesses], small_checkpoints: dict[str, Path], name: str, block_size: int
 ) -> None:
     """Two rounds of conversations: the second goes on behind what the first one said, some of it twice."""
-    directory, params = small_checkpoints[name], sampled(24)
+    # Another seed draws within a millionth of the edge between two tokens: there rounding decides, which differs between a prefix
+    # that is computed again and one that was kept.
+    directory, params = small_checkpoints[name], sampled(24, seed=4)
     first = [(prompt(9 + 5 * (index // 2), index // 2), params) for index in range(6)]
     plain = run(directory, first, 0, shares_prefixes=False)
     said = [[*ids, *plain.tokens(str(index))] for index, (ids, _) in enumerate(first)]

@@ -14,20 +14,30 @@ raylet there, as Kubernetes does. Streams notice nothing of it either way.
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
-import sys
-import threading
+import os
+import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import httpx
 import pytest
 
-from tests.end_to_end.streams import MAX_TOKENS, NUM_STREAMS, Reading, Streams, read_stream
-from tests.hosts import Host, Network, network, wait_for_end, why_not
+from tests.end_to_end.on_hosts import (
+    BOTH,
+    EXPERT,
+    HEAD,
+    Service,
+    actors_on,
+    check,
+    expert_on,
+    reading,
+    restart_raylet,
+    run_on,
+    serving_on,
+    undisturbed,
+)
+from tests.end_to_end.streams import read_stream
+from tests.hosts import network, why_not
 
 _WHY_NOT = why_not()
 pytestmark = [
@@ -36,74 +46,13 @@ pytestmark = [
     pytest.mark.skipif(_WHY_NOT is not None, reason=_WHY_NOT or ""),
 ]
 
-HEAD = '{"phimoe_dense": 1, "phimoe_ingress": 1}'
-BOTH = '{"phimoe_dense": 1, "phimoe_expert": 1}'
-EXPERT = '{"phimoe_expert": 1}'
 RESUME_SECONDS = 25.0
 PAUSE_SECONDS = 5.0
 """Room for a machine of two cores on which three raylets run; on a quiet one clients wait for 1 to 2 s."""
 FLAGS = (
-    "--host 0.0.0.0 --proxy python --dtype float32 --dense-threads 1 --expert-threads 1 --drain-grace-seconds 0 "
     f"--expert-actors 2 --expert-replicas 2 --dense-actors 2 --resume-deadline-seconds {RESUME_SECONDS:g} "
     f"--park-deadline-seconds {RESUME_SECONDS:g}"
 ).split()
-_START_SECONDS = 240.0
-_WHOLE_SECONDS = 150.0
-_CALL_SECONDS = 10.0
-_DRIVER_SECONDS = 90.0
-_JOIN_SECONDS = 120.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Service:
-    """A service on three hosts."""
-
-    net: Network
-    url: str
-    expected: list[list[int]]
-    """Tokens of each stream of `Streams`, undisturbed."""
-
-    @property
-    def h2(self) -> Host:
-        return self.net.hosts["h2"]
-
-    @property
-    def h3(self) -> Host:
-        return self.net.hosts["h3"]
-
-    def streams(self) -> Streams:
-        return Streams(self.url, self.expected)
-
-    def get(self, path: str) -> httpx.Response:
-        with httpx.Client(base_url=self.url, timeout=_CALL_SECONDS, trust_env=False) as client:
-            return client.get(path)
-
-    def view(self) -> dict[str, Any]:
-        """Once the supervisor, which may have been on the host that was lost, answers."""
-        give_up = time.monotonic() + _WHOLE_SECONDS
-        while (response := self.get("/cluster")).status_code != 200 and time.monotonic() < give_up:
-            time.sleep(0.2)
-        assert response.status_code == 200, response.text
-        found: dict[str, Any] = response.json()
-        return found
-
-    def places(self) -> dict[str, str]:
-        """Name of each actor that is ready -> its host's address."""
-        actors = self.view()["actors"]
-        return {item["name"]: item["node_ip"] for item in actors if item["state"] == "ready"}
-
-    def wait_until_on(self, hosts: dict[str, str], seconds: float = _WHOLE_SECONDS) -> float:
-        """Until these actors are ready, each on its host; how long that took."""
-        wanted = {name: self.net.hosts[host].address for name, host in hosts.items()}
-        began = time.monotonic()
-        seen: object = None
-        while time.monotonic() < began + seconds:
-            with contextlib.suppress(AssertionError, httpx.HTTPError):
-                seen = places = self.places()
-                if wanted.items() <= places.items():
-                    return time.monotonic() - began
-            time.sleep(0.2)
-        raise AssertionError(f"{wanted} expected, {seen} found")
 
 
 def test_replicas_of_a_kind_are_on_different_hosts(service: Service) -> None:
@@ -141,6 +90,22 @@ def test_streams_go_on_when_a_host_is_cut_off_for_ten_seconds(service: Service) 
         print("Ray had given the host up: its raylet ended when it heard of it")
         restart_raylet(service, service.h3, EXPERT)
     service.wait_until_on({name: "h3"})
+
+
+def test_an_actor_that_hangs_on_another_host_than_the_supervisors_is_replaced(service: Service) -> None:
+    actors = service.view()["actors"]
+    ours = next(item["node_ip"] for item in actors if item["kind"] == "supervisor")
+    hung = next(item for item in actors if item["kind"] == "expert" and item["node_ip"] != ours)
+    with service.streams() as streams:
+        time.sleep(3.0)
+        os.kill(hung["pid"], signal.SIGSTOP)
+        began = time.monotonic()
+        service.wait_until(
+            lambda ready: any(item["name"] == hung["name"] and item["pid"] != hung["pid"] for item in ready)
+        )
+        seconds = time.monotonic() - began
+        time.sleep(2.0)
+    check(f"hung on another host, replaced after {seconds:.0f} s", streams, pause_seconds=PAUSE_SECONDS)
 
 
 def test_a_rank_of_an_older_epoch_is_refused(service: Service) -> None:
@@ -227,97 +192,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         net.start_head(h1, 1, HEAD)
         net.start_raylet(h2, 1, BOTH)
         net.start_raylet(h3, 1, EXPERT)
-        with serving_on(net, h1):
+        with serving_on(net, h1, FLAGS):
             for host, label in ((h1, "phimoe_dense"), (h2, "phimoe_expert"), (h3, "phimoe_expert")):
                 run_on(h1, "-m", "tests.end_to_end.tenants", net.ray_address, "take", host.address, label)
             yield undisturbed(net, h1)
-
-
-@contextlib.contextmanager
-def serving_on(net: Network, host: Host) -> Iterator[None]:
-    """`phimoe serve` with this host's raylet, ready."""
-    process = host.start(
-        "serve", sys.executable, "-m", "cluster", "serve", "--address", net.ray_address, *FLAGS
-    )
-    try:
-        give_up = time.monotonic() + _START_SECONDS
-        while "curl " not in host.output("serve"):
-            assert process.poll() is None and time.monotonic() < give_up, host.output("serve")[-3000:]
-            time.sleep(0.2)
-        yield
-    finally:
-        # What it leaves behind where Ray's head is gone ends with its hosts.
-        wait_for_end(process, 60.0)
-
-
-def undisturbed(net: Network, host: Host) -> Service:
-    """The service behind that host's door, and what it says when nothing is wrong."""
-    url = f"http://{host.address}:8000"
-    expected = []
-    for seed in range(NUM_STREAMS):
-        one = read_stream(url, seed)
-        assert one.status == 200 and one.error is None and len(one.token_ids) == MAX_TOKENS, one
-        expected.append(one.token_ids)
-    return Service(net=net, url=url, expected=expected)
-
-
-@contextlib.contextmanager
-def reading(service: Service) -> Iterator[list[Reading]]:
-    """One stream of each kind; the block ends when all of them have ended."""
-    readings = [Reading() for _ in range(NUM_STREAMS)]
-    threads = [
-        threading.Thread(target=read_stream, args=(service.url, seed, one))
-        for seed, one in enumerate(readings)
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        yield readings
-    finally:
-        for thread in threads:
-            thread.join(_JOIN_SECONDS)
-
-
-def run_on(host: Host, *words: str) -> str:
-    """What a Python program says that runs on a host to its end."""
-    done = subprocess.run(
-        host.command(sys.executable, *words),
-        env=host.environment,
-        capture_output=True,
-        text=True,
-        timeout=_DRIVER_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def restart_raylet(service: Service, host: Host, resources: str) -> None:
-    """What is left of the old one ends first."""
-    host.kill_all()
-    service.net.start_raylet(host, 1, resources)
-
-
-def actors_on(service: Service, host: str) -> dict[str, str]:
-    """Dense and expert actors of that host -> its name."""
-    address = service.net.hosts[host].address
-    return {
-        name: host
-        for name, place in service.places().items()
-        if place == address and "supervisor" not in name
-    }
-
-
-def expert_on(service: Service, host: str) -> str:
-    """The only expert actor of that host."""
-    found = [name for name in actors_on(service, host) if "expert" in name]
-    assert len(found) == 1, service.places()
-    return found[0]
-
-
-def check(what: str, streams: Streams, pause_seconds: float) -> None:
-    """No stream failed, none has a wrong token, and no client waited for longer than so many seconds."""
-    print(f"{what}: {streams.summary()}")
-    assert streams.faults == []
-    assert len(streams.readings) >= NUM_STREAMS
-    assert streams.longest_pause_seconds < pause_seconds

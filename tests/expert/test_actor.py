@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 
@@ -116,6 +117,33 @@ def test_experts_can_be_held_and_dropped_later(quantization: str | None) -> None
 
 def test_two_actors_have_two_incarnations() -> None:
     assert make_actor().incarnation != make_actor().incarnation
+
+
+def test_a_newer_membership_waits_for_no_dense_actor_that_vanished_while_it_was_reached() -> None:
+    """It accepts the connection and says nothing, as one that is killed in between: torch's store then tries for a minute."""
+    actor = loaded(make_actor())
+    caught: list[BaseException] = []
+
+    def join(epoch: int, port: int) -> None:
+        try:
+            actor.join(membership(epoch, port))
+        except Exception as error:
+            caught.append(error)
+
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        threads = [
+            threading.Thread(target=join, args=(epoch, mute.getsockname()[1]), daemon=True)
+            for epoch in (1, 2)
+        ]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.5)
+        threads[0].join(2)
+        assert not threads[0].is_alive() and isinstance(caught[0], LinkError)
+        began = time.monotonic()
+        actor.stop()
+        threads[1].join(2)
+        assert not threads[1].is_alive() and time.monotonic() - began < 2
 
 
 def test_a_newer_membership_ends_the_wait_of_an_older_one() -> None:
