@@ -231,7 +231,8 @@ class Watcher:
 
     async def _kill(self, key: ActorKey, actor: RemoteActor, pulse: Pulse | None) -> None:
         try:
-            await actor.replace(pulse, CALL_SECONDS / 2)
+            # On another node than this one Ray has to start a process first that does it.
+            await actor.replace(pulse, CALL_SECONDS)
         except UNANSWERED as error:
             # A node that is cut off ends nothing that it is told to; Ray's own health check decides on it.
             logger.warning("%s cannot be killed now: %r", key, error)

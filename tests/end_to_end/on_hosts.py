@@ -38,6 +38,7 @@ _WHOLE_SECONDS = 150.0
 _CALL_SECONDS = 10.0
 _DRIVER_SECONDS = 90.0
 _JOIN_SECONDS = 120.0
+_FEW_TOKENS = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,6 +148,14 @@ def reading(service: Service) -> Iterator[list[Reading]]:
     finally:
         for thread in threads:
             thread.join(_JOIN_SECONDS)
+
+
+def until_streaming(readings: list[Reading]) -> None:
+    """Return when each stream is under way."""
+    give_up = time.monotonic() + _CALL_SECONDS
+    while not all(len(one.token_ids) > _FEW_TOKENS for one in readings):
+        assert time.monotonic() < give_up, readings
+        time.sleep(0.01)
 
 
 def run_on(host: Host, *words: str) -> str:

@@ -1,15 +1,17 @@
 """Ray's head dies with everything on its host and comes back from Redis; what had no replica is placed elsewhere.
 
     own side  Redis, where the head keeps its state
-    h1        Ray's head, no actor
+    h1        Ray's head and `phimoe serve`, no actor
     h2, h3    a dense actor and an expert actor with half of the experts each; the ingress on h2
 
-The new head starts with an empty disk, as a new Pod does. Streams run meanwhile.
+The new head starts with an empty disk, as a new Pod does; `phimoe serve` ends with the old one, and nobody misses it. Streams run
+meanwhile, through the door of h2. There is no room for further actors on any host (`tenants`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -29,6 +31,7 @@ from tests.end_to_end.on_hosts import (
     check,
     expert_on,
     restart_raylet,
+    run_on,
     serving_on,
     undisturbed,
 )
@@ -109,7 +112,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         start_head(net)
         net.start_raylet(h2, 1, DOOR)
         net.start_raylet(h3, 1, BOTH)
-        with serving_on(net, h2, FLAGS):
+        # A driver takes itself for one of the first raylet that it finds among the processes, which here is h1's.
+        with serving_on(net, h1, FLAGS):
+            for host, label in itertools.product((h2, h3), ("phimoe_dense", "phimoe_expert")):
+                run_on(h1, "-m", "tests.end_to_end.tenants", net.ray_address, "take", host.address, label)
             yield undisturbed(net, h2)
 
 

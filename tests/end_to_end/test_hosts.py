@@ -35,6 +35,7 @@ from tests.end_to_end.on_hosts import (
     run_on,
     serving_on,
     undisturbed,
+    until_streaming,
 )
 from tests.end_to_end.streams import read_stream
 from tests.hosts import network, why_not
@@ -154,7 +155,7 @@ def test_without_any_holder_every_request_ends_with_the_documented_error(service
     lost = actors_on(service, "h2")
     assert {name for name in lost if "expert" in name} == {"phimoe-expert-0", "phimoe-expert-1"}
     with reading(service) as readings:
-        time.sleep(3.0)
+        until_streaming(readings)
         service.h2.kill_all()
         began = time.monotonic()
     seconds = time.monotonic() - began
@@ -174,7 +175,7 @@ def test_without_any_holder_every_request_ends_with_the_documented_error(service
 
 def test_with_the_host_of_the_ingress_its_connections_end(service: Service) -> None:
     with reading(service) as readings:
-        time.sleep(3.0)
+        until_streaming(readings)
         service.net.hosts["h1"].kill_all()
         began = time.monotonic()
     assert time.monotonic() - began < 10.0
