@@ -12,7 +12,8 @@ setup(
         Extension(
             "actors.kernels._kernels",
             sources=[
-                f"actors/kernels/{name}.c" for name in ("exports", "avx2", "avx512", "pool", "router", "turn")
+                f"actors/kernels/{name}.c"
+                for name in ("exports", "avx2", "avx512", "pool", "router", "serve", "turn")
             ],
             depends=sorted(glob("actors/kernels/*.h")),
             # Sums are fused where the code says so and nowhere else: results must not depend on the compiler's taste.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from actors.errors import ExchangeError, LinkError
 from actors.exchange.deadline import Deadline
@@ -14,6 +15,7 @@ from actors.exchange.open_link import EXPERT_RANK, LinkNames, link_key, link_ren
 from actors.exchange.rendezvous import connect_store
 from actors.exchange.serve_links import LinkServer, Serve
 from actors.exchange.site import Site
+from actors.kernels.serve import ServeTables
 from actors.messages import DenseMember, Membership
 
 _STOP_POLL_SECONDS = 0.02
@@ -22,14 +24,22 @@ _STOP_POLL_SECONDS = 0.02
 class ExpertLinks:
     """Serves from its making to `close`; dense actors come and go, and none disturbs another."""
 
-    def __init__(self, site: Site, index: int, incarnation: str, serve: Serve) -> None:
+    def __init__(
+        self,
+        site: Site,
+        index: int,
+        incarnation: str,
+        serve: Serve,
+        tables: Callable[[], ServeTables | None] = lambda: None,
+    ) -> None:
+        """`serve`, `tables`: see LinkServer."""
         self._site = site
         self._link_site = site.link_site()
         self._index, self._incarnation = index, incarnation
         self._guard = threading.Lock()
         self._links: dict[int, tuple[str, Link]] = {}
         """By index of the dense actor: the incarnation that the membership named, and the link."""
-        self._server = LinkServer(serve, site.settings.deadline_seconds)
+        self._server = LinkServer(serve, site.settings.deadline_seconds, tables)
 
     def join(self, membership: Membership, stop: threading.Event) -> None:
         """Returns when all dense actors of the membership are linked, by the links that work already or by new ones.
@@ -71,6 +81,10 @@ class ExpertLinks:
     def lost(self, membership: Membership) -> tuple[str, ...]:
         """Dense actors of a membership without a working link."""
         return tuple(f"dense-{dense.index}" for dense in membership.dense if self._working(dense) is None)
+
+    def look_anew(self) -> None:
+        """At what `tables` gives. From any thread."""
+        self._server.ring()
 
     def close(self) -> None:
         """End all links and wait for what is being computed. Idempotent."""

@@ -5,6 +5,8 @@
 
 A link gets its next turn after all others that have something waiting. Results do not depend on what was computed with
 what. A link that does not take its answers is not read from until it does; the others are served meanwhile.
+
+While messages come one at a time and nothing else happens, the kernels do the same without Python (`direct_service.py`).
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from typing import TypeAlias
 import torch
 
 from actors.errors import LinkError
+from actors.exchange.direct_service import DirectService
 from actors.exchange.link import Link
 from actors.exchange.message import FAILURE, NOT_HELD, RESULTS, ROWS, Message
+from actors.kernels.serve import ServeTables
 
 Serve: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 """(layer, rows [T, H] on the device, expert_ids [T, K] and weights [T, K] on the host, num_results) -> [N, H].
@@ -44,9 +48,18 @@ class NotHeldError(Exception):
 class LinkServer:
     """Serves until it is closed. Links come and go: `add` and `remove` from any thread."""
 
-    def __init__(self, serve: Serve, deadline_seconds: float) -> None:
-        """`deadline_seconds`: for so long a peer may leave its answers unread."""
+    def __init__(
+        self,
+        serve: Serve,
+        deadline_seconds: float,
+        tables: Callable[[], ServeTables | None] = lambda: None,
+    ) -> None:
+        """`deadline_seconds`: for so long a peer may leave its answers unread. `tables`: what `serve` computes with, where
+        the kernels may compute it as well; called by the thread that serves, again after each `ring`."""
         self._serve = serve
+        self._tables = tables
+        self._direct: DirectService | None = None
+        """For the present links and tables."""
         self._deadline_seconds = deadline_seconds
         self._guard = threading.Lock()
         """Of the two lists below."""
@@ -68,26 +81,27 @@ class LinkServer:
     def add(self, link: Link) -> None:
         with self._guard:
             self._new.append(link)
-        self._ring()
+        self.ring()
 
     def remove(self, link: Link) -> None:
         """End a link; what is being computed for it is dropped."""
         link.end()
         with self._guard:
             self._unwanted.append(link)
-        self._ring()
+        self.ring()
 
     def close(self) -> None:
         """End all links and wait for what is being computed. Idempotent."""
         self._is_closed = True
-        self._ring()
+        self.ring()
         self._thread.join()
         with self._guard:
             bell, self._bell = self._bell, -1
         if bell >= 0:
             os.close(bell)
 
-    def _ring(self) -> None:
+    def ring(self) -> None:
+        """Have the thread look at everything anew. From any thread."""
         with self._guard:
             if self._bell >= 0:
                 os.eventfd_write(self._bell, 1)
@@ -96,6 +110,7 @@ class LinkServer:
         try:
             with torch.inference_mode():
                 while not self._is_closed:
+                    self._serve_directly()
                     self._read_all()
                     if self._waiting:
                         self._answer_next()
@@ -104,6 +119,29 @@ class LinkServer:
                 links = {*self._new, *self._unwanted, *self._links.values()}
             for link in links:
                 link.close()
+
+    def _serve_directly(self) -> None:
+        """Leave everything to the kernels for as long as all is as usual."""
+        tables = self._tables()
+        if self._direct is None or self._direct.tables is not tables:
+            self._direct = (
+                None if tables is None else DirectService.make(tables, self._links.values(), self._bell)
+            )
+        direct = self._direct
+        if direct is None or self._waiting or self._stuck:
+            return
+        direct.run()
+        for index, link in enumerate(direct.links):
+            descriptor = link.fileno()
+            try:
+                message = direct.hand_back(index)
+                if link.has_unsent:
+                    self._stuck[descriptor] = time.monotonic()
+                    self._watch(descriptor, link)
+                if message is not None:
+                    self._take(descriptor, link, message)
+            except LinkError:
+                self._drop(descriptor, link)
 
     def _read_all(self) -> None:
         """Take at most one message from each link; wait for one only if none is waiting already."""
@@ -135,6 +173,8 @@ class LinkServer:
         with self._guard:
             new, self._new = self._new, []
             unwanted, self._unwanted = self._unwanted, []
+        if new:
+            self._direct = None
         for link in new:
             self._links[link.fileno()] = link
             self._poll.register(link.fileno(), select.POLLIN)
@@ -223,6 +263,7 @@ class LinkServer:
     def _drop(self, descriptor: int, link: Link) -> None:
         self._poll.unregister(descriptor)
         del self._links[descriptor]
+        self._direct = None
         self._stuck.pop(descriptor, None)
         self._waiting = deque(item for item in self._waiting if item[0] is not link)
         link.close()

@@ -42,8 +42,8 @@ class TcpLink:
         """Bytes of `incoming` so far."""
         self._end = HEADER_BYTES
         """Where what is to be read of `incoming` ends, as far as is known."""
-        self._is_held_back = False
-        """Whether `incoming` is whole and was not given out yet."""
+        self.is_held_back = False
+        """Whether `incoming` is whole and was not given out yet: `receive` does, and nothing more need arrive."""
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -85,8 +85,8 @@ class TcpLink:
 
     def receive(self) -> Message | None:
         message = self.incoming
-        if self._is_held_back:
-            self._is_held_back = False
+        if self.is_held_back:
+            self.is_held_back = False
             return message
         if self._num_read == self._end:  # given out by the call before
             self._num_read, self._end = 0, HEADER_BYTES
@@ -108,16 +108,29 @@ class TcpLink:
 
     def take_up(self, message: Message, num_sent: int, num_read: int) -> None:
         """Go on where the kernels stopped: they have sent so many bytes of `message`, which `outgoing` gave, and read so
-        many of the next answer into `incoming`. Raises LinkError for bytes that are no message."""
+        many of the next one into `incoming`. Raises LinkError for bytes that are no message."""
+        self.take_up_sending(message, num_sent)
+        self.take_up_reading(num_read)
+
+    def take_up_sending(self, message: Message, num_sent: int) -> None:
+        """The one half of `take_up`."""
         message.read_header()
         rest = message.host_view[num_sent : message.num_host_bytes]
         if len(rest):
             self._unsent.append((message, rest))
+
+    def take_up_reading(self, num_read: int) -> None:
+        """The other half. Raises LinkError."""
         self.num_received += num_read
         self._num_read, self._end = num_read, HEADER_BYTES
         if num_read >= HEADER_BYTES:
             self._take_header(self.incoming)
-        self._is_held_back = num_read == self._end
+        self.is_held_back = num_read == self._end
+
+    @property
+    def num_unfinished(self) -> int:
+        """Bytes in `incoming` of a message that is not complete."""
+        return 0 if self._num_read == self._end else self._num_read
 
     def is_ended(self) -> bool:
         return self._is_ended or bool(self._hang_up.poll(0))

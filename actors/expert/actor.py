@@ -91,7 +91,10 @@ class ExpertActor:
             if self._settings.exchange.transport == "links":
                 if self._links is None:
                     index = self._settings.index
-                    self._links = ExpertLinks(self._site(held), index, self.incarnation, held.serve)
+                    self._links = ExpertLinks(
+                        self._site(held), index, self.incarnation, held.serve, held.tables
+                    )
+                    held.on_change = self._links.look_anew
                 self._links.join(membership, give_up)
                 return
             if self._collective is not None:

@@ -111,6 +111,10 @@ class GroupedExperts:
         """Those that are held in every layer, ascending."""
         return tuple(sorted(frozenset.intersection(*(frozenset(layer.experts) for layer in self._layers))))
 
+    @property
+    def num_layers(self) -> int:
+        return len(self._layers)
+
     def layer(self, layer: int) -> HeldLayer:
         """What is held of a layer at this moment, whatever changes later."""
         return self._layers[layer]

@@ -16,6 +16,7 @@ import torch
 from actors.checkpoint.quantized import QuantizedExpert, QuantizedWeight, join
 from actors.checkpoint.weights import ExpertWeights
 from actors.kernels.library import Kernels, kernels_for, pack, pack_quantized
+from actors.kernels.serve import Quantization, ServeLayer
 from actors.kernels.threads import num_threads
 
 _ALIGNMENT = 16
@@ -50,10 +51,10 @@ class GroupedLinearLayer:
         assert kernels is not None
         self._slots = slots
         self._experts = [_pack(kernels, expert) for expert in experts]
-        self._hidden_size, self._width = self._experts[0].shape
+        self._hidden_size, self.width = self._experts[0].shape
         self._gate_up = _addresses(expert.gate_up for expert in self._experts)
         self._down = _addresses(expert.down for expert in self._experts)
-        self._is_bf16 = dtype == torch.bfloat16
+        self.is_bf16 = dtype == torch.bfloat16
         self._quantization = self._experts[0].quantization
         if any(expert.quantization != self._quantization for expert in self._experts):
             raise ValueError("experts have scales of bfloat16 and of float32, expected one dtype")
@@ -71,6 +72,23 @@ class GroupedLinearLayer:
         """As LayerExperts.expert."""
         return self._experts[slot]
 
+    @property
+    def table(self) -> ServeLayer:
+        """Addresses, which hold for as long as this object lives."""
+        slots, gate_up, down = self._tables
+        num_bits, has_bf16_scales, *groups = self._quantization
+        upper, lower = (
+            Quantization(group=group, num_bits=num_bits, has_bf16_scales=has_bf16_scales) for group in groups
+        )
+        return ServeLayer(
+            slots=slots,
+            gate_up=gate_up,
+            down=down,
+            num_slots=len(self._gate_up),
+            gate_up_quantized=upper,
+            down_quantized=lower,
+        )
+
     def __call__(
         self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int
     ) -> torch.Tensor:
@@ -87,8 +105,8 @@ class GroupedLinearLayer:
             len(self._gate_up),
             num_results,
             self._hidden_size,
-            self._width,
-            self._is_bf16,
+            self.width,
+            self.is_bf16,
             num_threads(),
             *self._quantization,
         )

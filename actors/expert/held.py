@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from actors.checkpoint.weights import ProgressCallback, serving_dtype
 from actors.exchange.serve_links import NotHeldError
 from actors.expert.cores import CoreClaim
 from actors.expert.experts import GroupedExperts
+from actors.expert.tables import serve_tables
+from actors.kernels.serve import ServeTables
 from actors.messages import Progress
 from actors.settings import ExpertSettings
 
@@ -57,6 +59,9 @@ class HeldExperts:
         self._reported = frozenset(experts)
         self._is_changing = False
         self._progress: Progress | None = None
+        self._tables: ServeTables | None = None
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when what `tables` gave is about to be outdated."""
 
     @property
     def experts(self) -> tuple[int, ...]:
@@ -120,6 +125,16 @@ class HeldExperts:
         self.rows_of_expert += counts
         return results
 
+    def tables(self) -> ServeTables | None:
+        """What `serve` computes with, for the kernels and the thread that calls; they take it as it was until it is asked
+        for again. None where they do not suit, and while experts are added or dropped."""
+        if self._claim is not None:
+            self._claim.settle()
+        with self._guard:
+            if self._tables is None and not self._is_changing:
+                self._tables = serve_tables(self._experts, self.rows_of_expert)
+            return self._tables
+
     def _checked(self, experts: Iterable[int]) -> frozenset[int]:
         unknown = sorted(set(experts) - set(range(self.num_experts)))
         if unknown:
@@ -129,6 +144,8 @@ class HeldExperts:
     def _begin_change(self) -> None:
         if not self._is_changing:
             self._is_changing = True
+            self._tables = None
+            self.on_change()
             threading.Thread(target=self._change, name="change-experts", daemon=True).start()
 
     def _change(self) -> None:

@@ -1,5 +1,6 @@
 /* What Python calls: the kernels that suit the processor. */
 
+#include "serve.h"
 #include "tasks.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -51,10 +52,11 @@ int phimoe_can_attend(int64_t num_heads, int64_t num_groups, int64_t head_dim) {
 
 void phimoe_decode_attention(
     const void *qkv, const float *cos, const float *sin, void *keys, void *values, const int64_t *slots,
-    const int64_t *context, const int64_t *starts, const int64_t *ends, void *out, int64_t num_sequences,
-    int64_t num_heads, int64_t num_groups, int64_t head_dim, int64_t context_stride, int is_bf16, int num_threads) {
-    attention_task t = {qkv, cos, sin, keys, values, slots, context, starts, ends, out, num_sequences, num_heads,
-                        num_groups, head_dim, context_stride, is_bf16, num_threads};
+    const int32_t *block_table, const int32_t *starts, const int32_t *ends, void *out, int64_t num_sequences,
+    int64_t num_heads, int64_t num_groups, int64_t head_dim, int64_t table_stride, int64_t block_size, int is_bf16,
+    int num_threads) {
+    attention_task t = {qkv, cos, sin, keys, values, slots, block_table, starts, ends, out, num_sequences, num_heads,
+                        num_groups, head_dim, table_stride, block_size, is_bf16, num_threads};
     chosen()->attention(&t);
 }
 
@@ -71,3 +73,5 @@ int phimoe_decode_step(
     layer_task *task, const layer_weights *weights, int64_t num_layers, turn_task *turn, int64_t *layer) {
     return chosen()->step(task, weights, num_layers, turn, layer);
 }
+
+void phimoe_serve_links(serve_task *task) { phimoe_serve(task, chosen()->experts); }

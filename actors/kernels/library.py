@@ -38,9 +38,9 @@ class Kernels:
         self.can_attend.argtypes = [_COUNT] * 3
         self.can_attend.restype = _INT
         self.decode_attention = library.phimoe_decode_attention
-        """(qkv, cos, sin, keys, values, slots, context, starts, ends, out, num_sequences, num_heads, num_groups,
-        head_dim, context_stride, is_bf16, num_threads)."""
-        self.decode_attention.argtypes = [_POINTER] * 10 + [_COUNT] * 5 + [_INT] * 2
+        """(qkv, cos, sin, keys, values, slots, block_table, starts, ends, out, num_sequences, num_heads, num_groups,
+        head_dim, table_stride, block_size, is_bf16, num_threads)."""
+        self.decode_attention.argtypes = [_POINTER] * 10 + [_COUNT] * 6 + [_INT] * 2
         self.decode_attention.restype = None
         self.layer_norm = library.phimoe_layer_norm
         """(x, gain, shift, out, num_rows, hidden_size, eps, is_bf16); hidden_size is a multiple of 16."""
@@ -59,6 +59,10 @@ class Kernels:
         `layer` on, which is then the first that is not complete. Structures of `actors.kernels.layer` and `.turn`."""
         self.decode_step.argtypes = [_POINTER, _POINTER, _COUNT, _POINTER, _POINTER]
         self.decode_step.restype = _INT
+        self.serve_links = library.phimoe_serve_links
+        """(task): a structure of `actors.kernels.serve`; returns when something is not as usual."""
+        self.serve_links.argtypes = [_POINTER]
+        self.serve_links.restype = None
         self.route = library.phimoe_route
         """(scores, num_tokens, num_experts, jitter, ids, weights, is_bf16)."""
         self.route.argtypes = [_POINTER, _COUNT, _COUNT, ctypes.c_float, _POINTER, _POINTER, _INT]

@@ -1,13 +1,13 @@
 /* The plain course of one exchange: every expert has a holder, every message goes out whole, every answer comes in time.
  *
  * Whatever else happens (a bell, an error, an answer that is late or another one than was expected) ends the turn at once, and
- * the caller takes it up from what the peers' fields say. Nothing here decides what to do about a fault. Messages are those of
- * actors/exchange/message.py. */
+ * the caller takes it up from what the peers' fields say. Nothing here decides what to do about a fault. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
 
+#include "message.h"
 #include "turn.h"
 
 #ifdef __linux__
@@ -18,14 +18,10 @@
 #include <sys/socket.h>
 #include <time.h>
 
-enum { HEADER_BYTES = 64, ALIGNMENT = 64, ROWS = 1, RESULTS = 2, MAX_PEERS = 64 };
+enum { MAX_PEERS = 64 };
 
 /* Rows that take as long as reading an expert's weights (actors/exchange/split.py). */
 enum { MIN_PART_ROWS = 64 };
-
-typedef struct {
-    int64_t magic, kind, epoch, sequence, layer, num_tokens, num_results, num_bytes;
-} header;
 
 static int64_t now_ns(void) {
     struct timespec now;
@@ -72,9 +68,7 @@ static void compose(
     if (!num_results) return;
     int32_t *ids = (int32_t *)(p->outgoing + HEADER_BYTES);
     float *scales = (float *)(ids + TURN_CHOICES * num_tokens);
-    int64_t end = HEADER_BYTES + num_tokens * TURN_CHOICES * 8;
-    int64_t offset = (end + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    uint8_t *payload = p->outgoing + offset;
+    uint8_t *payload = p->outgoing + payload_offset(num_tokens, TURN_CHOICES);
     const uint8_t *result = p->incoming + HEADER_BYTES;
     for (int64_t r = 0; r < num_rows; r++) {
         int is_here[TURN_CHOICES], here = 0;

@@ -1,0 +1,81 @@
+"""The structures of `phimoe_serve_links`, field for field as serve.h has them."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+_ADDRESS, _COUNT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
+
+class ServeLink(ctypes.Structure):
+    """A link and what is under way on it."""
+
+    _fields_ = (
+        ("descriptor", _COUNT),
+        ("epoch", _COUNT),
+        ("incoming", _ADDRESS),
+        ("outgoing", _ADDRESS),
+        ("num_read", _COUNT),
+        ("num_bytes", _COUNT),
+        ("num_sent", _COUNT),
+    )
+
+
+class Quantization(ctypes.Structure):
+    """How a weight is packed; num_bits 0: it is as rows are."""
+
+    _fields_ = (("group", _COUNT), ("num_bits", _INT), ("has_bf16_scales", _INT))
+
+
+class ServeLayer(ctypes.Structure):
+    """The experts of a layer."""
+
+    _fields_ = (
+        ("slots", _ADDRESS),
+        ("gate_up", _ADDRESS),
+        ("down", _ADDRESS),
+        ("num_slots", _COUNT),
+        ("gate_up_quantized", Quantization),
+        ("down_quantized", Quantization),
+    )
+
+
+class ServeTask(ctypes.Structure):
+    """All links of an expert actor, and what it answers them with."""
+
+    _fields_ = (
+        ("links", _ADDRESS),
+        ("layers", _ADDRESS),
+        ("expert_rows", _ADDRESS),
+        ("expert_ids", _ADDRESS),
+        ("num_links", _COUNT),
+        ("num_layers", _COUNT),
+        ("num_experts", _COUNT),
+        ("num_choices", _COUNT),
+        ("max_tokens", _COUNT),
+        ("hidden_size", _COUNT),
+        ("width", _COUNT),
+        ("row_bytes", _COUNT),
+        ("magic", _COUNT),
+        ("bell", _COUNT),
+        ("is_bf16", _INT),
+        ("num_threads", _INT),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeTables:
+    """Experts in all layers as the kernels want them."""
+
+    layers: ctypes.Array[ServeLayer]
+    memory: object
+    """What the addresses in `layers` point into."""
+    expert_rows: npt.NDArray[np.int64]
+    """[E]: where the rows of each expert are counted."""
+    width: int
+    is_bf16: bool
+    num_threads: int
