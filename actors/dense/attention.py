@@ -7,8 +7,6 @@ Keys and values of the step's own tokens are written first, so that every query 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 
@@ -42,31 +40,30 @@ class Attention:
         out = kernel(cache, layer, batch, qkv, tables)
         if not batch.prefills:
             return out
-        num_decoding = len(decode.ends)
-        cos, sin = tables
-        rest = replace(
-            batch,
-            slots=batch.slots[num_decoding:],
-            decode=None,
-            prefills=tuple(replace(p, first_row=p.first_row - num_decoding) for p in batch.prefills),
-        )
-        rest_tables = (cos[num_decoding:], sin[num_decoding:])
-        return torch.cat((out, self._by_torch(cache, layer, rest, qkv[num_decoding:], rest_tables)))
+        return torch.cat((out, self._by_torch(cache, layer, batch, qkv, tables, len(decode.ends))))
 
     def _by_torch(
-        self, cache: KVCache, layer: int, batch: StepBatch, qkv: torch.Tensor, tables: Tables
+        self,
+        cache: KVCache,
+        layer: int,
+        batch: StepBatch,
+        qkv: torch.Tensor,
+        tables: Tables,
+        first_row: int = 0,
     ) -> torch.Tensor:
-        heads = qkv.view(qkv.shape[0], -1, self._head_dim)
-        rotated = rotate(heads[:, : self._num_rotated], *tables)
+        """For the rows from `first_row` on: all of them, or those of prefills."""
+        cos, sin = tables
+        heads = qkv[first_row:].view(qkv.shape[0] - first_row, -1, self._head_dim)
+        rotated = rotate(heads[:, : self._num_rotated], cos[first_row:], sin[first_row:])
         queries, keys = rotated[:, : self._num_heads], rotated[:, self._num_heads :]
         values = heads[:, self._num_rotated :]
-        cache.write(layer, batch.slots, keys, values)
+        cache.write(layer, batch.slots[first_row:], keys, values)
         parts = []
-        if batch.decode is not None:
-            assert isinstance(batch.decode, DecodeRows)
+        if batch.decode is not None and first_row == 0:
             parts.append(_decode(cache, layer, batch.decode, queries))
         for prefill in batch.prefills:
-            rows = slice(prefill.first_row, prefill.first_row + prefill.end - prefill.start)
+            begin = prefill.first_row - first_row
+            rows = slice(begin, begin + prefill.end - prefill.start)
             context = (keys[rows], values[rows]) if prefill.start == 0 else cache.read(layer, prefill.slots)
             parts.append(self._prefill(prefill, queries[rows], *context))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -74,11 +71,12 @@ class Attention:
 
 def _decode(cache: KVCache, layer: int, rows: DecodeRows, queries: torch.Tensor) -> torch.Tensor:
     """The Q query heads of a group stand where a prefill has its positions: no key is copied per head."""
-    num_sequences = rows.slots.shape[0]
-    keys, values = cache.read(layer, rows.slots)  # [B, S, G, D]
+    slots, visible = rows.gathered
+    num_sequences = slots.shape[0]
+    keys, values = cache.read(layer, slots)  # [B, S, G, D]
     num_groups, head_dim = keys.shape[2:]
     grouped = queries[:num_sequences].reshape(num_sequences, num_groups, -1, head_dim)
     out = F.scaled_dot_product_attention(
-        grouped, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=rows.visible
+        grouped, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=visible
     )
     return out.reshape(num_sequences, -1)

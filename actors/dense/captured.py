@@ -18,7 +18,7 @@ from typing import Protocol, TypeAlias
 import torch
 
 from actors.checkpoint.config import ModelConfig
-from actors.dense.batch import PagedRows, StepBatch
+from actors.dense.batch import DecodeRows, StepBatch
 from actors.dense.kv_cache import KVCache
 from actors.exchange.interface import Exchange
 from actors.exchange.local import Compute, LocalExchange
@@ -64,7 +64,7 @@ class CapturedSteps:
     def forward(self, batch: StepBatch, cache: KVCache, exchange: Exchange) -> torch.Tensor | None:
         """As DenseModel.forward, until the next call; None where this step has to go the usual way."""
         rows, bucket = batch.decode, batch_bucket(len(batch.token_ids))
-        if batch.prefills or not isinstance(rows, PagedRows) or bucket is None or self._is_broken:
+        if batch.prefills or rows is None or bucket is None or self._is_broken:
             return None
         if not isinstance(exchange, LocalExchange) or not exchange.only_queues:
             return None
@@ -143,7 +143,7 @@ class _Inputs:
             block_size=block_size,
         )
 
-    def take(self, batch: StepBatch, rows: PagedRows) -> None:
+    def take(self, batch: StepBatch, rows: DecodeRows) -> None:
         """Copy a step's rows here, on the device; those behind them become padding."""
         num_rows, num_blocks = rows.block_table.shape
         if num_rows < self.edges.shape[1]:
@@ -157,7 +157,7 @@ class _Inputs:
     def batch(self, most_visible: int) -> StepBatch:
         """The same places as a step."""
         token_ids, positions, is_long, slots = self.numbers
-        rows = PagedRows(
+        rows = DecodeRows(
             block_table=self.block_table,
             starts=self.edges[0],
             ends=self.edges[1],

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 
 from actors.checkpoint.config import ModelConfig
-from actors.dense.batch import DecodeRows, StepBatch
+from actors.dense.batch import StepBatch
 from actors.dense.kv_cache import KVCache
 from actors.dense.rope import Tables
 from actors.gpu.available import has_triton
@@ -23,14 +23,9 @@ DecodeKernel: TypeAlias = Callable[[KVCache, int, StepBatch, torch.Tensor, Table
 """(cache, layer, batch, qkv, tables) -> [B, A * D] for the batch's first B rows, which must be decoding ones."""
 
 
-def attends_by_block_table(device: torch.device) -> bool:
-    """Whether the kernel wants PagedRows, not DecodeRows."""
-    return has_triton(device)
-
-
 def decode_kernel(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> DecodeKernel | None:
     """The kernel for a model, None where there is none for dtype, device or shapes."""
-    if attends_by_block_table(device):
+    if has_triton(device):
         from actors.gpu.paged_attention import PagedAttention
 
         return PagedAttention(config)
@@ -48,8 +43,8 @@ def decode_kernel(config: ModelConfig, dtype: torch.dtype, device: torch.device)
         cache: KVCache, layer: int, batch: StepBatch, qkv: torch.Tensor, tables: Tables
     ) -> torch.Tensor:
         rows = batch.decode
-        assert isinstance(rows, DecodeRows)
-        num_sequences, num_positions = rows.slots.shape
+        assert rows is not None
+        num_sequences, num_blocks = rows.block_table.shape
         cos, sin = tables
         out = qkv.new_empty((num_sequences, width))
         attend(
@@ -58,13 +53,14 @@ def decode_kernel(config: ModelConfig, dtype: torch.dtype, device: torch.device)
             sin.data_ptr(),
             *cache.addresses(layer),
             batch.slots.data_ptr(),
-            rows.slots.data_ptr(),
+            rows.block_table.data_ptr(),
             rows.starts.data_ptr(),
             rows.ends.data_ptr(),
             out.data_ptr(),
             num_sequences,
             *shapes,
-            num_positions,
+            num_blocks,
+            rows.block_size,
             is_bf16,
             num_threads(),
         )

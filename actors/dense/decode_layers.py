@@ -14,7 +14,7 @@ import torch
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import Norm
-from actors.dense.batch import DecodeRows, StepBatch
+from actors.dense.batch import StepBatch
 from actors.dense.kv_cache import KVCache
 from actors.dense.norm import norm_kernels
 from actors.dense.rope import Tables
@@ -136,7 +136,7 @@ class DecodeLayers:
 
     def _task(self, x: torch.Tensor, batch: StepBatch, tables: Tables, buffers: _Buffers) -> LayerTask:
         rows, config = batch.decode, self._config
-        assert isinstance(rows, DecodeRows)
+        assert rows is not None
         cos, sin = tables
         return LayerTask(
             x=x.data_ptr(),
@@ -149,7 +149,7 @@ class DecodeLayers:
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
             slots=batch.slots.data_ptr(),
-            context=rows.slots.data_ptr(),
+            block_table=rows.block_table.data_ptr(),
             starts=rows.starts.data_ptr(),
             ends=rows.ends.data_ptr(),
             num_sequences=x.shape[0],
@@ -157,7 +157,8 @@ class DecodeLayers:
             num_heads=config.num_heads,
             num_groups=config.num_kv_heads,
             head_dim=config.head_dim,
-            context_stride=rows.slots.shape[1],
+            table_stride=rows.block_table.shape[1],
+            block_size=rows.block_size,
             num_experts=config.num_experts,
             eps=config.layer_norm_eps,
             jitter=config.router_jitter,

@@ -16,22 +16,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import torch
-
 from actors.dense.apart import compute_apart
-from actors.dense.batch import build_batch
-from actors.dense.device_sampler import make_sampler
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
 from actors.dense.pace import PrefillPace
-from actors.dense.sampler import Sample, token_logprobs
+from actors.dense.sampler import Sample
 from actors.dense.scheduler import Chunk, Scheduler
 from actors.dense.sequence import Sequence
 from actors.dense.speculator import Speculator
-from actors.dense.to_device import to_device
+from actors.dense.steps import Steps
 from actors.errors import ExchangeError, NoHolderError, NotReadyError
 from actors.exchange.interface import Exchange
-from actors.messages import Cancel, Load, SequenceDelta, StepOutput, Submit, TokenLogprobs
+from actors.messages import Cancel, Load, SequenceDelta, StepOutput, Submit
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +41,6 @@ _TICK_SECONDS = 1.0
 _RESUMED_COUNTS = 4
 """A sequence that ran elsewhere before counts for so many that wait for their prompt: its stream stands still. So what
 another dense actor leaves behind is taken over in few steps."""
-_PROMPT_LOGITS_ROWS = 256
-"""Prompt positions whose logits are held at once when log-probabilities of a prompt are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +71,9 @@ class Engine:
     ) -> None:
         """park_seconds: how long sequences wait here between two steps while some expert has no holder. max_drafts: of one
         sequence in one step; 0 is no speculation."""
-        self._model = model
-        self._cache = cache
+        self._steps = Steps(model, cache, scheduler.pool.block_size)
+        self._eos_token_ids = frozenset(model.config.eos_token_ids)
         self._scheduler = scheduler
-        self._sample = make_sampler(model.device)
         self._emit = emit
         self._pace = pace
         self._park_seconds = park_seconds
@@ -294,47 +287,13 @@ class Engine:
 
     def _compute(self, chunks: list[Chunk]) -> None:
         assert self._exchange is not None
-        model, block_size = self._model, self._scheduler.pool.block_size
-        batch = build_batch(chunks, block_size, model.config.sliding_window, model.device, model.is_paged)
-        x = model.forward(batch, self._cache, self._exchange)
-        ends = [chunk for chunk in chunks if chunk.samples]
-        rows = [
-            row + index
-            for chunk, row in zip(chunks, _last_rows(chunks), strict=True)
-            if chunk.samples
-            for index in range(1 + len(chunk.drafts))
-        ]
-        prompt_logprobs = self._prompt_logprobs(chunks, x)
-        samples: list[Sample] = []
-        if ends:
-            logits = model.logits(_pick(x, rows))
-            samples = self._sample(logits, _sampling(ends), model.config.eos_token_ids)
+        drawn = self._steps.compute(chunks, self._exchange)
         # From here on nothing raises, so that a step is either taken note of or can be computed again.
         self._scheduler.commit(chunks)
-        for sequence, logprobs in prompt_logprobs:
+        for sequence, logprobs in drawn.prompt_logprobs:
             sequence.prompt_logprobs += logprobs
-        drawn = iter(samples)
-        for chunk in ends:
-            self._append(chunk, [next(drawn) for _ in range(1 + len(chunk.drafts))])
-
-    def _prompt_logprobs(
-        self, chunks: list[Chunk], x: torch.Tensor
-    ) -> list[tuple[Sequence, list[TokenLogprobs]]]:
-        """Position p predicts token p + 1: rows of a chunk report on tokens start + 1 .. end of the prompt."""
-        collected = []
-        for chunk, last in zip(chunks, _last_rows(chunks), strict=True):
-            sequence = chunk.sequence
-            if not sequence.needs_prompt_logprobs:
-                continue
-            num_top = sequence.params.prompt_logprobs or 0
-            first = last + 1 - chunk.num_tokens
-            end = min(chunk.end, len(sequence.prompt_ids) - 1)
-            for start in range(chunk.start, end, _PROMPT_LOGITS_ROWS):
-                stop = min(start + _PROMPT_LOGITS_ROWS, end)
-                rows = x[first + start - chunk.start : first + stop - chunk.start]
-                targets = sequence.prompt_ids[start + 1 : stop + 1]
-                collected.append((sequence, token_logprobs(self._model.logits(rows), targets, num_top)))
-        return collected
+        for chunk, samples in drawn.samples:
+            self._append(chunk, samples)
 
     def _append(self, chunk: Chunk, samples: list[Sample]) -> None:
         """Add what was drawn for a chunk to its sequence, up to the first draft that was wrong, end the sequence where it
@@ -375,7 +334,7 @@ class Engine:
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> str | None:
         params = sequence.params
-        is_eos = token_id in self._model.config.eos_token_ids and not params.ignore_eos
+        is_eos = token_id in self._eos_token_ids and not params.ignore_eos
         if is_eos or token_id in params.stop_token_ids:
             return "stop"
         return "length" if len(sequence.output_ids) >= params.max_tokens else None
@@ -427,29 +386,3 @@ class Engine:
         for connection, deltas in self._deltas.items():
             self._emit(connection, StepOutput(deltas=deltas, load=load, is_ready=self.is_ready))
         self._deltas.clear()
-
-
-def _last_rows(chunks: list[Chunk]) -> list[int]:
-    """The row of each chunk's last token; those of its drafts follow."""
-    rows: list[int] = []
-    row = 0
-    for chunk in chunks:
-        rows.append(row + chunk.num_tokens - 1)
-        row += chunk.num_rows
-    return rows
-
-
-def _pick(x: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    """These rows of x [T, H]; x itself where they are all of them, as when all sequences decode."""
-    if rows == list(range(x.shape[0])):
-        return x
-    return x.index_select(0, to_device(torch.tensor(rows), x.device))
-
-
-def _sampling(ends: list[Chunk]) -> list[Sequence]:
-    """The sequence as each row that samples sees it: with the drafts before the row for its last tokens."""
-    return [
-        chunk.sequence.continued(chunk.drafts[:index])
-        for chunk in ends
-        for index in range(1 + len(chunk.drafts))
-    ]

@@ -17,7 +17,6 @@ from actors.checkpoint.weights import DenseWeights, LayerWeights
 from actors.dense.attention import Attention
 from actors.dense.batch import StepBatch
 from actors.dense.captured import Experts, make_captured
-from actors.dense.decode_kernel import attends_by_block_table
 from actors.dense.decode_layers import DecodeLayers, Layer
 from actors.dense.kv_cache import KVCache
 from actors.dense.norm import make_add_norm, make_norm
@@ -41,8 +40,6 @@ class DenseModel:
         self._attention = Attention(config, self.dtype, self.device)
         self._normalise = make_norm(config, self.dtype, self.device)
         self._add_norm = make_add_norm(config, self.device, self._normalise)
-        self.is_paged = attends_by_block_table(self.device)
-        """Whether its batches are to be built so."""
         self.captured = make_captured(config, self._compute, self.device)
         """Steps that are repeated as CUDA graphs; None where there are none."""
         self._decode_layers = DecodeLayers.make(config, self._layers, self.dtype, self.device)

@@ -3,22 +3,20 @@
 Legend: T tokens of the chunk, S its context (the chunk included), A query heads, G key-value heads, D head dimension.
 
 CUDA with Triton, 16-bit dtypes     torch's flash attention: it knows window and causality, no mask is made
-CUDA with Triton, float32           SDPA, the mask made on the device
-otherwise                           SDPA, the mask made with the batch
+otherwise                           SDPA, with a mask where it is not the plain causal triangle
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 
 from actors.checkpoint.config import ModelConfig
-from actors.dense.batch import PrefillRows, prefill_mask
-from actors.dense.decode_kernel import attends_by_block_table
+from actors.dense.batch import PrefillRows
+from actors.gpu.available import has_triton
 
 Prefill: TypeAlias = Callable[[PrefillRows, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(rows, queries [T, A, D], keys [S, G, D], values [S, G, D]) -> [T, A * D]."""
@@ -29,15 +27,10 @@ _FLASH_DIM, _MOST_FLASH_DIM = 8, 256
 
 def make_prefill(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Prefill:
     """What attends to prompts on this device."""
-    window = config.sliding_window
-    if not attends_by_block_table(device):
-        return sdpa_prefill
     has_flash_dim = config.head_dim % _FLASH_DIM == 0 and config.head_dim <= _MOST_FLASH_DIM
-    if dtype == torch.float32 or not has_flash_dim:
-        return lambda rows, *context: sdpa_prefill(
-            replace(rows, visible=prefill_mask(rows.start, rows.end, window, device)), *context
-        )
-    return _flash_prefill(window)
+    if has_triton(device) and dtype != torch.float32 and has_flash_dim:
+        return _flash_prefill(config.sliding_window)
+    return sdpa_prefill
 
 
 def sdpa_prefill(

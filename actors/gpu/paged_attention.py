@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from actors.checkpoint.config import ModelConfig
-from actors.dense.batch import PagedRows, StepBatch
+from actors.dense.batch import DecodeRows, StepBatch
 from actors.dense.kv_cache import KVCache
 from actors.dense.rope import Tables
 from actors.gpu.buckets import parts_bucket
@@ -42,7 +42,7 @@ class PagedAttention:
     ) -> torch.Tensor:
         """[B, A * D] for the batch's first B rows, which decode; qkv [T, (A + 2 G) * D] contiguous."""
         rows = batch.decode
-        assert isinstance(rows, PagedRows)
+        assert rows is not None
         queries = self._rotate_and_write(cache, layer, batch, rows, qkv, tables)
         num_sequences, (keys, values) = len(rows.ends), cache.layer(layer)
         max_parts = parts_bucket(num_parts(rows.most_visible))
@@ -100,7 +100,7 @@ class PagedAttention:
         cache: KVCache,
         layer: int,
         batch: StepBatch,
-        rows: PagedRows,
+        rows: DecodeRows,
         qkv: torch.Tensor,
         tables: Tables,
     ) -> torch.Tensor:

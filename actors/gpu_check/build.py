@@ -41,7 +41,7 @@ class Built:
     def batch(self, chunks: list[Chunk]) -> StepBatch:
         """The step of these chunks, on the device."""
         window = self.config.sliding_window
-        return build_batch(chunks, BLOCK_SIZE, window, self.device, self.model.is_paged)
+        return build_batch(chunks, BLOCK_SIZE, window, self.device)
 
 
 def build(preset: str, num_layers: int | None, dtype: torch.dtype, device: torch.device) -> Built:

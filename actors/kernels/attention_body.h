@@ -1,7 +1,7 @@
 /* Attention of decoding sequences over the block cache: one query position per sequence, the cache is read in place.
  * Several of them may be positions of one sequence, each with its own end: all keys and values are written first.
  *
- * Legend: B sequences, A query heads, G key-value heads, Q = A / G, D head dimension, R cache rows, S context positions.
+ * Legend: B sequences, A query heads, G key-value heads, Q = A / G, D head dimension, R cache rows.
  *
  * Scores, softmax and sums are float32. Positions are taken in ascending order, TILE at a time, with the maximum so far
  * (Milakov and Gimelshein 2018): a sequence's result does not depend on what else is in the batch.
@@ -40,7 +40,8 @@ INLINE void write_cache(const attention_task *t, int64_t sequence, int64_t group
 
 INLINE void attend_group(const attention_task *t, int64_t sequence, int64_t group, int is_bf16) {
     int64_t D = t->head_dim, G = t->num_groups, per_group = t->num_heads / G;
-    const int64_t *rows = t->context + sequence * t->context_stride;
+    const int32_t *blocks = t->block_table + sequence * t->table_stride;
+    int64_t at[TILE];
     float query[MAX_GROUP][MAX_DIM], sum[MAX_GROUP][MAX_DIM], score[MAX_GROUP][TILE];
     float best[MAX_GROUP], total[MAX_GROUP];
     float scale = 1.0f / sqrtf((float)D);
@@ -56,11 +57,12 @@ INLINE void attend_group(const attention_task *t, int64_t sequence, int64_t grou
     for (int64_t first = t->starts[sequence]; first < t->ends[sequence]; first += TILE) {
         int64_t left = t->ends[sequence] - first, count = left < TILE ? left : TILE;
         for (int64_t p = 0; p < count; p++) {
-            int64_t at = (rows[first + p] * G + group) * D;
+            int64_t position = first + p;
+            at[p] = ((blocks[position / t->block_size] * t->block_size + position % t->block_size) * G + group) * D;
             for (int64_t h = 0; h < per_group; h++) {
                 vec dot = v_zero();
                 for (int64_t i = 0; i < D; i += LANES)
-                    dot = v_fma(v_load(query[h] + i), load(t->keys, at + i, is_bf16), dot);
+                    dot = v_fma(v_load(query[h] + i), load(t->keys, at[p] + i, is_bf16), dot);
                 score[h][p] = v_sum(dot);
             }
         }
@@ -87,7 +89,7 @@ INLINE void attend_group(const attention_task *t, int64_t sequence, int64_t grou
             for (int64_t h = 0; h < per_group; h++) {
                 vec acc = v_load(sum[h] + i);
                 for (int64_t p = 0; p < count; p++) {
-                    vec value = load(t->values, (rows[first + p] * G + group) * D + i, is_bf16);
+                    vec value = load(t->values, at[p] + i, is_bf16);
                     acc = v_fma(v_set(score[h][p]), value, acc);
                 }
                 v_store(sum[h] + i, acc);

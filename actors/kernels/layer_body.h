@@ -30,8 +30,8 @@ static int layer_run(const layer_task *t, const layer_weights *w) {
     normalise(t, &w->input_norm);
     if (product(t, t->normed, &w->qkv, t->qkv, projected, H)) return NO_MEMORY;
     attention_task attention = {
-        t->qkv, t->cos, t->sin, w->keys, w->values, t->slots, t->context, t->starts, t->ends, t->attended, B,
-        t->num_heads, t->num_groups, D, t->context_stride, t->is_bf16, t->num_threads};
+        t->qkv, t->cos, t->sin, w->keys, w->values, t->slots, t->block_table, t->starts, t->ends, t->attended, B,
+        t->num_heads, t->num_groups, D, t->table_stride, t->block_size, t->is_bf16, t->num_threads};
     attention_run(&attention);
     if (product(t, t->attended, &w->out, t->normed, H, width)) return NO_MEMORY;
     add_rows(t->x, t->normed, B * H, t->is_bf16);

@@ -48,17 +48,17 @@ typedef struct {
     quantization gate_up_quantized, down_quantized;
 } experts_task;
 
-/* Legend: B sequences, A query heads, G key-value heads, D head dimension, R cache rows, S context positions. */
+/* Legend: B sequences, A query heads, G key-value heads, D head dimension, R cache rows, M blocks of a sequence. */
 typedef struct {
     const void *qkv;         /* [B, (A + 2 G) * D] as projected: queries, keys, values */
     const float *cos, *sin;  /* [B, D / 2], already scaled */
     void *keys, *values;     /* [R, G, D]: this layer's cache; row slots[b] takes the new position of sequence b */
     const int64_t *slots;    /* [B] */
-    const int64_t *context;  /* [B, S]: cache rows of positions 0 .. S - 1 */
-    const int64_t *starts;   /* [B]: first visible position */
-    const int64_t *ends;     /* [B]: behind the last one, which is the new one */
+    const int32_t *block_table; /* [B, M]: position p is row block_table[p / block_size] * block_size + p % block_size */
+    const int32_t *starts;   /* [B]: first visible position */
+    const int32_t *ends;     /* [B]: behind the last one, which is the new one */
     void *out;               /* [B, A * D] */
-    int64_t num_sequences, num_heads, num_groups, head_dim, context_stride;
+    int64_t num_sequences, num_heads, num_groups, head_dim, table_stride, block_size;
     int is_bf16, num_threads;
 } attention_task;
 
@@ -90,7 +90,7 @@ typedef struct {
 
 /* A step of decoding sequences. actors/kernels/layer.py has the same fields.
  *
- * Legend: B sequences, H hidden, A query heads, G key-value heads, D head dimension, E experts, S context positions. */
+ * Legend: B sequences, H hidden, A query heads, G key-value heads, D head dimension, E experts. */
 typedef struct {
     void *x;              /* [B, H]: the residual stream, in and out */
     const void *combined; /* [B, H] or NULL: what the experts of the layer before have added to it */
@@ -101,8 +101,9 @@ typedef struct {
     int64_t *expert_ids;  /* [B, 2]: out */
     float *expert_weights; /* [B, 2]: out */
     const float *cos, *sin; /* as in attention_task, down to ends */
-    const int64_t *slots, *context, *starts, *ends;
-    int64_t num_sequences, hidden_size, num_heads, num_groups, head_dim, context_stride, num_experts;
+    const int64_t *slots;
+    const int32_t *block_table, *starts, *ends;
+    int64_t num_sequences, hidden_size, num_heads, num_groups, head_dim, table_stride, block_size, num_experts;
     float eps, jitter;
     int is_bf16, num_threads;
 } layer_task;

@@ -44,24 +44,26 @@ def filled_cache(config: ModelConfig, dtype: torch.dtype) -> KVCache:
 def decoding(ends: tuple[int, ...], window: int | None) -> StepBatch:
     """One step of sequences whose blocks lie scattered over the cache."""
     order = torch.randperm(NUM_BLOCKS, generator=torch.Generator().manual_seed(1)).tolist()
-    longest = max(ends)
-    slots = torch.zeros((len(ends), longest), dtype=torch.int64)
+    table = torch.zeros((len(ends), -(-max(ends) // BLOCK_SIZE)), dtype=torch.int32)
     for row, end in enumerate(ends):
         num_blocks = -(-end // BLOCK_SIZE)
-        blocks, order = torch.tensor(order[:num_blocks]), order[num_blocks:]
-        own = (blocks[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)).flatten()[:end]
-        slots[row] = own[-1]
-        slots[row, :end] = own
+        table[row, :num_blocks], order = torch.tensor(order[:num_blocks]), order[num_blocks:]
     last = torch.tensor(ends)
     starts = torch.zeros_like(last) if window is None else (last - window).clamp_min(0)
-    position = torch.arange(longest)[None]
-    visible = (position < last[:, None]) & (position >= starts[:, None])
-    rows = DecodeRows(slots=slots, visible=visible[:, None, None], starts=starts, ends=last)
+    rows = DecodeRows(
+        block_table=table,
+        starts=starts.int(),
+        ends=last.int(),
+        block_size=BLOCK_SIZE,
+        most_visible=int((last - starts).max()),
+    )
+    own = last - 1
+    own_blocks = table.long().gather(1, (own // BLOCK_SIZE)[:, None])[:, 0]
     return StepBatch(
         token_ids=last,
         positions=last - 1,
         is_long=(last > 48).long(),
-        slots=slots.gather(1, last[:, None] - 1)[:, 0],
+        slots=own_blocks * BLOCK_SIZE + own % BLOCK_SIZE,
         decode=rows,
         prefills=(),
     )
@@ -108,12 +110,12 @@ def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(config: ModelConfig, 
     batch, qkv = decoding(ENDS, None), projected(config, len(ENDS), dtype)
     compute = attention(config, dtype)
     together, _ = run(compute, config, batch, qkv)
-    assert isinstance(batch.decode, DecodeRows)
+    assert batch.decode is not None
     for row, end in enumerate(ENDS):
         part = slice(row, row + 1)
-        rows = DecodeRows(
-            slots=batch.decode.slots[part, :end].contiguous(),
-            visible=batch.decode.visible[part, ..., :end],
+        rows = replace(
+            batch.decode,
+            block_table=batch.decode.block_table[part, : -(-end // BLOCK_SIZE)].contiguous(),
             starts=batch.decode.starts[part],
             ends=batch.decode.ends[part],
         )

@@ -61,7 +61,7 @@ def compile_all(config: ModelConfig, dtype: torch.dtype) -> None:
     """By the launchers, over tensors on a CPU."""
     rows = Rows(dataclasses.replace(config, num_layers=1))
     chunks = [last_token(rows.sequence(num_tokens)) for num_tokens in (300, 20)]
-    batch = build_batch(chunks, BLOCK_SIZE, config.sliding_window, CPU, is_paged=True)
+    batch = build_batch(chunks, BLOCK_SIZE, config.sliding_window, CPU)
     tables = RotaryEmbedding(config.rope, config.head_dim, CPU).tables(batch.positions, batch.is_long)
     width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     PagedAttention(config)(rows.cache(dtype, CPU), 0, batch, torch.zeros(2, width, dtype=dtype), tables)

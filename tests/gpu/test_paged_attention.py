@@ -14,7 +14,7 @@ from tests.gpu.device import DEVICE, HALF, MARKS
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.presets import preset_config
 from actors.dense.attention import Attention
-from actors.dense.batch import PagedRows, build_batch
+from actors.dense.batch import build_batch
 from actors.dense.kv_cache import KVCache
 from actors.dense.rope import RotaryEmbedding
 from actors.dense.scheduler import Chunk
@@ -39,7 +39,7 @@ def attend(
     config: ModelConfig, cache: KVCache, chunks: list[Chunk], qkv: torch.Tensor, device: torch.device
 ) -> torch.Tensor:
     """By block table on the device."""
-    batch = build_batch(chunks, BLOCK_SIZE, config.sliding_window, device, is_paged=True)
+    batch = build_batch(chunks, BLOCK_SIZE, config.sliding_window, device)
     tables = RotaryEmbedding(config.rope, config.head_dim, device).tables(batch.positions, batch.is_long)
     return PagedAttention(config)(cache, 0, batch, qkv.to(device), tables)
 
@@ -101,8 +101,8 @@ def test_rows_that_pad_the_batch_touch_nothing() -> None:
     qkv = torch.randn(4, (TINY.num_heads + 2 * TINY.num_kv_heads) * TINY.head_dim, device=DEVICE)
     expected = attend(TINY, cache, chunks, qkv[:2], DEVICE)
     before = [part.clone() for part in cache.layer(0)]
-    batch = build_batch(chunks, BLOCK_SIZE, None, DEVICE, is_paged=True)
-    assert isinstance(batch.decode, PagedRows)
+    batch = build_batch(chunks, BLOCK_SIZE, None, DEVICE)
+    assert batch.decode is not None
 
     def padded(part: torch.Tensor) -> torch.Tensor:
         return torch.cat((part, torch.zeros_like(part)))

@@ -1,0 +1,109 @@
+"""A step's chunks through the model: what each sequence draws, and what is reported of prompts. Nothing of the sequences changes.
+
+Legend: T rows of the step, H hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from actors.dense.batch import build_batch
+from actors.dense.device_sampler import make_sampler
+from actors.dense.kv_cache import KVCache
+from actors.dense.model import DenseModel
+from actors.dense.sampler import Sample, token_logprobs
+from actors.dense.scheduler import Chunk
+from actors.dense.sequence import Sequence
+from actors.dense.to_device import to_device
+from actors.exchange.interface import Exchange
+from actors.messages import TokenLogprobs
+
+_PROMPT_LOGITS_ROWS = 256
+"""Prompt positions whose logits are held at once when log-probabilities of a prompt are asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawn:
+    """What came of a step."""
+
+    samples: list[tuple[Chunk, list[Sample]]]
+    """Of each chunk that samples: what its last row drew, and each of its drafts' rows."""
+    prompt_logprobs: list[tuple[Sequence, list[TokenLogprobs]]]
+
+
+class Steps:
+    """The model of a dense actor, its cache and its sampler."""
+
+    def __init__(self, model: DenseModel, cache: KVCache, block_size: int) -> None:
+        self._model, self._cache, self._block_size = model, cache, block_size
+        self._sample = make_sampler(model.device)
+
+    def compute(self, chunks: list[Chunk], exchange: Exchange) -> Drawn:
+        """Raises ExchangeError, and whatever a sequence that cannot be computed makes the model raise."""
+        model = self._model
+        batch = build_batch(chunks, self._block_size, model.config.sliding_window, model.device)
+        x = model.forward(batch, self._cache, exchange)
+        ends = [chunk for chunk in chunks if chunk.samples]
+        rows = [
+            row + index
+            for chunk, row in zip(chunks, _last_rows(chunks), strict=True)
+            if chunk.samples
+            for index in range(1 + len(chunk.drafts))
+        ]
+        prompt_logprobs = self._prompt_logprobs(chunks, x)
+        samples: list[Sample] = []
+        if ends:
+            logits = model.logits(_pick(x, rows))
+            samples = self._sample(logits, _sampling(ends), model.config.eos_token_ids)
+        drawn = iter(samples)
+        return Drawn(
+            samples=[(chunk, [next(drawn) for _ in range(1 + len(chunk.drafts))]) for chunk in ends],
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    def _prompt_logprobs(
+        self, chunks: list[Chunk], x: torch.Tensor
+    ) -> list[tuple[Sequence, list[TokenLogprobs]]]:
+        """Position p predicts token p + 1: rows of a chunk report on tokens start + 1 .. end of the prompt."""
+        collected = []
+        for chunk, last in zip(chunks, _last_rows(chunks), strict=True):
+            sequence = chunk.sequence
+            if not sequence.needs_prompt_logprobs:
+                continue
+            num_top = sequence.params.prompt_logprobs or 0
+            first = last + 1 - chunk.num_tokens
+            end = min(chunk.end, len(sequence.prompt_ids) - 1)
+            for start in range(chunk.start, end, _PROMPT_LOGITS_ROWS):
+                stop = min(start + _PROMPT_LOGITS_ROWS, end)
+                rows = x[first + start - chunk.start : first + stop - chunk.start]
+                targets = sequence.prompt_ids[start + 1 : stop + 1]
+                collected.append((sequence, token_logprobs(self._model.logits(rows), targets, num_top)))
+        return collected
+
+
+def _last_rows(chunks: list[Chunk]) -> list[int]:
+    """The row of each chunk's last token; those of its drafts follow."""
+    rows: list[int] = []
+    row = 0
+    for chunk in chunks:
+        rows.append(row + chunk.num_tokens - 1)
+        row += chunk.num_rows
+    return rows
+
+
+def _pick(x: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """These rows of x [T, H]; x itself where they are all of them, as when all sequences decode."""
+    if rows == list(range(x.shape[0])):
+        return x
+    return x.index_select(0, to_device(torch.tensor(rows), x.device))
+
+
+def _sampling(ends: list[Chunk]) -> list[Sequence]:
+    """The sequence as each row that samples sees it: with the drafts before the row for its last tokens."""
+    return [
+        chunk.sequence.continued(chunk.drafts[:index])
+        for chunk in ends
+        for index in range(1 + len(chunk.drafts))
+    ]
