@@ -40,6 +40,7 @@ _WHOLE_SECONDS = 90.0
 """Longest time until the next fault may come: whoever was hit is back by then, or the service is broken."""
 _LOOK_SECONDS = 0.15
 _UNDISTURBED = "none"
+_NUM_WORST = 6
 
 
 @dataclass(kw_only=True, slots=True)
@@ -263,6 +264,27 @@ def table(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
+def worst(outcome: Outcome) -> list[str]:
+    """The faults with the longest pauses, each with the ones around it."""
+    items = outcome.injected
+    order = sorted(range(len(items)), key=lambda i: max(items[i].pauses, default=0.0), reverse=True)
+
+    def around(number: int) -> str:
+        near = [
+            f"{item.fault.kind}-{item.fault.index} {item.fault.way} {item.at - items[number].at:+.1f} s"
+            for item in items[max(0, number - 2) : number + 3]
+            if item is not items[number]
+        ]
+        return "; ".join(near)
+
+    return [
+        f"{max(items[i].pauses):.2f} s, {len(items[i].pauses)} choices: {items[i].fault.kind}-{items[i].fault.index} "
+        f"{items[i].fault.way} at {items[i].at - items[0].at:.0f} s, beside {around(i)}"
+        for i in order[:_NUM_WORST]
+        if items[i].pauses
+    ]
+
+
 def _row(label: str, number: int, seconds: list[list[float]]) -> str:
     shares = ((0.5, 0.9, 0.99, 1.0), (0.5, 0.9), (0.5, 0.99), (0.5, 1.0))
     figures = [percentile(values, share) for values, of in zip(seconds, shares, strict=True) for share in of]
@@ -275,7 +297,7 @@ def summary(outcome: Outcome) -> str:
         f"{len(outcome.injected)} faults, {outcome.num_streams} streams, {outcome.num_tokens} tokens: "
         f"{len(outcome.failed)} failed, {len(outcome.wrong)} wrong"
     )
-    lines = [head, *outcome.failed[:20], *outcome.wrong[:20], table(outcome)]
+    lines = [head, *outcome.failed[:20], *outcome.wrong[:20], table(outcome), *worst(outcome)]
     if outcome.left_over is not None:
         lines.append(f"left over: {outcome.left_over}")
     return "\n".join(lines)

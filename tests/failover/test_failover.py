@@ -62,17 +62,19 @@ async def streams(service: Service, gaps: list[list[float]] | None = None) -> li
 @served(2)
 async def test_dense_actors_killed_one_by_one_fail_no_request(group: Group, service: Service) -> None:
     expected = await streams(service)
-    gaps: list[list[float]] = [[] for _ in range(NUM_STREAMS)]
+    longest = 0.0
     for index in (0, 1):
+        gaps: list[list[float]] = [[] for _ in range(NUM_STREAMS)]
         running = asyncio.create_task(streams(service, gaps))
-        await asyncio.sleep(0.3)
+        await _until_under_way(gaps)
         assert not running.done()
         group.processes[index].signal(signal.SIGKILL)
         assert await running == expected
+        longest = max(longest, *map(max, gaps))
         await group.restart(index)
         await _until_ready(service, 2)
     await until_idle(service, 5)
-    print(f"longest pause {max(map(max, gaps)):.2f} s")
+    print(f"longest pause {longest:.2f} s")
 
 
 @served(2)
@@ -131,8 +133,10 @@ async def test_a_rolling_restart_that_is_announced_fails_no_request(group: Group
 @served(1)
 async def test_the_only_dense_actor_killed_is_waited_for(group: Group, service: Service) -> None:
     expected = await streams(service)
-    running = asyncio.create_task(streams(service))
-    await asyncio.sleep(0.3)
+    gaps: list[list[float]] = [[] for _ in range(NUM_STREAMS)]
+    running = asyncio.create_task(streams(service, gaps))
+    await _until_under_way(gaps)
+    assert not running.done()
     await group.restart(0)
     assert await running == expected
 
@@ -142,7 +146,7 @@ async def test_a_stopped_dense_actor_is_left_in_a_second_and_forgets(group: Grou
     expected = await streams(service)
     gaps: list[list[float]] = [[] for _ in range(NUM_STREAMS)]
     running = asyncio.create_task(streams(service, gaps))
-    await asyncio.sleep(0.3)
+    await _until_under_way(gaps)
     assert not running.done()
     group.processes[0].signal(signal.SIGSTOP)
     try:
@@ -251,6 +255,13 @@ async def test_a_draining_replica_refuses_new_requests_and_ends_the_rest_after_t
         await long
     assert time.monotonic() - began < 1.2
     await until_idle(service, 1)
+
+
+async def _until_under_way(gaps: list[list[float]]) -> None:
+    """Until each stream has said a tenth of what it will say."""
+    async with asyncio.timeout(10):
+        while min(map(len, gaps)) < LENGTH // 10:
+            await asyncio.sleep(0.005)
 
 
 async def _until_ready(service: Service, count: int) -> None:
