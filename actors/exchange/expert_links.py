@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from actors.errors import ExchangeError, LinkError
 from actors.exchange.deadline import Deadline
@@ -12,13 +13,11 @@ from actors.exchange.handshake import NO_LINK, LinkHello
 from actors.exchange.knock import Knocker, knock
 from actors.exchange.link import Link
 from actors.exchange.open_link import EXPERT_RANK, LinkNames, link_key, link_rendezvous, make_link
-from actors.exchange.rendezvous import connect_store
+from actors.exchange.rendezvous import connect_store, unless_stopped
 from actors.exchange.serve_links import LinkServer, Serve
 from actors.exchange.site import Site
 from actors.kernels.serve import ServeTables
 from actors.messages import DenseMember, Membership
-
-_STOP_POLL_SECONDS = 0.02
 
 
 class ExpertLinks:
@@ -52,22 +51,16 @@ class ExpertLinks:
 
         def link(dense: DenseMember) -> None:
             try:
-                self._link_to(dense, membership.epoch, knocker)
+                unless_stopped(
+                    lambda: self._link_to(dense, membership.epoch, knocker), stop, f"dense-{dense.index}"
+                )
             except ExchangeError as error:
                 failures.append(error)
 
-        # Side by side: one that hangs must not keep the others waiting, nor the next membership.
-        threads = [
-            threading.Thread(target=link, args=(dense,), name=f"link-up-{dense.index}", daemon=True)
-            for dense in membership.dense
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                if stop.is_set():
-                    raise LinkError("dense actors", None, "given up while links came up")
-                thread.join(_STOP_POLL_SECONDS)
+        if membership.dense:
+            # Side by side: one that hangs must not keep the others waiting.
+            with ThreadPoolExecutor(len(membership.dense), thread_name_prefix="link-up") as pool:
+                list(pool.map(link, membership.dense))
         named = {dense.index for dense in membership.dense}
         with self._guard:
             unwanted = [self._links.pop(index)[1] for index in [*self._links] if index not in named]

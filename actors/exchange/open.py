@@ -18,7 +18,7 @@ from actors.exchange.all_to_all import AllToAllExchange
 from actors.exchange.deadline import Deadline
 from actors.exchange.group import Group, GroupSite, open_group
 from actors.exchange.load import ExpertLoad
-from actors.exchange.rendezvous import Rendezvous, connect_store
+from actors.exchange.rendezvous import Rendezvous, connect_store, unless_stopped
 from actors.exchange.round import RoundFormat
 from actors.exchange.serve_all_to_all import AllToAllServer
 from actors.exchange.serve_links import Serve
@@ -64,7 +64,10 @@ def open_expert(
 
 def _first_store(membership: Membership, deadline: Deadline, stop: threading.Event) -> Store:
     first = membership.dense[0]
-    return connect_store(first.store_host, first.store_port, f"dense-{first.index}", deadline, stop)
+    peer = f"dense-{first.index}"
+    return unless_stopped(
+        lambda: connect_store(first.store_host, first.store_port, peer, deadline, stop), stop, peer
+    )
 
 
 def _open_group(site: Site, membership: Membership, rank: int, rendezvous: Rendezvous) -> Group:

@@ -109,7 +109,7 @@ def connect_store(host: str, port: int, peer: str, deadline: Deadline, stop: thr
     while True:
         try:
             _check_reachable(host, port, deadline)
-            return unless_stopped(lambda: _client(host, port, deadline), stop, peer)
+            return _client(host, port, deadline)
         except (OSError, RuntimeError) as error:
             if stop.is_set():
                 raise LinkError(peer, None, "given up while it came up") from error

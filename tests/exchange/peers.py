@@ -43,6 +43,19 @@ def experts() -> GroupedExperts:
     return load_all(torch.float32)[1]
 
 
+def wait_for(link: TcpLink, seconds: float = 5) -> Message:
+    """The next message on a link; what is unsent goes out meanwhile."""
+    deadline = time.monotonic() + seconds
+    poll = select.poll()
+    poll.register(link, select.POLLIN)
+    while (message := link.receive()) is None:
+        assert time.monotonic() < deadline, "no message came"
+        if link.has_unsent:
+            link.flush()
+        poll.poll(10)
+    return message
+
+
 class ScriptedPeer:
     """Computes with all experts. What it does with its n-th request (from 0) is `act(n)`:
 

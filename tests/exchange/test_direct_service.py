@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from actors.exchange.tcp import TcpLink
 from actors.expert.tables import serve_tables
 from actors.kernels.library import load
 from actors.kernels.serve import ServeTables
-from tests.exchange.peers import CONFIG, FORMAT, experts
+from tests.exchange.peers import CONFIG, FORMAT, experts, wait_for
 
 pytestmark = pytest.mark.skipif(load() is None, reason="there are no kernels for this processor")
 _SECONDS = 10.0
@@ -101,18 +100,6 @@ class Question:
             self.layer,
         )
         assert torch.equal(message.payload(), self.answer)
-
-
-def wait_for(link: TcpLink) -> Message:
-    deadline = time.monotonic() + _SECONDS
-    poll = select.poll()
-    poll.register(link, select.POLLIN)
-    while (message := link.receive()) is None:
-        assert time.monotonic() < deadline, "no message came"
-        if link.has_unsent:
-            link.flush()
-        poll.poll(10)
-    return message
 
 
 def some_question(seed: int) -> Question:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import threading
 import time
@@ -17,7 +16,7 @@ from actors.errors import LinkError
 from actors.exchange.message import FAILURE, MAGIC, NOT_HELD, RESULTS, ROWS, Header, Message, MessageFormat
 from actors.exchange.serve_links import LinkServer, NotHeldError, Serve
 from actors.exchange.tcp import TcpLink
-from tests.exchange.peers import CONFIG, experts
+from tests.exchange.peers import CONFIG, experts, wait_for
 
 FORMAT = MessageFormat(
     hidden_size=8, num_choices=2, dtype=torch.float32, device=torch.device("cpu"), max_rows=200_000
@@ -87,18 +86,6 @@ def send(link: TcpLink, rows: torch.Tensor, sequence: int = 0, layer: int = 0, e
     ids = np.array([[3, 9]]).repeat(count, axis=0)
     message.write_rows(header, ids, np.ones((count, 2), np.float32)).copy_(rows)
     link.send(message)
-
-
-def wait_for(link: TcpLink, seconds: float = 5) -> Message:
-    deadline = time.monotonic() + seconds
-    poll = select.poll()
-    poll.register(link, select.POLLIN)
-    while (message := link.receive()) is None:
-        assert time.monotonic() < deadline, "no message came"
-        if link.has_unsent:
-            link.flush()
-        poll.poll(10)
-    return message
 
 
 def random_rows(count: int) -> torch.Tensor:
