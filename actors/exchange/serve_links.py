@@ -135,9 +135,7 @@ class LinkServer:
             descriptor = link.fileno()
             try:
                 message = direct.hand_back(index)
-                if link.has_unsent:
-                    self._stuck[descriptor] = time.monotonic()
-                    self._watch(descriptor, link)
+                self._watch(descriptor, link)
                 if message is not None:
                     self._take(descriptor, link, message)
             except LinkError:
@@ -241,8 +239,6 @@ class LinkServer:
             else:
                 answer.write_results(header._replace(kind=RESULTS), results)
             link.send(answer)
-            if link.has_unsent:
-                self._stuck[descriptor] = time.monotonic()
             self._watch(descriptor, link)
         except LinkError:
             self._drop(descriptor, link)
@@ -251,13 +247,14 @@ class LinkServer:
         if is_ended and link.is_ended():
             raise LinkError(link.peer, None, "closed")
         link.flush()
+        self._watch(descriptor, link)
+
+    def _watch(self, descriptor: int, link: Link) -> None:
+        """For room where something is unsent, which has moved just now; else for the next message."""
         if link.has_unsent:
             self._stuck[descriptor] = time.monotonic()
         else:
             self._stuck.pop(descriptor, None)
-        self._watch(descriptor, link)
-
-    def _watch(self, descriptor: int, link: Link) -> None:
         self._poll.modify(descriptor, select.POLLOUT if link.has_unsent else select.POLLIN)
 
     def _drop(self, descriptor: int, link: Link) -> None:
