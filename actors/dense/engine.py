@@ -261,6 +261,7 @@ class Engine:
             compute_apart(chunks, self._compute, self._fail)
         except NoHolderError as error:
             logger.warning("step %d failed: %s", self.num_steps, error)
+            self._parked_since = began
             for chunk in chunks:
                 self._fail(chunk, error)
         except ExchangeError as error:
@@ -346,9 +347,12 @@ class Engine:
             self.num_failed_steps += 1
 
     def _end_parked(self) -> None:
-        """Answer all sequences once none could be computed for too long: no step waits that would notice."""
+        """Answer all sequences once none could be computed for too long: no step waits that would notice.
+
+        Where a step has waited already, and in vain, nobody waits as long once more.
+        """
         now = time.monotonic()
-        if self.is_ready or not self._sequences:
+        if self.is_ready or not (self._sequences or self._inbox):
             self._parked_since = None
         elif self._parked_since is None:
             self._parked_since = now

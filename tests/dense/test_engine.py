@@ -276,6 +276,35 @@ def test_sequences_that_wait_between_steps_are_answered_too(small_checkpoints: d
     assert engine.pool.num_free == engine.pool.num_blocks
 
 
+def test_sequences_behind_a_step_that_waited_in_vain_do_not_wait_as_long_again(
+    small_checkpoints: dict[str, Path],
+) -> None:
+    engine = LocalEngine(small_checkpoints["like-the-real-one"], park_seconds=20.0)
+
+    class LosingExchange(FailingExchange):
+        """As a step sees it that waits for an expert which nobody holds any more; meanwhile another order comes in."""
+
+        def dispatch(
+            self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+        ) -> Handle:
+            if self.is_ready:
+                self.is_ready = False
+                engine.submit("late", prompt(5), greedy(4))
+            now[0] += 20.0
+            raise self.error
+
+    now = [time.monotonic()]
+    engine.engine.use_exchange(LosingExchange(engine.exchange, -1, NoHolderError(0, (3,), 20.0)))
+    engine.submit("a", prompt(5), greedy(4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("actors.dense.engine.time.monotonic", lambda: now[0])
+        engine.engine.step_once()
+        engine.engine.step_once()
+    assert engine.deltas["a"][-1].error == "NoHolderError: no expert actor with experts 3 in layer 0 for 20 s"
+    assert engine.deltas["late"][-1].error == "NotReadyError: not linked to holders of all experts for 20 s"
+    assert engine.pool.num_free == engine.pool.num_blocks
+
+
 def first_row(engine: LocalEngine, prompt_ids: list[int]) -> torch.Tensor:
     """What the exchange gets in layer 0 for a prompt's first token."""
     seen: list[torch.Tensor] = []
