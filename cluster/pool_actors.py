@@ -1,44 +1,42 @@
 """Dense and expert actors as Ray actors: create, call with deadlines, watch and kill them.
 
-    phimoe-dense-D     HostedActor with a DenseActor, in a placement group of that name with one bundle
+    phimoe-dense-D     HostedActor with a DenseActor, in a placement group of that name
     phimoe-expert-E    HostedActor with an ExpertActor, in another one
 
-All of them are detached, named and restarted without limit. Each has a group of its own since Ray places again either all
-lost bundles of a group or none: an actor for which there is no room would keep others away from theirs. Calls that need
-the head (GCS) run in threads: they block while it is away.
+All of them are detached, named and restarted without limit. Calls that need the head (GCS) run in threads: they block while
+it is away.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import os
 import threading
-import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.experimental import internal_kv
-from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from actors.errors import ActorError
 from actors.messages import ActorReport, Membership
 from actors.settings import DenseSettings, ExpertSettings
+from cluster import pool_groups
 from cluster.config import ClusterConfig
 from cluster.environment import NAMESPACE, limit_threads
-from cluster.hosting import CPUS_PER_ACTOR, Fleet, bundle, choose_node, plan_actors
+from cluster.hosting import CPUS_PER_ACTOR, Fleet, bundle, plan_actors
 from cluster.process import kill_process, process_start
 from cluster.remote import ActorDeadError, ActorLostError
 from cluster.roster import actor_name, key_of
 from cluster.view import Pulse
 from cluster.waiting import within
 
-_PREFIX = "phimoe-"
+logger = logging.getLogger(__name__)
 
 _NOTES_KEY = "notes"
 _CALLS_AT_ONCE = 32
@@ -197,6 +195,8 @@ class RayPool:
 
     def __init__(self) -> None:
         self._bundles: dict[str, dict[str, float]] = {}
+        self._homeless: frozenset[str] = frozenset()
+        """Groups without a node when `tend` looked last."""
         self._gpus_per_actor = 0.0
         self._node_id, _ = this_node()
 
@@ -210,13 +210,15 @@ class RayPool:
         self._bundles = {
             actor_name(key_of(item)): bundle(item, config.gpus_per_actor, fleet) for item in settings
         }
-        await _in_thread(lambda: _reserve(self._bundles), _GROUP_SECONDS + _HEAD_SECONDS)
+        await _in_thread(
+            lambda: pool_groups.reserve(self._bundles, _GROUP_SECONDS), _GROUP_SECONDS + _HEAD_SECONDS
+        )
         return settings
 
     async def find_or_create(self, settings: DenseSettings | ExpertSettings) -> RayActor:
         """The actor of that name, which may be there from before the supervisor's last restart."""
         name = actor_name(key_of(settings))
-        group = await _in_thread(lambda: _find_group(name), _HEAD_SECONDS)
+        group = await _in_thread(lambda: pool_groups.find(name), _HEAD_SECONDS)
         if group is None:
             raise ActorLostError(name, f"placement group {name} is gone")
         options = {
@@ -242,13 +244,22 @@ class RayPool:
             raise ActorLostError(name, str(error)) from error
         return RayActor(handle, name, self._node_id)
 
+    async def tend(self) -> None:
+        """Call it every few seconds: what has found no room since the call before waits for it as others do."""
+        homeless = await _in_thread(pool_groups.homeless, _HEAD_SECONDS)
+        for name in sorted(homeless & self._homeless & self._bundles.keys()):
+            logger.warning("%s has lost its node, and there is no room for it now", name)
+            anew = partial(pool_groups.make_anew, name, self._bundles[name])
+            await _in_thread(anew, _HEAD_SECONDS)
+        self._homeless = homeless
+
     async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
         name = actor_name(key_of(settings))
-        await _in_thread(lambda: _remove_groups(lambda found: found == name), _HEAD_SECONDS)
+        await _in_thread(lambda: pool_groups.remove(lambda found: found == name), _HEAD_SECONDS)
 
     async def release(self) -> None:
         """Give the reserved places back, and forget the notes."""
-        await _in_thread(lambda: _remove_groups(lambda found: found.startswith(_PREFIX)), _HEAD_SECONDS)
+        await _in_thread(lambda: pool_groups.remove(lambda found: True), _HEAD_SECONDS)
         await _in_thread(lambda: internal_kv._internal_kv_del(_NOTES_KEY, namespace=NAMESPACE), _HEAD_SECONDS)
 
     async def save(self, notes: bytes) -> None:
@@ -297,51 +308,3 @@ def _fleet() -> Fleet:
         num_gpus=gpus,
         labels=frozenset(name for resources in nodes for name in resources),
     )
-
-
-def _reserve(bundles: Mapping[str, Mapping[str, float]]) -> None:
-    """A group for each name that has none. Raises ActorLostError, with none of the new ones left, where there is no room."""
-    described: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    nodes = {node["NodeID"]: node["Resources"] for node in described if node["Alive"]}
-    places = {item["name"]: str(item["bundles_to_node_id"].get(0, "")) for item in _live_groups()}
-    new: dict[str, Any] = {}
-    for name, claims in bundles.items():
-        if name in places:
-            continue
-        kind = name.rpartition("-")[0]
-        alike = Counter(node for other, node in places.items() if other.rpartition("-")[0] == kind)
-        places[name] = choose_node(claims, nodes, alike, Counter(places.values())) or ""
-        new[name] = placement_group(
-            [dict(claims)],
-            strategy="STRICT_PACK",
-            name=name,
-            lifetime="detached",
-            _soft_target_node_id=places[name] or None,
-        )
-    end = time.monotonic() + _GROUP_SECONDS
-    homeless = [name for name, group in new.items() if not group.wait(max(1, int(end - time.monotonic())))]
-    if homeless:
-        for group in new.values():
-            remove_placement_group(group)
-        claims = bundles[homeless[0]]
-        raise ActorLostError(", ".join(homeless), f"the cluster has no room for {claims} each")
-
-
-def _find_group(name: str) -> Any:
-    with contextlib.suppress(ValueError):
-        return ray.util.get_placement_group(name)
-    return None
-
-
-def _live_groups() -> list[dict[str, Any]]:
-    table: dict[str, dict[str, Any]] = placement_group_table()
-    return [
-        item for item in table.values() if item["state"] != "REMOVED" and item["name"].startswith(_PREFIX)
-    ]
-
-
-def _remove_groups(is_unwanted: Callable[[str], bool]) -> None:
-    for item in _live_groups():
-        group = _find_group(item["name"]) if is_unwanted(item["name"]) else None
-        if group is not None:
-            remove_placement_group(group)

@@ -80,6 +80,9 @@ class ActorPool(Protocol):
         """
 
     async def find_or_create(self, settings: DenseSettings | ExpertSettings) -> RemoteActor: ...
+    async def tend(self) -> None:
+        """See to the places of actors that have lost their machine. Called every few seconds."""
+
     async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
         """Free the place of an actor that was removed."""
 

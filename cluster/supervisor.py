@@ -40,6 +40,7 @@ _PLAN_AGAIN_SECONDS = 2.0
 _SAVE_AGAIN_SECONDS = 1.0
 _WATCH_AGAIN_SECONDS = 0.5
 _LOOK_SECONDS = 1.0
+_TEND_SECONDS = 2.0
 _DRAIN_POLL_SECONDS = 0.2
 _BEYOND_GRACE_SECONDS = 2.0
 """What ingress replicas and dense actors take to end the requests that are left after the grace period."""
@@ -155,7 +156,13 @@ class Supervisor:
         self._roster.begin(membership.first(places, table, epoch), seats)
         for key in seats:
             self._watch(key)
-        for work in (self._save_always(), self._doors.follow(), self._slots.run(), self._operate()):
+        for work in (
+            self._save_always(),
+            self._tend(),
+            self._doors.follow(),
+            self._slots.run(),
+            self._operate(),
+        ):
             self._spawn(work)
 
     async def _operate(self) -> None:
@@ -271,6 +278,14 @@ class Supervisor:
         while True:
             await self._save()
             await self._roster.change(_SAVE_AGAIN_SECONDS)
+
+    async def _tend(self) -> None:
+        while True:
+            await asyncio.sleep(_TEND_SECONDS)
+            try:
+                await self._pool.tend()
+            except Exception as error:
+                logger.warning("lost places cannot be seen to now: %s", error)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -190,6 +190,9 @@ class LocalPool:
         actor.load_error = self.load_error
         return actor
 
+    async def tend(self) -> None:
+        """No place is ever lost."""
+
     async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
         assert self.actors.pop(key_of(settings)).is_removed
 

@@ -115,7 +115,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         # A driver takes itself for one of the first raylet that it finds among the processes, which here is h1's.
         with serving_on(net, h1, FLAGS):
             for host, label in itertools.product((h2, h3), ("phimoe_dense", "phimoe_expert")):
-                run_on(h1, "-m", "tests.end_to_end.tenants", net.ray_address, "take", host.address, label)
+                run_on(h1, "-m", "tests.end_to_end.tenants", net.ray_address, host.address, label)
             yield undisturbed(net, h2)
 
 

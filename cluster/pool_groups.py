@@ -1,0 +1,101 @@
+"""Places of actors on the machines of a Ray cluster: one placement group per actor, of that name, with one bundle.
+
+Each has a group of its own since Ray places again either all lost bundles of a group or none: an actor for which there is no
+room would keep others away from theirs.
+
+    PENDING -> CREATED -> its node dies: RESCHEDULING -> CREATED
+
+Up to Ray 2.60 the head looks for room for a group that is RESCHEDULING without a pause (ray-project/ray#65007): where there
+is none, it takes a core for itself, and whatever else is asked of it takes seconds. For one that is PENDING it tries ever
+more rarely, and when a node comes. So a group that does not find room at once is made anew, its actor with it.
+
+All of these block while Ray's head is away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+
+from cluster.environment import NAMESPACE
+from cluster.hosting import choose_node
+from cluster.remote import ActorLostError
+
+PREFIX = "phimoe-"
+"""Of the names of actors and their groups."""
+
+
+def reserve(bundles: Mapping[str, Mapping[str, float]], seconds: float) -> None:
+    """A group for each name that has none, as far apart as `choose_node` puts them.
+
+    Raises ActorLostError, with none of the new ones left, where there is no room for all of them within so many seconds.
+    """
+    described: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = {node["NodeID"]: node["Resources"] for node in described if node["Alive"]}
+    places = {item["name"]: str(item["bundles_to_node_id"].get(0, "")) for item in _live()}
+    new: dict[str, Any] = {}
+    for name, claims in bundles.items():
+        if name in places:
+            continue
+        kind = name.rpartition("-")[0]
+        alike = Counter(node for other, node in places.items() if other.rpartition("-")[0] == kind)
+        places[name] = choose_node(claims, nodes, alike, Counter(places.values())) or ""
+        new[name] = _create(name, claims, places[name])
+    end = time.monotonic() + seconds
+    homeless = [name for name, group in new.items() if not group.wait(max(1, int(end - time.monotonic())))]
+    if homeless:
+        for group in new.values():
+            remove_placement_group(group)
+        claims = bundles[homeless[0]]
+        raise ActorLostError(", ".join(homeless), f"the cluster has no room for {claims} each")
+
+
+def find(name: str) -> Any:
+    """None where there is none."""
+    with contextlib.suppress(ValueError):
+        return ray.util.get_placement_group(name)
+    return None
+
+
+def remove(is_unwanted: Callable[[str], bool]) -> None:
+    """All whose names are unwanted."""
+    for item in _live():
+        group = find(item["name"]) if is_unwanted(item["name"]) else None
+        if group is not None:
+            remove_placement_group(group)
+
+
+def homeless() -> frozenset[str]:
+    """Names of those that have lost their node and have not found another one."""
+    return frozenset(item["name"] for item in _live() if item["state"] == "RESCHEDULING")
+
+
+def make_anew(name: str, claims: Mapping[str, float]) -> None:
+    """Remove a group and its actor, and wait in line for room: whoever creates the actor again finds the new group."""
+    with contextlib.suppress(ValueError):
+        ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
+    group = find(name)
+    if group is not None:
+        remove_placement_group(group)
+    _create(name, claims, "")
+
+
+def _create(name: str, claims: Mapping[str, float], node_id: str) -> Any:
+    return placement_group(
+        [dict(claims)],
+        strategy="STRICT_PACK",
+        name=name,
+        lifetime="detached",
+        _soft_target_node_id=node_id or None,
+    )
+
+
+def _live() -> list[dict[str, Any]]:
+    table: dict[str, dict[str, Any]] = placement_group_table()
+    return [item for item in table.values() if item["state"] != "REMOVED" and item["name"].startswith(PREFIX)]
