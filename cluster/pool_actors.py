@@ -44,6 +44,8 @@ _CALLS_AT_ONCE = 32
 _HEAD_SECONDS = 30.0
 """Longest wait for an answer of Ray's head, which may be restarting."""
 _GROUP_SECONDS = 60.0
+_LOOKS, _LOOK_SECONDS = 20, 0.25
+"""How often a place is looked for, before the lack of one is reported."""
 
 T = TypeVar("T")
 
@@ -165,7 +167,7 @@ class RayActor:
             reference = task.remote(pulse.pid, pulse.started)
             try:
                 await self._answer(reference, deadline_seconds)
-            except asyncio.TimeoutError:
+            except (asyncio.TimeoutError, asyncio.CancelledError):
                 # It must not hit later, when the node can be reached again and all is well.
                 ray.cancel(reference, force=True)
                 raise
@@ -195,8 +197,6 @@ class RayPool:
 
     def __init__(self) -> None:
         self._bundles: dict[str, dict[str, float]] = {}
-        self._homeless: frozenset[str] = frozenset()
-        """Groups without a node when `tend` looked last."""
         self._gpus_per_actor = 0.0
         self._node_id, _ = this_node()
 
@@ -218,9 +218,7 @@ class RayPool:
     async def find_or_create(self, settings: DenseSettings | ExpertSettings) -> RayActor:
         """The actor of that name, which may be there from before the supervisor's last restart."""
         name = actor_name(key_of(settings))
-        group = await _in_thread(lambda: pool_groups.find(name), _HEAD_SECONDS)
-        if group is None:
-            raise ActorLostError(name, f"placement group {name} is gone")
+        group = await self._place_of(name)
         options = {
             "name": name,
             "namespace": NAMESPACE,
@@ -244,17 +242,27 @@ class RayPool:
             raise ActorLostError(name, str(error)) from error
         return RayActor(handle, name, self._node_id)
 
+    async def _place_of(self, name: str) -> Any:
+        """The actor's placement group, once it has a node. Raises ActorLostError where it has none for long."""
+        for _ in range(_LOOKS):
+            if await _in_thread(lambda: pool_groups.is_placed(name), _HEAD_SECONDS):
+                return await _in_thread(lambda: pool_groups.find(name), _HEAD_SECONDS)
+            await asyncio.sleep(_LOOK_SECONDS)
+        raise ActorLostError(name, "the cluster has no room for it now")
+
     async def tend(self) -> None:
-        """Call it every few seconds: what has found no room since the call before waits for it as others do."""
-        homeless = await _in_thread(pool_groups.homeless, _HEAD_SECONDS)
-        for name in sorted(homeless & self._homeless & self._bundles.keys()):
-            logger.warning("%s has lost its node, and there is no room for it now", name)
-            anew = partial(pool_groups.make_anew, name, self._bundles[name])
-            await _in_thread(anew, _HEAD_SECONDS)
-        self._homeless = homeless
+        lost = await _in_thread(pool_groups.homeless, _HEAD_SECONDS)
+        for name in sorted(lost & self._bundles.keys()):
+            logger.warning("%s has lost its node and is placed anew", name)
+            await _in_thread(partial(self._place_anew, name), _HEAD_SECONDS)
+
+    def _place_anew(self, name: str) -> None:
+        pool_groups.give_up(name)
+        pool_groups.ask_for({name: self._bundles[name]})
 
     async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
         name = actor_name(key_of(settings))
+        self._bundles.pop(name, None)
         await _in_thread(lambda: pool_groups.remove(lambda found: found == name), _HEAD_SECONDS)
 
     async def release(self) -> None:

@@ -7,7 +7,8 @@ room would keep others away from theirs.
 
 Up to Ray 2.60 the head looks for room for a group that is RESCHEDULING without a pause (ray-project/ray#65007): where there
 is none, it takes a core for itself, and whatever else is asked of it takes seconds. For one that is PENDING it tries ever
-more rarely, and when a node comes. So a group that does not find room at once is made anew, its actor with it.
+more rarely, and when a node comes. So a group that has lost its node is given up and made anew. Its actor is created when the
+new group has a node, not before: Ray may ask a node for it that is never told where the group is.
 
 All of these block while Ray's head is away.
 """
@@ -32,10 +33,22 @@ PREFIX = "phimoe-"
 
 
 def reserve(bundles: Mapping[str, Mapping[str, float]], seconds: float) -> None:
-    """A group for each name that has none, as far apart as `choose_node` puts them.
+    """A group with a node for each name that has no group.
 
     Raises ActorLostError, with none of the new ones left, where there is no room for all of them within so many seconds.
     """
+    new = ask_for(bundles)
+    end = time.monotonic() + seconds
+    homeless = [name for name, group in new.items() if not group.wait(max(1, int(end - time.monotonic())))]
+    if homeless:
+        for group in new.values():
+            remove_placement_group(group)
+        claims = bundles[homeless[0]]
+        raise ActorLostError(", ".join(homeless), f"the cluster has no room for {claims} each")
+
+
+def ask_for(bundles: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """A new group for each name that has none, as far apart as `choose_node` puts them where there is room."""
     described: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     nodes = {node["NodeID"]: node["Resources"] for node in described if node["Alive"]}
     places = {item["name"]: str(item["bundles_to_node_id"].get(0, "")) for item in _live()}
@@ -46,14 +59,14 @@ def reserve(bundles: Mapping[str, Mapping[str, float]], seconds: float) -> None:
         kind = name.rpartition("-")[0]
         alike = Counter(node for other, node in places.items() if other.rpartition("-")[0] == kind)
         places[name] = choose_node(claims, nodes, alike, Counter(places.values())) or ""
-        new[name] = _create(name, claims, places[name])
-    end = time.monotonic() + seconds
-    homeless = [name for name, group in new.items() if not group.wait(max(1, int(end - time.monotonic())))]
-    if homeless:
-        for group in new.values():
-            remove_placement_group(group)
-        claims = bundles[homeless[0]]
-        raise ActorLostError(", ".join(homeless), f"the cluster has no room for {claims} each")
+        new[name] = placement_group(
+            [dict(claims)],
+            strategy="STRICT_PACK",
+            name=name,
+            lifetime="detached",
+            _soft_target_node_id=places[name] or None,
+        )
+    return new
 
 
 def find(name: str) -> Any:
@@ -72,28 +85,20 @@ def remove(is_unwanted: Callable[[str], bool]) -> None:
 
 
 def homeless() -> frozenset[str]:
-    """Names of those that have lost their node and have not found another one."""
+    """Names of those that have lost their node and have no other one yet."""
     return frozenset(item["name"] for item in _live() if item["state"] == "RESCHEDULING")
 
 
-def make_anew(name: str, claims: Mapping[str, float]) -> None:
-    """Remove a group and its actor, and wait in line for room: whoever creates the actor again finds the new group."""
+def is_placed(name: str) -> bool:
+    """Whether that group has a node."""
+    return any(item["name"] == name and item["state"] == "CREATED" for item in _live())
+
+
+def give_up(name: str) -> None:
+    """Remove a group, and its actor, which cannot be restarted without it."""
     with contextlib.suppress(ValueError):
         ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
-    group = find(name)
-    if group is not None:
-        remove_placement_group(group)
-    _create(name, claims, "")
-
-
-def _create(name: str, claims: Mapping[str, float], node_id: str) -> Any:
-    return placement_group(
-        [dict(claims)],
-        strategy="STRICT_PACK",
-        name=name,
-        lifetime="detached",
-        _soft_target_node_id=node_id or None,
-    )
+    remove(lambda found: found == name)
 
 
 def _live() -> list[dict[str, Any]]:

@@ -79,9 +79,11 @@ class ActorPool(Protocol):
         `num_experts` is the number of expert actors at present; `device` the one of the actors that are there already.
         """
 
-    async def find_or_create(self, settings: DenseSettings | ExpertSettings) -> RemoteActor: ...
+    async def find_or_create(self, settings: DenseSettings | ExpertSettings) -> RemoteActor:
+        """Raises ActorLostError after some seconds where there is no place for it at present."""
+
     async def tend(self) -> None:
-        """See to the places of actors that have lost their machine. Called every few seconds."""
+        """Give up what has lost its machine, and ask for another place for it. Called every second or so."""
 
     async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
         """Free the place of an actor that was removed."""

@@ -40,7 +40,7 @@ _PLAN_AGAIN_SECONDS = 2.0
 _SAVE_AGAIN_SECONDS = 1.0
 _WATCH_AGAIN_SECONDS = 0.5
 _LOOK_SECONDS = 1.0
-_TEND_SECONDS = 2.0
+_TEND_SECONDS = 1.0
 _DRAIN_POLL_SECONDS = 0.2
 _BEYOND_GRACE_SECONDS = 2.0
 """What ingress replicas and dense actors take to end the requests that are left after the grace period."""

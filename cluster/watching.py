@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 CALL_SECONDS = 10.0
 """Longest wait for a call that an actor answers from memory."""
+_KILL_SECONDS = 60.0
+"""On another node than this one Ray has to start a process first that does it, where others compute."""
 _START_SECONDS = 120.0
 """Longest time from a process's beginning to its first sign of life."""
 _LOADING_SECONDS = 30.0
@@ -95,9 +97,9 @@ class Watcher:
             if self._roster.state.places[key].restarts == 0 and not is_silent:
                 self._roster.failure = f"{actor_name(key)}: {error}"
             logger.warning("%s does not answer: %r", key, error)
+            self._roster.post(Missing(key))
             if seat.actor is not None and is_silent:
                 await self._kill(key, seat.actor, seat.pulse if is_known else None)
-            self._roster.post(Missing(key))
             if not is_silent:
                 seat.actor = None
             return None
@@ -129,8 +131,9 @@ class Watcher:
     async def _follow(self, key: ActorKey, seat: Seat, actor: RemoteActor, incarnation: str) -> None:
         """Watch one process until it is known to be gone."""
         end = asyncio.create_task(_ignoring_errors(actor.wait_for_end()))
+        killing: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
-        reported_at, killed_at = loop.time(), -CALL_SECONDS
+        reported_at = loop.time()
         seat.is_silent = False
         try:
             while True:
@@ -149,13 +152,14 @@ class Watcher:
                     self._roster.post(Silent(key, incarnation))
                     seat.is_silent = True
                     is_hung = isinstance(error, asyncio.TimeoutError) and not is_cut
-                    if is_hung and loop.time() - killed_at > CALL_SECONDS:
-                        killed_at = loop.time()
+                    if is_hung and (killing is None or killing.done()):
                         logger.error("%s gives no sign of life and is killed", key)
-                        await self._kill(key, actor, seat.pulse)
+                        killing = asyncio.create_task(self._kill(key, actor, seat.pulse))
                     continue
                 if pulse.incarnation != incarnation:
                     return
+                if killing is not None:
+                    killing.cancel()
                 seat.pulse, seat.is_silent = pulse, False
                 self._roster.post(Heard(key, incarnation))
                 phase = self._roster.state.places[key].phase
@@ -166,6 +170,8 @@ class Watcher:
                     await self._take_report(key, seat, actor, incarnation)
         finally:
             end.cancel()
+            if killing is not None:
+                killing.cancel()
 
     async def _pause(self, key: ActorKey, seat: Seat, end: asyncio.Task[None]) -> None:
         """Until the next look; at the end of the connection, or of a peer's patience, it comes at once."""
@@ -231,8 +237,7 @@ class Watcher:
 
     async def _kill(self, key: ActorKey, actor: RemoteActor, pulse: Pulse | None) -> None:
         try:
-            # On another node than this one Ray has to start a process first that does it.
-            await actor.replace(pulse, CALL_SECONDS)
+            await actor.replace(pulse, _KILL_SECONDS)
         except UNANSWERED as error:
             # A node that is cut off ends nothing that it is told to; Ray's own health check decides on it.
             logger.warning("%s cannot be killed now: %r", key, error)
