@@ -1,6 +1,6 @@
 """Start or join Ray; the process of the supervisor, and how ingress replicas and the command line call it.
 
-With `cluster.pool_actors` the only file that calls Ray core.
+With `cluster.pool_actors` and `cluster.pool_groups` the only files that call Ray core.
 """
 
 from __future__ import annotations

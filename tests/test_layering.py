@@ -37,13 +37,13 @@ def test_actors_import_neither_ray_nor_cluster() -> None:
     assert [item for item in imports("actors") if within(item[1], "ray") or within(item[1], "cluster")] == []
 
 
-def test_ray_core_is_called_in_two_files() -> None:
+def test_ray_core_is_called_in_three_files() -> None:
     core = {
         file
         for file, module in imports("cluster")
         if within(module, "ray") and not within(module, "ray.serve")
     }
-    assert core == {"cluster/pool.py", "cluster/pool_actors.py"}
+    assert core == {"cluster/pool.py", "cluster/pool_actors.py", "cluster/pool_groups.py"}
 
 
 def test_torch_distributed_is_used_in_one_folder() -> None:
