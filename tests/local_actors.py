@@ -46,6 +46,8 @@ class LocalActor:
         self.is_removed = False
         self.num_running = 0
         self.num_replaced = 0
+        self.num_begun_to_replace = 0
+        self.replace_seconds = 0.0
         self.has_room = True
         self.is_dead = False
         self.num_reports = 0
@@ -156,6 +158,8 @@ class LocalActor:
     async def stop(self, deadline_seconds: float) -> None: ...
 
     async def replace(self, pulse: Pulse | None, deadline_seconds: float) -> None:
+        self.num_begun_to_replace += 1
+        await asyncio.sleep(self.replace_seconds)
         if pulse is None or pulse.incarnation == str(self.pid):
             self.num_replaced += 1
             self.die()

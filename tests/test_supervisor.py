@@ -178,6 +178,23 @@ async def test_a_hung_actor_is_left_out_killed_and_replaced(supervisor: Supervis
 
 
 @supervised(**REPLICATED)
+async def test_an_actor_that_answers_again_before_it_is_killed_lives_on(
+    supervisor: Supervisor, pool: LocalPool
+) -> None:
+    supervisor.start()
+    await until_ready(supervisor)
+    hung = pool.expert(0)
+    pid, hung.replace_seconds, hung.is_stopped = hung.pid, 2.0, True
+    await until(lambda: hung.num_begun_to_replace == 1, 3)
+    await asyncio.sleep(0.5)
+    hung.is_stopped = False
+    await until(lambda: len(pool.actors[DENSE].joined[-1].experts) == 3 and hung.epoch > 1)
+    await asyncio.sleep(2.0)
+    assert (hung.pid, hung.num_begun_to_replace, hung.num_replaced) == (pid, 1, 0)
+    await until_all_ready(supervisor)
+
+
+@supervised(**REPLICATED)
 async def test_a_suspected_actor_that_answers_is_left_alone(supervisor: Supervisor, pool: LocalPool) -> None:
     supervisor.start()
     await until_ready(supervisor)
