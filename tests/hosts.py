@@ -16,8 +16,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -138,18 +139,11 @@ class Host:
     @contextlib.contextmanager
     def in_background(self) -> Iterator[None]:
         """What runs on this host leaves the cores to others for as long as the block lasts: real hosts have their own."""
-        self._set_niceness(_BACKGROUND_NICENESS)
+        _set_niceness(self.processes(), _BACKGROUND_NICENESS)
         try:
             yield
         finally:
-            self._set_niceness(0)
-
-    def _set_niceness(self, niceness: int) -> None:
-        for process in self.processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for thread in process.threads():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.setpriority(os.PRIO_PROCESS, thread.id, niceness)
+            _set_niceness(self.processes(), 0)
 
     def cut(self) -> None:
         """Pull the cable: nothing comes or goes, and nobody is told."""
@@ -220,12 +214,18 @@ class Network:
 
     def _start_ray(self, host: Host, *options: str) -> None:
         words = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-ip-address={host.address}"]
-        words += ["--object-store-memory=100000000", "--disable-usage-stats", *options]
+        words += [
+            "--object-store-memory=100000000",
+            "--disable-usage-stats",
+            "--include-log-monitor=false",
+            *options,
+        ]
         with contextlib.ExitStack() as stack:
             # Ray waits for its agents for 15 s and for its raylet for 30 s, and nothing makes that longer.
             for other in self.hosts.values():
                 if other is not host:
                     stack.enter_context(other.in_background())
+            stack.enter_context(_own_threads_in_background())
             process = host.start("ray", *words)
             status = process.wait(_START_SECONDS)
         if status != 0:
@@ -263,6 +263,25 @@ def _take_down(net: Network) -> None:
 def _etc(host: Host) -> Path:
     """What `ip netns exec` shows in place of files of /etc."""
     return Path("/etc/netns") / host.namespace
+
+
+@contextlib.contextmanager
+def _own_threads_in_background() -> Iterator[None]:
+    """Those that read streams; not the one that calls, from which a process inherits."""
+    _set_niceness([psutil.Process()], _BACKGROUND_NICENESS)
+    try:
+        yield
+    finally:
+        _set_niceness([psutil.Process()], 0)
+
+
+def _set_niceness(processes: Sequence[psutil.Process], niceness: int) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for thread in process.threads():
+                with contextlib.suppress(ProcessLookupError):
+                    if thread.id != threading.get_native_id():
+                        os.setpriority(os.PRIO_PROCESS, thread.id, niceness)
 
 
 def _claims(num_cpus: int, resources: str) -> tuple[str, str]:

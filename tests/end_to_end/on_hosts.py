@@ -172,6 +172,11 @@ def run_on(host: Host, *words: str) -> str:
     return done.stdout
 
 
+def tenancy(net: Network, action: str, host: Host, label: str) -> None:
+    """Take away, or give back, that host's room for further actors that claim the label."""
+    run_on(net.hosts["h1"], "-m", "tests.end_to_end.tenants", net.ray_address, action, host.address, label)
+
+
 def restart_raylet(service: Service, host: Host, resources: str) -> None:
     """What is left of the old one ends first."""
     host.kill_all()

@@ -1,4 +1,4 @@
-"""Take away a host's room for further actors: `python -m tests.end_to_end.tenants RAY_ADDRESS HOST LABEL`.
+"""Take away a host's room for further actors: `python -m tests.end_to_end.tenants RAY_ADDRESS take|leave HOST LABEL`.
 
 What is taken leaves room for one actor that claims the label, and is taken again when the host comes back: by an actor that
 does nothing. A placement group would cost no process, but the head of Ray looks for its place without a pause while the
@@ -24,9 +24,12 @@ class Tenant:
 
 
 def main() -> None:
-    """Take, and wait until it is taken."""
-    address, host, label = sys.argv[1:]
+    """Take, and wait until it is taken; or leave."""
+    address, action, host, label = sys.argv[1:]
     ray.init(address=address, namespace="tenants", log_to_driver=False)
+    if action == "leave":
+        ray.kill(ray.get_actor(f"{label}-{host}"))
+        return
     claims = {f"node:{host}": 0.001, label: 0.999}
     options: Any = ray.remote(Tenant).options(
         name=f"{label}-{host}", lifetime="detached", num_cpus=0, resources=claims, max_restarts=-1

@@ -31,8 +31,8 @@ from tests.end_to_end.on_hosts import (
     check,
     expert_on,
     restart_raylet,
-    run_on,
     serving_on,
+    tenancy,
     undisturbed,
 )
 from tests.hosts import Network, network, wait_for_end, why_not
@@ -115,7 +115,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         # A driver takes itself for one of the first raylet that it finds among the processes, which here is h1's.
         with serving_on(net, h1, FLAGS):
             for host, label in itertools.product((h2, h3), ("phimoe_dense", "phimoe_expert")):
-                run_on(h1, "-m", "tests.end_to_end.tenants", net.ray_address, host.address, label)
+                tenancy(net, "take", host, label)
             yield undisturbed(net, h2)
 
 
