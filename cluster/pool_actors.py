@@ -252,13 +252,10 @@ class RayPool:
 
     async def tend(self) -> None:
         lost = await _in_thread(pool_groups.homeless, _HEAD_SECONDS)
-        for name in sorted(lost & self._bundles.keys()):
+        for name in sorted(lost.keys() & self._bundles.keys()):
             logger.warning("%s has lost its node and is placed anew", name)
-            await _in_thread(partial(self._place_anew, name), _HEAD_SECONDS)
-
-    def _place_anew(self, name: str) -> None:
-        pool_groups.give_up(name)
-        pool_groups.ask_for({name: self._bundles[name]})
+            # With the claims that it had: the labels of nodes that are gone are not among those that `plan` sees.
+            await _in_thread(partial(pool_groups.place_anew, name, lost[name]), _HEAD_SECONDS)
 
     async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
         name = actor_name(key_of(settings))

@@ -84,9 +84,9 @@ def remove(is_unwanted: Callable[[str], bool]) -> None:
             remove_placement_group(group)
 
 
-def homeless() -> frozenset[str]:
-    """Names of those that have lost their node and have no other one yet."""
-    return frozenset(item["name"] for item in _live() if item["state"] == "RESCHEDULING")
+def homeless() -> dict[str, dict[str, float]]:
+    """Names of those that have lost their node and have no other one yet -> what they claim of one."""
+    return {item["name"]: dict(item["bundles"][0]) for item in _live() if item["state"] == "RESCHEDULING"}
 
 
 def is_placed(name: str) -> bool:
@@ -94,11 +94,12 @@ def is_placed(name: str) -> bool:
     return any(item["name"] == name and item["state"] == "CREATED" for item in _live())
 
 
-def give_up(name: str) -> None:
-    """Remove a group, and its actor, which cannot be restarted without it."""
+def place_anew(name: str, claims: Mapping[str, float]) -> None:
+    """Another group in place of that one. Its actor is removed with it, since it cannot be restarted in any other."""
     with contextlib.suppress(ValueError):
         ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
     remove(lambda found: found == name)
+    ask_for({name: claims})
 
 
 def _live() -> list[dict[str, Any]]:
