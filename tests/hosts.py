@@ -276,7 +276,10 @@ def _own_threads_in_background() -> Iterator[None]:
 
 
 def _set_niceness(processes: Sequence[psutil.Process], niceness: int) -> None:
+    """Of all threads but the one that calls, and of the sessions: where those are scheduled as groups, it counts most."""
     for process in processes:
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{process.pid}/autogroup").write_text(str(niceness), encoding="ascii")
         with contextlib.suppress(psutil.NoSuchProcess):
             for thread in process.threads():
                 with contextlib.suppress(ProcessLookupError):
