@@ -143,6 +143,7 @@ class Watcher:
                     # The process or only the connection to it: whoever answers now shows which.
                     self._roster.post(Silent(key, incarnation))
                     end = asyncio.create_task(_ignoring_errors(actor.wait_for_end()))
+                asked = seat.asked
                 try:
                     pulse = await self._pulse(seat, actor)
                 except ActorDeadError:
@@ -160,7 +161,10 @@ class Watcher:
                     return
                 if killing is not None:
                     killing.cancel()
-                seat.pulse, seat.is_silent = pulse, False
+                seat.is_silent = False
+                if seat.asked is asked:
+                    # Otherwise it may tell of what was asked for before.
+                    seat.pulse = pulse
                 self._roster.post(Heard(key, incarnation))
                 phase = self._roster.state.places[key].phase
                 if phase == "loading":
