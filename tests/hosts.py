@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -136,15 +136,6 @@ class Host:
             if time.monotonic() > give_up:
                 raise AssertionError(f"{self.name}: {running} cannot be killed")
 
-    @contextlib.contextmanager
-    def in_background(self) -> Iterator[None]:
-        """What runs on this host leaves the cores to others for as long as the block lasts: real hosts have their own."""
-        _set_niceness(self.processes(), _BACKGROUND_NICENESS)
-        try:
-            yield
-        finally:
-            _set_niceness(self.processes(), 0)
-
     def cut(self) -> None:
         """Pull the cable: nothing comes or goes, and nobody is told."""
         _run("ip", "link", "set", self.link, "down")
@@ -221,11 +212,12 @@ class Network:
             *options,
         ]
         with contextlib.ExitStack() as stack:
-            # Ray waits for its agents for 15 s and for its raylet for 30 s, and nothing makes that longer.
+            # Real hosts have their own cores. Ray waits for its agents for 15 s and for its raylet for 30 s, and nothing makes that longer.
             for other in self.hosts.values():
                 if other is not host:
-                    stack.enter_context(other.in_background())
-            stack.enter_context(_own_threads_in_background())
+                    stack.enter_context(_in_background(other.processes))
+            # This process's threads read streams; a new process inherits from the one that calls.
+            stack.enter_context(_in_background(lambda: [psutil.Process()]))
             process = host.start("ray", *words)
             status = process.wait(_START_SECONDS)
         if status != 0:
@@ -266,13 +258,13 @@ def _etc(host: Host) -> Path:
 
 
 @contextlib.contextmanager
-def _own_threads_in_background() -> Iterator[None]:
-    """Those that read streams; not the one that calls, from which a process inherits."""
-    _set_niceness([psutil.Process()], _BACKGROUND_NICENESS)
+def _in_background(processes: Callable[[], Sequence[psutil.Process]]) -> Iterator[None]:
+    """They leave the cores to others, and those that are there at the end have them again."""
+    _set_niceness(processes(), _BACKGROUND_NICENESS)
     try:
         yield
     finally:
-        _set_niceness([psutil.Process()], 0)
+        _set_niceness(processes(), 0)
 
 
 def _set_niceness(processes: Sequence[psutil.Process], niceness: int) -> None:
