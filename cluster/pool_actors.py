@@ -196,7 +196,8 @@ class RayPool:
     """The machines of one Ray cluster: `remote.ActorPool` over Ray. Lives in the supervisor's process."""
 
     def __init__(self) -> None:
-        self._bundles: dict[str, dict[str, float]] = {}
+        self._names: set[str] = set()
+        """Of the actors that have a place."""
         self._gpus_per_actor = 0.0
         self._node_id, _ = this_node()
 
@@ -207,12 +208,9 @@ class RayPool:
         fleet = await _in_thread(_fleet, _HEAD_SECONDS)
         settings = plan_actors(config, token, fleet, num_experts, device)
         self._gpus_per_actor = config.gpus_per_actor if settings[0].device == "cuda" else 0.0
-        self._bundles = {
-            actor_name(key_of(item)): bundle(item, config.gpus_per_actor, fleet) for item in settings
-        }
-        await _in_thread(
-            lambda: pool_groups.reserve(self._bundles, _GROUP_SECONDS), _GROUP_SECONDS + _HEAD_SECONDS
-        )
+        bundles = {actor_name(key_of(item)): bundle(item, config.gpus_per_actor, fleet) for item in settings}
+        self._names = set(bundles)
+        await _in_thread(lambda: pool_groups.reserve(bundles, _GROUP_SECONDS), _GROUP_SECONDS + _HEAD_SECONDS)
         return settings
 
     async def find_or_create(self, settings: DenseSettings | ExpertSettings) -> RayActor:
@@ -245,26 +243,27 @@ class RayPool:
     async def _place_of(self, name: str) -> Any:
         """The actor's placement group, once it has a node. Raises ActorLostError where it has none for long."""
         for _ in range(_LOOKS):
-            if await _in_thread(lambda: pool_groups.is_placed(name), _HEAD_SECONDS):
-                return await _in_thread(lambda: pool_groups.find(name), _HEAD_SECONDS)
+            group = await _in_thread(lambda: pool_groups.find_placed(name), _HEAD_SECONDS)
+            if group is not None:
+                return group
             await asyncio.sleep(_LOOK_SECONDS)
         raise ActorLostError(name, "the cluster has no room for it now")
 
     async def tend(self) -> None:
         lost = await _in_thread(pool_groups.homeless, _HEAD_SECONDS)
-        for name in sorted(lost.keys() & self._bundles.keys()):
+        for name in sorted(lost.keys() & self._names):
             logger.warning("%s has lost its node and is placed anew", name)
             # With the claims that it had: the labels of nodes that are gone are not among those that `plan` sees.
             await _in_thread(partial(pool_groups.place_anew, name, lost[name]), _HEAD_SECONDS)
 
     async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
         name = actor_name(key_of(settings))
-        self._bundles.pop(name, None)
-        await _in_thread(lambda: pool_groups.remove(lambda found: found == name), _HEAD_SECONDS)
+        self._names.discard(name)
+        await _in_thread(lambda: pool_groups.remove(name), _HEAD_SECONDS)
 
     async def release(self) -> None:
         """Give the reserved places back, and forget the notes."""
-        await _in_thread(lambda: pool_groups.remove(lambda found: True), _HEAD_SECONDS)
+        await _in_thread(pool_groups.remove_all, _HEAD_SECONDS)
         await _in_thread(lambda: internal_kv._internal_kv_del(_NOTES_KEY, namespace=NAMESPACE), _HEAD_SECONDS)
 
     async def save(self, notes: bytes) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -28,7 +28,7 @@ from cluster.environment import NAMESPACE
 from cluster.hosting import choose_node
 from cluster.remote import ActorLostError
 
-PREFIX = "phimoe-"
+_PREFIX = "phimoe-"
 """Of the names of actors and their groups."""
 
 
@@ -69,19 +69,23 @@ def ask_for(bundles: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     return new
 
 
-def find(name: str) -> Any:
-    """None where there is none."""
-    with contextlib.suppress(ValueError):
-        return ray.util.get_placement_group(name)
-    return None
+def find_placed(name: str) -> Any:
+    """The group of that name once it has a node, None before."""
+    has_node = any(item["name"] == name and item["state"] == "CREATED" for item in _live())
+    return _find(name) if has_node else None
 
 
-def remove(is_unwanted: Callable[[str], bool]) -> None:
-    """All whose names are unwanted."""
+def remove(name: str) -> None:
+    """The group of that name, where there is one."""
+    group = _find(name)
+    if group is not None:
+        remove_placement_group(group)
+
+
+def remove_all() -> None:
+    """Every actor's."""
     for item in _live():
-        group = find(item["name"]) if is_unwanted(item["name"]) else None
-        if group is not None:
-            remove_placement_group(group)
+        remove(item["name"])
 
 
 def homeless() -> dict[str, dict[str, float]]:
@@ -89,19 +93,22 @@ def homeless() -> dict[str, dict[str, float]]:
     return {item["name"]: dict(item["bundles"][0]) for item in _live() if item["state"] == "RESCHEDULING"}
 
 
-def is_placed(name: str) -> bool:
-    """Whether that group has a node."""
-    return any(item["name"] == name and item["state"] == "CREATED" for item in _live())
-
-
 def place_anew(name: str, claims: Mapping[str, float]) -> None:
     """Another group in place of that one. Its actor is removed with it, since it cannot be restarted in any other."""
     with contextlib.suppress(ValueError):
         ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
-    remove(lambda found: found == name)
+    remove(name)
     ask_for({name: claims})
+
+
+def _find(name: str) -> Any:
+    with contextlib.suppress(ValueError):
+        return ray.util.get_placement_group(name)
+    return None
 
 
 def _live() -> list[dict[str, Any]]:
     table: dict[str, dict[str, Any]] = placement_group_table()
-    return [item for item in table.values() if item["state"] != "REMOVED" and item["name"].startswith(PREFIX)]
+    return [
+        item for item in table.values() if item["state"] != "REMOVED" and item["name"].startswith(_PREFIX)
+    ]

@@ -6,7 +6,6 @@ Two raylets on this host, and the pool that the supervisor uses. Writes what was
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sys
 import time
@@ -16,9 +15,9 @@ from typing import Any
 import psutil
 import ray
 from ray.cluster_utils import Cluster
-from ray.util.placement_group import placement_group_table
 
 from actors.settings import DenseSettings, ExpertSettings
+from cluster import pool_groups
 from cluster.config import ClusterConfig
 from cluster.environment import NAMESPACE, prepare_ray
 from cluster.pool_actors import RayPool
@@ -86,11 +85,12 @@ async def _is_dead(actor: RemoteActor) -> bool:
     """Whether the supervisor is told that nobody will follow, so that it creates the actor again."""
     end = time.monotonic() + _WAIT_SECONDS
     while time.monotonic() < end:
-        with contextlib.suppress(*UNANSWERED):
-            try:
-                await actor.pulse(_LOOK_SECONDS)
-            except ActorDeadError:
-                return True
+        try:
+            await actor.pulse(_LOOK_SECONDS)
+        except ActorDeadError:
+            return True
+        except UNANSWERED:
+            pass
         await asyncio.sleep(0.1)
     return False
 
@@ -113,9 +113,7 @@ async def _share_of_head() -> float:
 
 
 def _state() -> str:
-    states = [item["state"] for item in placement_group_table().values() if item["name"] == NAME]
-    live = [state for state in states if state != "REMOVED"]
-    return live[0] if live else ""
+    return next((str(item["state"]) for item in pool_groups._live() if item["name"] == NAME), "")
 
 
 if __name__ == "__main__":
