@@ -38,9 +38,9 @@ EVERYBODY = -1
 
 _TICK_SECONDS = 1.0
 """How long an idle engine sleeps at most before it looks after its exchange."""
-_RESUMED_COUNTS = 4
-"""A sequence that ran elsewhere before counts for so many that wait for their prompt: its stream stands still. So what
-another dense actor leaves behind is taken over in few steps."""
+_INTERRUPTED_COUNTS = 4
+"""A sequence with output that has to be computed again counts for so many that wait for their prompt: its stream stands
+still. So what another dense actor leaves behind, and who crosses together, is computed in few steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +181,9 @@ class Engine:
         num_decodes = sum(sequence.num_uncomputed == 1 for sequence in scheduler.running)
         num_places = min(scheduler.limits.max_num_sequences, len(scheduler.running) + len(scheduler.waiting))
         interrupted = (
-            s.is_resumed and s.num_uncomputed > 1 for s in [*scheduler.running, *scheduler.waiting]
+            bool(s.output_ids) and s.num_uncomputed > 1 for s in [*scheduler.running, *scheduler.waiting]
         )
-        num_prefills = num_places - num_decodes + (_RESUMED_COUNTS - 1) * sum(interrupted)
+        num_prefills = num_places - num_decodes + (_INTERRUPTED_COUNTS - 1) * sum(interrupted)
         chunks = scheduler.plan(self._pace.max_prefill_tokens(num_decodes, num_prefills))
         # Beside prompts there are no drafts, nor in a step that only decodes so that its time can be measured.
         is_all = len(chunks) == len(scheduler.running) and not scheduler.waiting
