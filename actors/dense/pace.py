@@ -5,10 +5,10 @@ that does not depend on their number (more of the model is read, another path is
 
     added seconds = fixed + tokens * per token
 
-The pace lets a step take `max_stretch` times as long as its decoding alone, and where `fixed` takes most of what that
-leaves, at least as long for tokens as for `fixed`: many small pieces would cost those who decode more than a few larger ones.
+Taken together they would make short pieces of prompts seem dear, and so keep them short. The pace lets a step take
+`max_stretch` times as long as its decoding alone:
 
-    tokens = max((max_stretch - 1) * seconds of a step that only decodes - fixed, fixed) / per token
+    tokens = ((max_stretch - 1) * seconds of a step that only decodes - fixed) / per token
 
 The decoding alone depends on how many sequences decode, so it is kept per power of two of them; where that was not
 measured for a while, a step without prompts is asked for.
@@ -105,7 +105,7 @@ class _AddedSeconds:
         fixed, per_token = self._line()
         if len(self._sizes) == 1 or per_token == 0:
             return most
-        return min(max(seconds - fixed, fixed) / per_token, most)
+        return min(max(seconds - fixed, 0.0) / per_token, most)
 
     def _line(self) -> tuple[float, float]:
         """Seconds that are fixed, and seconds per token; neither is negative."""
