@@ -75,7 +75,9 @@ class _AddedSeconds:
     """What prompts added to steps: a running mean for each power of two of tokens, and the line through these means
     (least squares; a size counts the less the longer ago it came)."""
 
-    _RECENT_STEPS = 8
+    _HALF_AS_MUCH_STEPS = 8
+    """A size that came last so many steps ago counts half."""
+    _RECENT_STEPS = 64
 
     def __init__(self) -> None:
         self._sizes: dict[int, _Size] = {}
@@ -97,11 +99,12 @@ class _AddedSeconds:
         return fixed + per_token * tokens
 
     def tokens_within(self, seconds: float) -> float:
-        """How many may join where this is what they may add: at most twice as many as were tried, and so many where only
-        one size was, since one point makes no line."""
+        """How many may join where this is what they may add: at most twice as many as were tried of late, and so many
+        where only one size ever was, since one point makes no line."""
         if not self._sizes:
             return 0.0
-        most = 2 * max(size.tokens for size in self._sizes.values())
+        oldest = self._num_steps - self._RECENT_STEPS
+        most = 2 * max(size.tokens for size in self._sizes.values() if size.step > oldest)
         fixed, per_token = self._line()
         if len(self._sizes) == 1 or per_token == 0:
             return most
@@ -111,7 +114,7 @@ class _AddedSeconds:
         """Seconds that are fixed, and seconds per token; neither is negative."""
         sizes = list(self._sizes.values())
         ages = [self._num_steps - size.step for size in sizes]
-        weights = [1 / (self._RECENT_STEPS + age) for age in ages]
+        weights = [1 / (self._HALF_AS_MUCH_STEPS + age) for age in ages]
 
         def mean(values: Iterable[float]) -> float:
             return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)

@@ -89,6 +89,17 @@ def test_one_step_that_hung_does_not_open_the_door_to_long_ones() -> None:
     assert pace.max_prefill_tokens(8, 1) <= 2 * before
 
 
+def test_the_scatter_of_short_prompts_does_not_open_the_door_to_a_long_one() -> None:
+    pace = PrefillPace(2.0, 2048)
+    pace.note_step(8, 0, 0.02)
+    pace.note_step(8, 2000, 0.3)
+    for _ in range(300):
+        pace.note_step(8, 4, 0.03)
+        pace.note_step(8, 12, 0.021)
+        pace.note_step(8, 0, 0.02)
+    assert 16 <= pace.max_prefill_tokens(8, 1) <= 32
+
+
 def test_where_nobody_decodes_prompts_take_the_whole_step() -> None:
     assert PrefillPace(2.0, 2048).max_prefill_tokens(0, 3) == 2048
 
