@@ -19,6 +19,7 @@ longer, for the few, than the other way round, since every further step reads al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -65,10 +66,9 @@ class PrefillPace:
         elif num_decodes > 0:
             self._num_mixed += 1
             if alone is not None:
-                usual = self._added.seconds_of(num_prefill_tokens)
-                if usual is not None:  # A step that waited for an expert actor says nothing of the next one.
-                    seconds = min(seconds, _MOST_OUTLIER * (alone + usual))
-                self._added.note(num_prefill_tokens, seconds - alone)
+                # A step that waited for an expert actor says nothing of the next one.
+                most = _MOST_OUTLIER * (alone + self._added.seconds_of(num_prefill_tokens))
+                self._added.note(num_prefill_tokens, min(seconds, most) - alone)
 
 
 class _AddedSeconds:
@@ -91,10 +91,10 @@ class _AddedSeconds:
         size.seconds += _WEIGHT * (seconds - size.seconds)
         size.step = self._num_steps
 
-    def seconds_of(self, tokens: int) -> float | None:
-        """What so many are expected to add; None where nothing was measured yet."""
+    def seconds_of(self, tokens: int) -> float:
+        """What so many may be expected to add: anything, where nothing was measured yet."""
         if not self._sizes:
-            return None
+            return math.inf
         fixed, per_token = self._line()
         return fixed + per_token * tokens
 
