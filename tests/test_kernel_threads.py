@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -75,6 +76,43 @@ def test_a_forked_child_has_threads_of_its_own(spare_thread: None) -> None:
     try:
         assert ours.poll(60), "the child does not answer"
         assert ours.recv() == expected
+    finally:
+        child.join(10)
+        child.kill()
+
+
+def _send_a_spare_thread_away(answer: multiprocessing.connection.Connection) -> None:
+    """Says on which core the caller was, and on which ones its spare thread may run after it was put there, too."""
+    threads.share_cores(1)
+    product = make_product(_weight())
+    product(_rows(1))
+    give_up = time.monotonic() + 20
+    spare: list[int] = []
+    while not spare and time.monotonic() < give_up:
+        tasks = [int(name) for name in os.listdir("/proc/self/task")]
+        spare = [task for task in tasks if os.sched_getscheduler(task) == os.SCHED_IDLE]
+    core = min(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {core})
+    allowed = {core}
+    while core in allowed and time.monotonic() < give_up:
+        os.sched_setaffinity(spare[0], {core})
+        product(_rows(1))
+        time.sleep(0.003)  # It looks round.
+        product(_rows(1))
+        allowed = os.sched_getaffinity(spare[0])
+    answer.send((core, allowed))
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_a_spare_thread_on_the_callers_core_is_sent_to_another_one() -> None:
+    context = multiprocessing.get_context("spawn")  # In this process the pool may have threads already.
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_send_a_spare_thread_away, args=(theirs,))
+    child.start()
+    try:
+        assert ours.poll(60), "the child does not answer"
+        core, allowed = ours.recv()
+        assert allowed == os.sched_getaffinity(0) - {core}
     finally:
         child.join(10)
         child.kill()

@@ -5,8 +5,11 @@
  * Helpers look for the next region awake for a while, then sleep until they are woken. The caller never waits for one that has
  * not begun: it takes chunks until none are left and waits for those that others hold.
  *
- * A helper beyond the process's share is of the class SCHED_IDLE (sched(7)): it yields to every other thread of the machine at
- * once, so it may stay awake longer. A core that it keeps awake also answers a message sooner than one that was halted. */
+ * A helper beyond the process's share, a spare one, is of the class SCHED_IDLE (sched(7)): it gives way to every other thread of
+ * the machine, so it may stay awake longer. A core that it keeps awake also answers a message sooner than one that was halted.
+ * A thread in user mode is told to give way by an interrupt, which a virtual machine may deliver late, or by the next tick,
+ * where the kernel is lazily preemptible: so a spare helper calls the kernel between chunks and while it looks, and has given way
+ * when that returns. One that was left on the caller's own core would never run: the caller sends it to the others. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -32,9 +35,10 @@ enum {
     COUNT_BITS = 20,
     MAX_CHUNKS = 1 << 19,        /* of one region: more are several; room is left for helpers that look once too often */
     OWN_AWAKE_NS = 20000,        /* from one region of a call to the next */
-    SPARE_AWAKE_NS = 300000,     /* from one call to the next */
+    SPARE_AWAKE_NS = 1000000,    /* from one call to the next */
     CALLER_AWAKE_NS = 100000,    /* until the last chunk of others is done */
-    LOOKS_PER_TIME = 32,
+    LOOKS_PER_TIME = 256,        /* some microseconds */
+    NO_CORE = -1,
 };
 
 #define COUNT_MASK ((UINT64_C(1) << COUNT_BITS) - 1)
@@ -49,6 +53,9 @@ static struct {
     uint64_t generation;
     int num_helpers, num_own;
     cpu_set_t cores;
+    /* Of each helper: where a spare one was seen last, NO_CORE for others and before it runs; its thread. */
+    _Atomic int seen_on[MAX_HELPERS];
+    pid_t threads[MAX_HELPERS];
 } pool = {.num_own = INT_MAX};
 
 /* Held by whoever has a region. */
@@ -95,20 +102,34 @@ static void sleep_until_rung(void) {
     atomic_fetch_sub(&pool.num_asleep, 1);
 }
 
+/* Let whoever waits for this core have it. */
+static void give_way(void) { syscall(SYS_getppid); }
+
+static void become_spare(int index) {
+    sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0});
+    sched_setaffinity(0, sizeof pool.cores, &pool.cores);
+    pool.threads[index] = (pid_t)syscall(SYS_gettid);
+    atomic_store(&pool.seen_on[index], sched_getcpu());
+}
+
 static void *help(void *number) {
     int index = (int)(intptr_t)number, is_spare = index + 1 >= pool.num_own;
     int64_t patience = is_spare ? SPARE_AWAKE_NS : OWN_AWAKE_NS, since = now_ns();
-    if (is_spare) {
-        sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0});
-        sched_setaffinity(0, sizeof pool.cores, &pool.cores);
-    }
+    if (is_spare) become_spare(index);
     for (int looks = 1;; looks++) {
         if (index + 1 < atomic_load(&pool.width) && take_chunk()) {
-            while (take_chunk()) {}
+            do {
+                if (is_spare) give_way();
+            } while (take_chunk());
             since = now_ns();
         }
         relax();
-        if (looks % LOOKS_PER_TIME == 0 && now_ns() - since > patience) {
+        if (looks % LOOKS_PER_TIME) continue;
+        if (is_spare) {
+            sched_yield(); /* to spare helpers of other processes, too */
+            atomic_store(&pool.seen_on[index], sched_getcpu());
+        }
+        if (now_ns() - since > patience) {
             sleep_until_rung();
             since = now_ns();
         }
@@ -135,6 +156,7 @@ static void provide(int num_helpers) {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     while (pool.num_helpers < num_helpers && pool.num_helpers < MAX_HELPERS) {
         pthread_t thread;
+        atomic_store(&pool.seen_on[pool.num_helpers], NO_CORE);
         if (pthread_create(&thread, NULL, help, (void *)(intptr_t)pool.num_helpers)) break;
         pthread_detach(thread);
         pool.num_helpers++;
@@ -153,7 +175,19 @@ static void wait_for_others(uint32_t count) {
     }
 }
 
+/* Spare helpers that stand on the calling thread's core go to another one. */
+static void send_away(int num_helpers) {
+    int here = sched_getcpu();
+    for (int i = 0; i < num_helpers && i < pool.num_helpers; i++) {
+        if (atomic_load(&pool.seen_on[i]) != here) continue;
+        cpu_set_t others = pool.cores;
+        CPU_CLR(here, &others);
+        if (CPU_COUNT(&others)) sched_setaffinity(pool.threads[i], sizeof others, &others);
+    }
+}
+
 static void run_region(chunk_work work, const void *task, int64_t num_chunks, int num_threads) {
+    send_away(num_threads - 1);
     pool.work = work;
     pool.task = task;
     atomic_store(&pool.num_done, 0);
