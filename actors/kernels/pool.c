@@ -116,7 +116,7 @@ static void *help(void *number) {
     int index = (int)(intptr_t)number, is_spare = index + 1 >= pool.num_own;
     int64_t patience = is_spare ? SPARE_AWAKE_NS : OWN_AWAKE_NS, since = now_ns();
     if (is_spare) become_spare(index);
-    for (int looks = 1;; looks++) {
+    for (unsigned looks = 1;; looks++) {
         if (index + 1 < atomic_load(&pool.width) && take_chunk()) {
             do {
                 if (is_spare) give_way();
@@ -166,7 +166,7 @@ static void provide(int num_helpers) {
 
 static void wait_for_others(uint32_t count) {
     int64_t since = now_ns();
-    for (int looks = 1; atomic_load(&pool.num_done) != count; looks++) {
+    for (unsigned looks = 1; atomic_load(&pool.num_done) != count; looks++) {
         relax();
         if (looks % LOOKS_PER_TIME || now_ns() - since < CALLER_AWAKE_NS) continue;
         atomic_store(&pool.caller_sleeps, 1);
