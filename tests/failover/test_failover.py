@@ -183,7 +183,7 @@ async def test_a_killed_ingress_leaves_nothing_at_the_dense_actors(group: Group,
         doomed.stdout.close()
 
 
-@served(1, max_batch_tokens=16384)
+@served(1, max_batch_tokens=32768)
 async def test_a_long_prefill_does_not_stop_the_beats(group: Group, service: Service) -> None:
     beats: list[float] = []
     reader, writer = await asyncio.open_connection("127.0.0.1", group.processes[0].port)
@@ -195,8 +195,8 @@ async def test_a_long_prefill_does_not_stop_the_beats(group: Group, service: Ser
             beats.append(time.monotonic())
 
     listening = asyncio.create_task(listen())
-    gaps: list[list[float]] = [[] for _ in range(8)]
-    prompts = [[5 + number] * 2000 for number in range(8)]
+    gaps: list[list[float]] = [[] for _ in range(16)]
+    prompts = [[5 + number] * 2000 for number in range(16)]
     await asyncio.gather(
         *(
             stream(service, gap, prompt=prompt, max_tokens=1)
@@ -242,7 +242,7 @@ async def test_a_draining_replica_refuses_new_requests_and_ends_the_rest_after_t
     short = asyncio.create_task(stream(service, max_tokens=20))
     long = asyncio.create_task(stream(service, max_tokens=1500))
     await asyncio.sleep(0.05)
-    group.tell(drain_seconds=0.8)
+    group.tell(drain_seconds=0.4)
     async with asyncio.timeout(1):
         while not service.is_draining:
             await asyncio.sleep(0.01)
