@@ -6,8 +6,9 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -61,6 +62,20 @@ def test_regions_of_changing_size_one_after_the_other(spare_thread: None) -> Non
             assert torch.equal(large(_rows(n, n)), many)
 
 
+def _answer_of_child(method: str, target: Callable[[multiprocessing.connection.Connection], None]) -> Any:
+    """What a child process sends, started by "fork" or "spawn"."""
+    context = multiprocessing.get_context(method)
+    ours, theirs = context.Pipe()
+    child = context.Process(target=target, args=(theirs,))  # type: ignore[attr-defined]
+    child.start()
+    try:
+        assert ours.poll(60), "the child does not answer"
+        return ours.recv()
+    finally:
+        child.join(10)
+        child.kill()
+
+
 def _sum_in_child(answer: multiprocessing.connection.Connection) -> None:
     answer.send(make_product(_weight())(_rows(1)).float().sum().item())
 
@@ -69,16 +84,7 @@ def _sum_in_child(answer: multiprocessing.connection.Connection) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_has_threads_of_its_own(spare_thread: None) -> None:
     expected = make_product(_weight())(_rows(1)).float().sum().item()
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-    child = context.Process(target=_sum_in_child, args=(theirs,))
-    child.start()
-    try:
-        assert ours.poll(60), "the child does not answer"
-        assert ours.recv() == expected
-    finally:
-        child.join(10)
-        child.kill()
+    assert _answer_of_child("fork", _sum_in_child) == expected
 
 
 def _send_a_spare_thread_away(answer: multiprocessing.connection.Connection) -> None:
@@ -105,17 +111,9 @@ def _send_a_spare_thread_away(answer: multiprocessing.connection.Connection) -> 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_a_spare_thread_on_the_callers_core_is_sent_to_another_one() -> None:
-    context = multiprocessing.get_context("spawn")  # In this process the pool may have threads already.
-    ours, theirs = context.Pipe()
-    child = context.Process(target=_send_a_spare_thread_away, args=(theirs,))
-    child.start()
-    try:
-        assert ours.poll(60), "the child does not answer"
-        core, allowed = ours.recv()
-        assert allowed == os.sched_getaffinity(0) - {core}
-    finally:
-        child.join(10)
-        child.kill()
+    # Not forked: in this process the pool may have threads already.
+    core, allowed = _answer_of_child("spawn", _send_a_spare_thread_away)
+    assert allowed == os.sched_getaffinity(0) - {core}
 
 
 def test_a_share_is_stretched_by_idle_cores_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@
  *
  * A helper beyond the process's share, a spare one, is of the class SCHED_IDLE (sched(7)): it gives way to every other thread of
  * the machine, so it may stay awake longer. A core that it keeps awake also answers a message sooner than one that was halted.
- * A thread in user mode is told to give way by an interrupt, which a virtual machine may deliver late, or by the next tick,
- * where the kernel is lazily preemptible: so a spare helper calls the kernel between chunks and while it looks, and has given way
- * when that returns. One that was left on the caller's own core would never run: the caller sends it to the others. */
+ * A thread in user mode gives way at an interrupt, and that may be late (in a virtual machine; at the next tick, under lazy
+ * preemption): so a spare helper calls the kernel between chunks and while it looks, and gives way before that returns, if
+ * somebody waits. One that was left on the caller's own core would never run: the caller sends it to the others. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
