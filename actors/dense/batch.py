@@ -2,19 +2,22 @@
 
 Legend: T tokens in the step, B decoding rows, S longest context among them.
 
-The step's rows are the chunks one after the other, those of one token (decode) first:
+The step's rows are the chunks one after the other, the narrow ones first:
 
-    rows      | d0 | d1 | d2 | p0 p0 p0 p0 | p1 p1 p1 |
-    decode      one attention for all       one attention per prefill chunk
+    rows      | d0 | d1 | d2 d2 d2 | p0 p0 p0 p0 | p1 p1 p1 |
+    decode      one attention for all narrow chunks, one attention per wide one
 
-A decoding chunk with drafts is a row for its token and one for each draft: for the attention sequences of their own, each
-a position longer than the one before, in the same blocks.
+A narrow chunk is one token (a sequence that decodes) or so few of a prompt that the model takes them the same way. Each of its
+tokens and drafts is a decoding row: for the attention sequences of their own, each a position longer than the one before, in
+the same blocks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +26,13 @@ import torch
 from actors.dense.scheduler import Chunk
 from actors.dense.to_device import to_device
 
+IsNarrow: TypeAlias = Callable[[Chunk], bool]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeRows:
-    """The first B rows: one token each, seen by no other row but drafts that follow it. Kernels find a sequence's cache rows
-    by its blocks."""
+    """The first B rows: one token or draft each. Kernels find a sequence's cache rows by its blocks, and write the keys and
+    values of all rows before they read any."""
 
     block_table: torch.Tensor
     """[B, M] int32: each row's blocks in order of position; what lies behind its end is not read."""
@@ -87,11 +92,20 @@ class StepBatch:
     prefills: tuple[PrefillRows, ...]
 
 
+def has_one_token(chunk: Chunk) -> bool:
+    """What every model takes as a decoding row."""
+    return chunk.num_tokens == 1
+
+
 def build_batch(
-    chunks: list[Chunk], block_size: int, sliding_window: int | None, device: torch.device
+    chunks: list[Chunk],
+    block_size: int,
+    sliding_window: int | None,
+    device: torch.device,
+    is_narrow: IsNarrow = has_one_token,
 ) -> StepBatch:
-    """Lay out the chunks, of which those of one token must come first."""
-    decodes = [chunk for chunk in chunks if chunk.num_tokens == 1]
+    """Lay out the chunks, of which the narrow ones must come first."""
+    decodes = [chunk for chunk in chunks if is_narrow(chunk)]
     assert chunks[: len(decodes)] == decodes
     token_ids: list[int] = []
     positions: list[int] = []
@@ -143,7 +157,7 @@ def _decode_rows(
     for chunk in chunks:
         behind, blocks = row + chunk.num_rows, chunk.sequence.blocks
         table[row:behind, : len(blocks)] = blocks
-        ends[row:behind] = range(chunk.end, chunk.end + chunk.num_rows)
+        ends[row:behind] = range(chunk.start + 1, chunk.start + chunk.num_rows + 1)
         row = behind
     starts = np.zeros_like(ends) if sliding_window is None else np.maximum(ends - sliding_window, 0)
     own = ends - 1

@@ -1,5 +1,5 @@
-"""A step in which every sequence decodes, on a CPU: one call of the kernels, exchanges included where the transport allows it,
-else one per layer.
+"""A step of narrow chunks, which decode or compute few tokens of a prompt, on a CPU: one call of the kernels, exchanges included
+where the transport allows it, else one per layer.
 
 The bits are those of the same operations taken one by one (`model.py`); what is saved is the time between them.
 """
@@ -18,6 +18,7 @@ from actors.dense.batch import StepBatch
 from actors.dense.kv_cache import KVCache
 from actors.dense.norm import norm_kernels
 from actors.dense.rope import Tables
+from actors.dense.scheduler import Chunk
 from actors.exchange.direct import DirectTurns
 from actors.exchange.interface import Exchange
 from actors.kernels.layer import LayerTask, LayerWeights, NormWeights, ProductWeights
@@ -27,6 +28,9 @@ from actors.linear import KernelProduct, Product
 
 _MAX_EXPERTS = 256
 """What the routing kernel takes."""
+_MOST_WORK = 1 << 22
+"""Of the attention of a narrow chunk: queries times positions times features of a query. A kernel that takes one query at a time
+reads its context anew for each; beyond this, that takes longer than what one call saves."""
 _UNFINISHED = 16
 """What the kernels return when they have stopped within a layer's exchange."""
 
@@ -69,10 +73,15 @@ class DecodeLayers:
             return None
         return DecodeLayers(kernels, config, layers)
 
+    def is_narrow(self, chunk: Chunk) -> bool:
+        """Whether the kernels are the fastest to take the chunk's tokens as decoding rows."""
+        work = chunk.num_tokens * chunk.end * self._config.num_heads * self._config.head_dim
+        return chunk.num_tokens == 1 or work <= _MOST_WORK
+
     def forward(
         self, x: torch.Tensor, batch: StepBatch, cache: KVCache, exchange: Exchange, tables: Tables
     ) -> torch.Tensor:
-        """As DenseModel.forward, for embedded tokens x [B, H] of a batch that only decodes. x is overwritten."""
+        """As DenseModel.forward, for embedded tokens x [B, H] of a batch of narrow chunks. x is overwritten."""
         if self._cache is not cache:
             self._cache = cache
             addresses = [self._addresses(i, cache) for i in range(len(self._layers))]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import DenseWeights, LayerWeights
 from actors.dense.attention import Attention
-from actors.dense.batch import StepBatch
+from actors.dense.batch import IsNarrow, StepBatch, has_one_token
 from actors.dense.captured import Experts, make_captured
 from actors.dense.decode_layers import DecodeLayers, Layer
 from actors.dense.kv_cache import KVCache
@@ -43,6 +43,10 @@ class DenseModel:
         self.captured = make_captured(config, self._compute, self.device)
         """Steps that are repeated as CUDA graphs; None where there are none."""
         self._decode_layers = DecodeLayers.make(config, self._layers, self.dtype, self.device)
+        self.is_narrow: IsNarrow = (
+            has_one_token if self._decode_layers is None else self._decode_layers.is_narrow
+        )
+        """Which chunks' tokens are to be decoding rows."""
         self._route = make_route(self.dtype, self.device)
         self._rope = RotaryEmbedding(config.rope, config.head_dim, self.device)
 

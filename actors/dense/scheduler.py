@@ -83,7 +83,7 @@ class Scheduler:
         self.pool.release(sequence)
 
     def plan(self, max_prefill_tokens: int | None = None) -> list[Chunk]:
-        """The next step, chunks of one token first; empty when there is nothing to compute.
+        """The next step; empty when there is nothing to compute.
 
         `max_prefill_tokens` bounds what a step computes of prompts where it has sequences that decode. Where the step
         fails and `commit` is not called, the next plan computes the same tokens again.
@@ -106,7 +106,7 @@ class Scheduler:
                 break
             chunks.append(chunk)
             budget -= chunk.num_tokens
-        return sorted(chunks, key=lambda chunk: chunk.num_tokens > 1)
+        return chunks
 
     def commit(self, chunks: list[Chunk]) -> None:
         """Take note that the step was computed."""

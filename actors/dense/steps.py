@@ -43,7 +43,9 @@ class Steps:
     def compute(self, chunks: list[Chunk], exchange: Exchange) -> Drawn:
         """Raises ExchangeError, and whatever a sequence that cannot be computed makes the model raise."""
         model = self._model
-        batch = build_batch(chunks, self._block_size, model.config.sliding_window, model.device)
+        chunks = sorted(chunks, key=model.is_narrow, reverse=True)
+        window = model.config.sliding_window
+        batch = build_batch(chunks, self._block_size, window, model.device, model.is_narrow)
         x = model.forward(batch, self._cache, exchange)
         ends = [chunk for chunk in chunks if chunk.samples]
         rows = [

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.reader import CheckpointReader
 from actors.checkpoint.weights import Norm, read_dense
-from actors.dense.batch import build_batch
+from actors.dense.batch import build_batch, has_one_token
 from actors.dense.decode_layers import DecodeLayers
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
@@ -38,7 +38,7 @@ class Part:
     dtype: torch.dtype
 
     def step(self, chunks: list[Chunk], cache: KVCache) -> torch.Tensor:
-        batch = build_batch(chunks, BLOCK_SIZE, self.config.sliding_window, CPU)
+        batch = build_batch(chunks, BLOCK_SIZE, self.config.sliding_window, CPU, self.model.is_narrow)
         return self.model.forward(batch, cache, LocalExchange(self.experts.forward))
 
 
@@ -82,6 +82,55 @@ def test_a_decoding_row_has_the_same_bits_whether_or_not_a_prompt_joins_its_step
     assert torch.equal(alone, joined[: len(last)])
     for row, chunk in enumerate(last):
         assert torch.equal(part.step([chunk], cache)[0], alone[row])
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 12, (12,), (5, 7), (3, 1, 8)], ids=str)
+def test_a_narrow_chunk_of_a_prompt_has_the_bits_of_its_tokens_one_by_one(
+    part: Part, sizes: tuple[int, ...]
+) -> None:
+    """Beyond the window, too; and those of other sequences in the step are their own."""
+    prompt, decoding = sequence(0, 12, 0), sequence(1, 9, 3)
+    expected = prefill_in_pieces(part, prompt, decoding, (1,) * 12)
+    assert torch.equal(prefill_in_pieces(part, prompt, decoding, sizes), expected)
+
+
+def prefill_in_pieces(
+    part: Part, prompt: Sequence, decoding: Sequence, sizes: tuple[int, ...]
+) -> torch.Tensor:
+    """Rows of the prompt's positions, then of the other sequence's in the last step."""
+    cache = KVCache(part.config, 6, BLOCK_SIZE, part.dtype, CPU)
+    length = len(decoding.prompt_ids)
+    part.step([Chunk(decoding, 0, length - 1)], cache)
+    rows, start = [], 0
+    for size in sizes:
+        narrow = Chunk(prompt, start, start + size)
+        assert part.model.is_narrow(narrow)
+        out = part.step([Chunk(decoding, length - 1, length), narrow], cache)
+        rows.append(out[1:])
+        start += size
+    return torch.cat((*rows, out[:1]))
+
+
+def test_a_narrow_chunk_computes_what_a_wide_one_does(part: Part) -> None:
+    if part.dtype == torch.bfloat16:
+        pytest.skip("scores that are rounded elsewhere may choose another expert")
+    prompt = sequence(0, 40, 0)
+    chunk = Chunk(prompt, 0, len(prompt.prompt_ids))
+    narrow, wide = (
+        part.model.forward(
+            build_batch([chunk], BLOCK_SIZE, part.config.sliding_window, CPU, is_narrow),
+            KVCache(part.config, len(prompt.blocks), BLOCK_SIZE, part.dtype, CPU),
+            LocalExchange(part.experts.forward),
+        )
+        for is_narrow in (part.model.is_narrow, has_one_token)
+    )
+    torch.testing.assert_close(narrow, wide, rtol=1e-4, atol=1e-4)
+
+
+def test_long_contexts_are_wide(part: Part) -> None:
+    made = sequence(0, 100_000, 0)
+    assert part.model.is_narrow(Chunk(made, 99_999, 100_000))
+    assert not part.model.is_narrow(Chunk(made, 99_900, 100_000))
 
 
 def test_another_cache_is_another_cache(part: Part) -> None:
