@@ -8,10 +8,12 @@ All results come to the host in one piece of float64, which holds ids, ranks and
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
 
 import torch
 
+from actors.dense.choice import make_choose
 from actors.dense.random_draw import uniform
 from actors.dense.sampler import Sample, adjust, sample
 from actors.dense.sequence import Sequence
@@ -19,12 +21,12 @@ from actors.dense.to_device import to_device
 from actors.messages import TokenLogprobs
 
 Sampler: TypeAlias = Callable[[torch.Tensor, list[Sequence], tuple[int, ...]], list[Sample]]
-"""What `sample` is."""
+"""`sample` for one way to choose."""
 
 
 def make_sampler(device: torch.device) -> Sampler:
     """The sampler for logits on this device."""
-    return sample if device.type == "cpu" else sample_on_device
+    return partial(sample, make_choose()) if device.type == "cpu" else sample_on_device
 
 
 @torch.inference_mode()

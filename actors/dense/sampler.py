@@ -2,9 +2,8 @@
 
 Legend: B rows (sequences that sample in this step), V vocabulary.
 
-A row's logits go through: minimum length, penalties, bias, temperature, then the filters min_p, top_k, top_p, and one
-draw by inverting the cumulated probabilities in order of token id. Reported log-probabilities are the model's own,
-before all of that.
+A row's logits go through: minimum length, penalties, bias, then the choice (`choice.py`): temperature, filters and one draw.
+Reported log-probabilities are the model's own, before all of that.
 """
 
 from __future__ import annotations
@@ -14,13 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from actors.dense.random_draw import uniform
+from actors.dense.choice import Choose
 from actors.dense.sequence import Sequence
 from actors.dense.to_device import to_device
 from actors.messages import SamplingParams, TokenLogprobs
-
-_NUM_CANDIDATES = 1024
-"""Enough of the most likely tokens for nearly every top_p; only where they do not reach it is the whole row sorted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +28,11 @@ class Sample:
 
 
 @torch.inference_mode()
-def sample(logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, ...]) -> list[Sample]:
+def sample(
+    choose: Choose, logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, ...]
+) -> list[Sample]:
     """One token per row of logits [B, V] float32, for the position after each sequence's last token."""
-    adjusted = adjust(logits, sequences, eos_token_ids)
-    token_ids: list[int] = adjusted.argmax(dim=-1).tolist()
-    for row, sequence in enumerate(sequences):
-        if sequence.params.temperature > 0:
-            draw = uniform(sequence.params.seed, sequence.num_tokens)
-            token_ids[row] = _draw(adjusted[row], sequence.params, draw)
+    token_ids = choose(adjust(logits, sequences, eos_token_ids), sequences)
     reports: list[TokenLogprobs | None] = [None] * len(sequences)
     for row, sequence in enumerate(sequences):
         if sequence.params.logprobs is not None:
@@ -109,34 +102,3 @@ def _penalise(row: torch.Tensor, sequence: Sequence) -> None:
         seen = to_device(torch.tensor(list(times)), row.device)
         counts = to_device(torch.tensor(list(times.values())), row.device)
         row[seen] -= params.frequency_penalty * counts + params.presence_penalty
-
-
-def _draw(row: torch.Tensor, params: SamplingParams, draw: float) -> int:
-    """The token whose share of the cumulated probability [0, 1) contains `draw`."""
-    probabilities = _filter(torch.softmax(row / params.temperature, dim=-1), params)
-    cumulated = probabilities.double().cumsum(dim=-1)
-    index = int(torch.searchsorted(cumulated, draw * cumulated[-1], right=True))
-    if index < len(row) and probabilities[index] > 0:
-        return index
-    return int(probabilities.argmax())  # rounding at the upper end
-
-
-def _filter(probabilities: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """Probabilities [V] with those outside min_p, then top_k, then top_p set to 0; not renormalised."""
-    kept = probabilities
-    if params.min_p > 0:
-        kept = kept.where(kept >= params.min_p * kept.max(), 0)
-    if 0 < params.top_k < len(kept):
-        kept = _only(kept, kept.topk(params.top_k).indices)
-    if params.top_p < 1:
-        enough = params.top_p * kept.sum()
-        best, token_ids = kept.topk(min(_NUM_CANDIDATES, len(kept)))
-        if best.sum() < enough:
-            best, token_ids = kept.sort(descending=True, stable=True)
-        likelier = best.cumsum(dim=-1) - best
-        kept = _only(kept, token_ids[likelier < enough])
-    return kept
-
-
-def _only(probabilities: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(probabilities).index_copy_(0, token_ids, probabilities[token_ids])

@@ -67,6 +67,13 @@ void phimoe_layer_norm(
     chosen()->norm(&t);
 }
 
+/* logits [B, V], filters and token_ids [B]. */
+int phimoe_sample(
+    const float *logits, const sample_filters *filters, int64_t *token_ids, int64_t B, int64_t V, int num_threads) {
+    sample_task t = {logits, filters, token_ids, B, V, num_threads};
+    return chosen()->sample(&t);
+}
+
 int phimoe_decode_layer(const layer_task *task, const layer_weights *weights) { return chosen()->layer(task, weights); }
 
 int phimoe_decode_step(

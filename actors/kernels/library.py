@@ -46,6 +46,11 @@ class Kernels:
         """(x, gain, shift, out, num_rows, hidden_size, eps, is_bf16); hidden_size is a multiple of 16."""
         self.layer_norm.argtypes = [_POINTER] * 4 + [_COUNT] * 2 + [ctypes.c_float, _INT]
         self.layer_norm.restype = None
+        self.sample = library.phimoe_sample
+        """(logits, filters, token_ids, num_rows, vocabulary, num_threads) -> 0, 3 out of memory; logits are float32, filters
+        float64 [num_rows, 5]: temperature, top_k, top_p, min_p, draw."""
+        self.sample.argtypes = [_POINTER] * 3 + [_COUNT] * 2 + [_INT]
+        self.sample.restype = _INT
         self.decode_layer = library.phimoe_decode_layer
         """(step, layer) -> 0, 3 out of memory; addresses of the structures of `actors.kernels.layer`."""
         self.decode_layer.argtypes = [_POINTER] * 2

@@ -70,6 +70,22 @@ typedef struct {
     int is_bf16;
 } norm_task;
 
+/* How a row's token is drawn; actors/dense/choice.py has the same fields. */
+typedef struct {
+    double temperature; /* 0: the likeliest, and nothing else counts */
+    double top_k;       /* 0: no bound */
+    double top_p, min_p;
+    double draw; /* in [0, 1) */
+} sample_filters;
+
+typedef struct {
+    const float *logits; /* [B, V] */
+    const sample_filters *filters; /* [B] */
+    int64_t *token_ids; /* [B]: out */
+    int64_t num_rows, V;
+    int num_threads;
+} sample_task;
+
 typedef struct {
     const void *packed;
     const float *bias; /* or NULL */
@@ -124,6 +140,7 @@ typedef struct {
     int (*experts)(const experts_task *); /* DONE or what is wrong */
     void (*attention)(const attention_task *);
     void (*norm)(const norm_task *);
+    int (*sample)(const sample_task *); /* DONE or NO_MEMORY */
     int (*layer)(const layer_task *, const layer_weights *); /* DONE or NO_MEMORY */
     int (*step)(layer_task *, const layer_weights *, int64_t, turn_task *, int64_t *);
 } kernel_table;

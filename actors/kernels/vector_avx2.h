@@ -22,6 +22,7 @@ INLINE vec v_mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
 INLINE vec v_div(vec a, vec b) { return _mm256_div_ps(a, b); }
 INLINE vec v_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vec v_max(vec a, vec b) { return _mm256_max_ps(a, b); }
+INLINE vec v_above(vec a, vec b) { return _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), a); } /* a where a > b, else 0 */
 INLINE float v_first(vec v) { return _mm256_cvtss_f32(v); }
 
 INLINE float v_sum(vec v) {

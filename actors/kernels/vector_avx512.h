@@ -23,6 +23,7 @@ INLINE vec v_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
 INLINE vec v_div(vec a, vec b) { return _mm512_div_ps(a, b); }
 INLINE vec v_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vec v_max(vec a, vec b) { return _mm512_max_ps(a, b); }
+INLINE vec v_above(vec a, vec b) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), a); } /* a where a > b, else 0 */
 INLINE float v_first(vec v) { return _mm512_cvtss_f32(v); }
 INLINE float v_sum(vec v) { return _mm512_reduce_add_ps(v); }
 INLINE float v_highest(vec v) { return _mm512_reduce_max_ps(v); }

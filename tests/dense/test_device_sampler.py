@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from actors.dense.choice import Choose, choose_by_torch, make_choose
 from actors.dense.device_sampler import make_sampler, sample_on_device
 from actors.dense.sampler import sample
 from actors.dense.sequence import Sequence
 from actors.messages import SamplingParams
+from tests.dense.choices import CHOICES
 
 VOCABULARY, EOS = 2000, (5, 9)
 CUDA = pytest.param(
@@ -50,12 +53,13 @@ def random_sequence(draw: random.Random) -> Sequence:
     )
 
 
+@pytest.mark.parametrize("choose", CHOICES)
 @pytest.mark.parametrize("device", ["cpu", CUDA])
-def test_it_draws_what_the_other_draws(device: str) -> None:
+def test_it_draws_what_the_other_draws(device: str, choose: Choose) -> None:
     draw = random.Random(1)
     sequences = [random_sequence(draw) for _ in range(300)]
     logits = torch.randn(len(sequences), VOCABULARY, generator=torch.Generator().manual_seed(2)) * 3
-    expected = sample(logits, sequences, EOS)
+    expected = sample(choose, logits, sequences, EOS)
     drawn = sample_on_device(logits.to(device), sequences, EOS)
     assert [one.token_id for one in drawn] == [one.token_id for one in expected]
     for one, other in zip(drawn, expected, strict=True):
@@ -108,10 +112,11 @@ def test_nothing_but_the_result_is_asked_of_the_device() -> None:
         sample_on_device(logits, sequences, EOS)
     assert waits.seen == []
     with CountWaits() as waits:
-        sample(logits, sequences, EOS)
+        sample(choose_by_torch, logits, sequences, EOS)
     assert len(waits.seen) > 10
 
 
 def test_the_device_chooses_the_sampler() -> None:
-    assert make_sampler(torch.device("cpu")) is sample
+    by_cpu = make_sampler(torch.device("cpu"))
+    assert isinstance(by_cpu, partial) and (by_cpu.func, by_cpu.args) == (sample, (make_choose(),))
     assert make_sampler(torch.device("cuda")) is sample_on_device

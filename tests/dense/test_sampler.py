@@ -8,13 +8,27 @@ from typing import Any
 import pytest
 import torch
 
+from actors.dense.choice import Choose, choose_by_torch
 from actors.dense.random_draw import philox, uniform
-from actors.dense.sampler import sample, token_logprobs
+from actors.dense.sampler import Sample, token_logprobs
+from actors.dense.sampler import sample as sample_by
 from actors.dense.sequence import Sequence
 from actors.messages import SamplingParams
+from tests.dense.choices import CHOICES
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
 EOS = (5,)
+_choose: Choose = choose_by_torch
+
+
+@pytest.fixture(autouse=True, params=CHOICES)
+def _each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything here holds for every way to choose."""
+    monkeypatch.setattr(f"{__name__}._choose", request.param)
+
+
+def sample(logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, ...]) -> list[Sample]:
+    return sample_by(_choose, logits, sequences, eos_token_ids)
 
 
 def draw(

@@ -1,0 +1,94 @@
+"""The token of each row of logits, on a CPU: the likeliest, or one drawn at random. By the project's kernels or by torch.
+
+Legend: B rows, V vocabulary.
+
+The filters min_p, top_k and top_p keep a first part, each of what the one before has left, of the tokens in order of falling
+probability; the draw inverts the cumulated probabilities in order of token id. A row's token depends on that row alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+from actors.dense.random_draw import uniform
+from actors.dense.sequence import Sequence
+from actors.kernels.library import load
+from actors.kernels.threads import num_threads
+from actors.messages import SamplingParams
+
+Choose: TypeAlias = Callable[[torch.Tensor, list[Sequence]], list[int]]
+"""(scores [B, V] float32, the sequences whose next tokens they are) -> token ids [B]."""
+
+_NUM_CANDIDATES = 1024
+"""Enough of the most likely tokens for nearly every top_p; only where they do not reach it is the whole row sorted."""
+
+
+def make_choose() -> Choose:
+    """By kernels, where there are some."""
+    return choose_by_torch if load() is None else choose_by_kernels
+
+
+def choose_by_kernels(scores: torch.Tensor, sequences: list[Sequence]) -> list[int]:
+    """Where `load` has a library. A score that is no number is never chosen while there are others."""
+    kernels = load()
+    assert kernels is not None
+    scores = scores.contiguous()
+    filters = torch.tensor([_filters(sequence) for sequence in sequences], dtype=torch.float64)
+    token_ids = torch.empty(len(sequences), dtype=torch.int64)
+    if kernels.sample(
+        scores.data_ptr(), filters.data_ptr(), token_ids.data_ptr(), *scores.shape, num_threads()
+    ):
+        raise MemoryError(f"no memory for the choice among {scores.shape[1]} tokens")
+    chosen: list[int] = token_ids.tolist()
+    return chosen
+
+
+def _filters(sequence: Sequence) -> tuple[float, float, float, float, float]:
+    """As the kernel takes them."""
+    params = sequence.params
+    is_random = params.temperature > 0
+    draw = uniform(params.seed, sequence.num_tokens) if is_random else 0.0
+    return params.temperature, max(params.top_k, 0), params.top_p, params.min_p, draw
+
+
+def choose_by_torch(scores: torch.Tensor, sequences: list[Sequence]) -> list[int]:
+    token_ids: list[int] = scores.argmax(dim=-1).tolist()
+    for row, sequence in enumerate(sequences):
+        if sequence.params.temperature > 0:
+            draw = uniform(sequence.params.seed, sequence.num_tokens)
+            token_ids[row] = _draw(scores[row], sequence.params, draw)
+    return token_ids
+
+
+def _draw(row: torch.Tensor, params: SamplingParams, draw: float) -> int:
+    """The token whose share of the cumulated probability [0, 1) contains `draw`."""
+    probabilities = _filter(torch.softmax(row / params.temperature, dim=-1), params)
+    cumulated = probabilities.double().cumsum(dim=-1)
+    index = int(torch.searchsorted(cumulated, draw * cumulated[-1], right=True))
+    if index < len(row) and probabilities[index] > 0:
+        return index
+    return int(probabilities.argmax())  # rounding at the upper end
+
+
+def _filter(probabilities: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """Probabilities [V] with those outside min_p, then top_k, then top_p set to 0; not renormalised."""
+    kept = probabilities
+    if params.min_p > 0:
+        kept = kept.where(kept >= params.min_p * kept.max(), 0)
+    if 0 < params.top_k < len(kept):
+        kept = _only(kept, kept.topk(params.top_k).indices)
+    if params.top_p < 1:
+        enough = params.top_p * kept.sum()
+        best, token_ids = kept.topk(min(_NUM_CANDIDATES, len(kept)))
+        if best.sum() < enough:
+            best, token_ids = kept.sort(descending=True, stable=True)
+        likelier = best.cumsum(dim=-1) - best
+        kept = _only(kept, token_ids[likelier < enough])
+    return kept
+
+
+def _only(probabilities: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(probabilities).index_copy_(0, token_ids, probabilities[token_ids])
