@@ -21,7 +21,10 @@ _FORGET = 0.97
 """What a step counts for when the next one is over: the line follows some thirty steps."""
 _MOST_OUTLIER = 2.0
 _GUESSED_ROW_COST = 0.5
-"""Of a step of one row: what a further row costs before any step had more. On the safe side."""
+"""Of what a step takes per row: what a further row costs while steps do not differ in rows. On the safe side."""
+_DOUBT = 0.01
+"""By how much of the difference what was learnt of a further row goes back to the guess with every such step: a price that chance
+has made so high that no draft is tried would else stand for ever."""
 _PRIOR_ROWS = 1.0
 """How much the slope of before counts beside the steps since, as a variance of rows: where all steps have equally many
 rows, these say nothing of the slope."""
@@ -38,6 +41,8 @@ class StepCost:
         self._mean_seconds = 0.0
         self._variance = 0.0
         self._covariance = 0.0
+        self._row_cost = _GUESSED_ROW_COST
+        """Seconds of a further row over those per row."""
         self.per_row = 0.0
         """Seconds that one more row takes."""
 
@@ -52,9 +57,7 @@ class StepCost:
 
     def note(self, num_rows: int, seconds: float) -> None:
         """A step with so many rows took so long."""
-        if not self.is_known:
-            self.per_row = _GUESSED_ROW_COST * seconds / num_rows
-        else:
+        if self.is_known:
             # A step that waited for an expert actor says nothing of the next one.
             seconds = min(seconds, _MOST_OUTLIER * self.seconds(num_rows))
         self._weight = _FORGET * self._weight + 1
@@ -65,8 +68,13 @@ class StepCost:
         self._variance = (1 - share) * (self._variance + share * rows_off * rows_off)
         self._covariance = (1 - share) * (self._covariance + share * rows_off * seconds_off)
         prior = share * _PRIOR_ROWS
-        slope = (self._covariance + prior * self.per_row) / (self._variance + prior)
+        if self._variance < prior:
+            self._row_cost += _DOUBT * (_GUESSED_ROW_COST - self._row_cost)
+        expected = self._row_cost * self.seconds_per_row
+        slope = (self._covariance + prior * expected) / (self._variance + prior)
         self.per_row = min(max(slope, 0.0), self.seconds_per_row)
+        if self.seconds_per_row > 0:
+            self._row_cost = self.per_row / self.seconds_per_row
 
     @property
     def seconds_per_row(self) -> float:

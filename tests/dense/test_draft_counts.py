@@ -79,6 +79,21 @@ def test_before_any_step_was_measured_there_are_no_drafts() -> None:
     assert draft_counts([1.0], [8], 100, StepCost()) == [0]
 
 
+def test_a_slow_first_step_makes_no_row_dear_for_ever() -> None:
+    cost = StepCost()
+    for seconds in (0.2, *[0.01] * 100):
+        cost.note(1, seconds)
+    assert draft_counts([0.9], [8], 100, cost)[0] >= 1
+
+
+def test_a_price_at_which_no_draft_is_tried_is_forgotten_in_the_end() -> None:
+    cost = cost_of(0.0, 0.01)
+    assert draft_counts([0.95], [8], 100, cost) == [0]
+    for _ in range(400):
+        cost.note(1, 0.01)
+    assert draft_counts([0.95], [8], 100, cost)[0] >= 1
+
+
 def test_the_line_follows_a_machine_that_becomes_slower() -> None:
     cost, draw = cost_of(0.02, 0.005), random.Random(1)
     for _ in range(150):
