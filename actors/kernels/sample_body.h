@@ -158,15 +158,15 @@ static int cut_off(const share_row *r, const share_slices *s, int64_t most, doub
 static int apply_filters(const share_row *r, const sample_filters *f, share_cut *cut) {
     *cut = (share_cut){0, -1};
     if (f->min_p > 0) *cut = (share_cut){(float)f->min_p, r->V};
-    int has_top_k = f->top_k > 0 && f->top_k < r->V, has_top_p = f->top_p < 1;
-    if (!has_top_k && !has_top_p) return DONE;
+    int64_t most = f->top_k > 0 && f->top_k < r->V ? (int64_t)f->top_k : r->V;
+    int has_top_p = f->top_p < 1;
+    if (most == r->V && !has_top_p) return DONE;
     share_slices slices;
     slice_shares(r, cut, &slices);
     share_cut by_count = *cut, by_sum = *cut;
     double sum = 0, ignored;
-    if (cut_off(r, &slices, has_top_k ? (int64_t)f->top_k : r->V, INFINITY, &by_count, &sum)) return NO_MEMORY;
-    if (has_top_p && cut_off(r, &slices, has_top_k ? (int64_t)f->top_k : r->V, f->top_p * sum, &by_sum, &ignored))
-        return NO_MEMORY;
+    if (cut_off(r, &slices, most, INFINITY, &by_count, &sum)) return NO_MEMORY;
+    if (has_top_p && cut_off(r, &slices, most, f->top_p * sum, &by_sum, &ignored)) return NO_MEMORY;
     *cut = has_top_p ? by_sum : by_count;
     return DONE;
 }
