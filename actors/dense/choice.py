@@ -81,7 +81,8 @@ def _filter(probabilities: torch.Tensor, params: SamplingParams) -> torch.Tensor
     if 0 < params.top_k < len(kept):
         kept = _only(kept, kept.topk(params.top_k).indices)
     if params.top_p < 1:
-        enough = params.top_p * kept.sum()
+        # The likeliest always stays.
+        enough = (params.top_p * kept.sum()).clamp_min(torch.finfo(kept.dtype).tiny)
         best, token_ids = kept.topk(min(_NUM_CANDIDATES, len(kept)))
         if best.sum() < enough:
             best, token_ids = kept.sort(descending=True, stable=True)

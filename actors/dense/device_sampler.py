@@ -91,7 +91,9 @@ def _only_best(probabilities: torch.Tensor, top_k: torch.Tensor, top_p: torch.Te
     best, token_ids = probabilities.sort(dim=-1, descending=True, stable=True)
     best = best.where(torch.arange(best.shape[1], device=best.device) < top_k, 0)
     likelier = best.double().cumsum(dim=-1) - best
-    is_kept = (likelier < top_p * best.sum(dim=-1, keepdim=True)) | (top_p >= 1)
+    # The likeliest always stays.
+    enough = (top_p * best.sum(dim=-1, keepdim=True)).clamp_min(torch.finfo(best.dtype).tiny)
+    is_kept = (likelier < enough) | (top_p >= 1)
     return torch.zeros_like(best).scatter_(1, token_ids, best.where(is_kept, 0))
 
 

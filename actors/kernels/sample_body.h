@@ -10,6 +10,7 @@
 
 #include "tasks.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -166,7 +167,8 @@ static int apply_filters(const share_row *r, const sample_filters *f, share_cut 
     share_cut by_count = *cut, by_sum = *cut;
     double sum = 0, ignored;
     if (cut_off(r, &slices, most, INFINITY, &by_count, &sum)) return NO_MEMORY;
-    if (has_top_p && cut_off(r, &slices, most, f->top_p * sum, &by_sum, &ignored)) return NO_MEMORY;
+    double enough = fmax(f->top_p * sum, DBL_MIN); /* the likeliest always stays */
+    if (has_top_p && cut_off(r, &slices, most, enough, &by_sum, &ignored)) return NO_MEMORY;
     *cut = has_top_p ? by_sum : by_count;
     return DONE;
 }

@@ -141,6 +141,14 @@ def test_no_number_is_no_candidate(params: dict[str, float]) -> None:
     assert choose_by_kernels(torch.full((1, 40), math.nan), rows[:1]) == [0]
 
 
+@pytest.mark.parametrize("choose", CHOICES)
+@pytest.mark.parametrize("top_p", [0.0, 1e-300])
+def test_the_narrowest_filter_leaves_the_likeliest(choose: Choose, top_p: float) -> None:
+    logits = torch.randn(20, 300, generator=torch.Generator().manual_seed(1))
+    rows = [sequence(SamplingParams(max_tokens=9, seed=seed, top_p=top_p)) for seed in range(20)]
+    assert choose(logits, rows) == logits.argmax(dim=-1).tolist()
+
+
 @NO_KERNELS
 @pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-6])
 def test_the_coldest_temperatures_take_the_likeliest(temperature: float) -> None:

@@ -87,6 +87,17 @@ def test_draws_follow_the_distribution_that_the_filters_leave() -> None:
     assert set(counts) == {0, 1, 2}
 
 
+def test_the_narrowest_filter_leaves_the_likeliest() -> None:
+    logits = torch.randn(20, 300, generator=torch.Generator().manual_seed(1))
+    params = [SamplingParams(max_tokens=9, seed=seed, top_p=0.0) for seed in range(20)]
+    sequences = [
+        Sequence(sequence_id="a", owner=0, prompt_ids=[0], output_ids=[], params=one, arrival=0)
+        for one in params
+    ]
+    drawn = [one.token_id for one in sample_on_device(logits, sequences, EOS)]
+    assert drawn == logits.argmax(dim=-1).tolist()
+
+
 WAITING = ("item", "is_nonzero", "_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2")
 
 
