@@ -88,8 +88,8 @@ def _time(options: argparse.Namespace, built: Built) -> Figures:
 
         def measure(name: str = name, size: int = size) -> Timing:
             if name == "decode":
-                return time_decode(built, device, size, options.context, repeats)
-            return time_prefill(built, device, size, chunk, max(1, repeats // 4))
+                return time_decode(built, device, size, options.context, repeats, options.kernels)
+            return time_prefill(built, device, size, chunk, max(1, repeats // 4), options.kernels)
 
         rows.append(
             {"work": name, "size": size} | _or_out_of_memory(lambda: measure().as_json(), built.device)
@@ -158,6 +158,8 @@ def _say_timing(row: Figures) -> None:
             f"{float(str(row['tokens_per_second'])):10.1f} tokens/s"
         )
     _say(text)
+    for kernel in row.get("kernels", []):
+        _say(f"{1e3 * kernel['seconds']:21.3f} ms {kernel['num_launches']:6} x {kernel['name'][:80]}")
 
 
 def _say(text: str) -> None:

@@ -8,6 +8,7 @@ from actors.dense.device_sampler import make_sampler
 from actors.dense.scheduler import Chunk
 from actors.gpu_check.build import Built, Rows, last_token
 from actors.gpu_check.clock import median_seconds
+from actors.gpu_check.profile import KernelTime, kernel_times
 from actors.gpu_check.recorder import Recorder
 from actors.gpu_check.work import Device, Work, step_work
 
@@ -23,13 +24,17 @@ class Timing:
     limit_seconds: float
     num_experts_per_layer: float | None
     """With rows, on average over the layers; None for prompts."""
+    kernels: list[KernelTime]
+    """Of one repetition, the longest first; empty where they were not asked for."""
 
     def as_json(self) -> dict[str, object]:
         rate = self.num_tokens / self.seconds
         return asdict(self) | {"tokens_per_second": rate, "share_of_limit": self.limit_seconds / self.seconds}
 
 
-def time_decode(built: Built, device: Device, batch: int, context: int, num_repeats: int) -> Timing:
+def time_decode(
+    built: Built, device: Device, batch: int, context: int, num_repeats: int, with_kernels: bool
+) -> Timing:
     """A step in which `batch` sequences decode the token behind `context` others: from the host's lists of tokens to the
     sampled ids on the host, greedy. It is computed over and over with the same tokens."""
     rows = Rows(built.config)
@@ -53,11 +58,12 @@ def time_decode(built: Built, device: Device, batch: int, context: int, num_repe
         seconds=median_seconds(step, built.device, num_repeats),
         limit_seconds=work.limit_seconds(device),
         num_experts_per_layer=num_experts / built.config.num_layers,
+        kernels=kernel_times(step, built.device) if with_kernels else [],
     )
 
 
 def time_prefill(
-    built: Built, device: Device, num_tokens: int, chunk_tokens: int, num_repeats: int
+    built: Built, device: Device, num_tokens: int, chunk_tokens: int, num_repeats: int, with_kernels: bool
 ) -> Timing:
     """One prompt, chunk by chunk, and the first token's id on the host."""
     rows = Rows(built.config)
@@ -84,4 +90,5 @@ def time_prefill(
         seconds=median_seconds(prompt, built.device, num_repeats),
         limit_seconds=work.limit_seconds(device),
         num_experts_per_layer=None,
+        kernels=kernel_times(prompt, built.device) if with_kernels else [],
     )

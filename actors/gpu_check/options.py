@@ -39,6 +39,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--skip", action="append", choices=PARTS, default=[], help="may be given several times"
     )
+    parser.add_argument("--kernels", action="store_true", help="print what each kernel takes (CUDA only)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     options = parser.parse_args(arguments)
     config = preset_config(options.preset)
