@@ -3,6 +3,7 @@
 CPU with AVX-512 (bfloat16) or AVX2,     the project's own kernels (`actors.kernels`): a row's result is the same bits
 bfloat16 or float32                      whatever rows are computed beside it
 other CPU, where oneDNN takes the dtype   oneDNN's packed layout: up to twice as fast as `F.linear` at decode batch sizes
+CUDA with Triton                         a kernel of the project for a single row, F.linear for more
 otherwise                                F.linear
 """
 
@@ -14,6 +15,7 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
+from actors.gpu.available import has_triton
 from actors.kernels.library import Kernels, kernels_for, pack
 from actors.kernels.threads import num_threads
 
@@ -24,7 +26,7 @@ Product: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 def make_product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
     """The product with weight [out, in] and bias [out]. On a CPU it holds a copy of its own; drop the original."""
     if weight.device.type != "cpu":
-        return _plain(weight.contiguous(), bias)
+        return DeviceProduct(weight.contiguous(), bias)
     kernels = kernels_for(weight.dtype, weight.shape[1])
     if kernels is not None:
         return KernelProduct(kernels, weight, bias)
@@ -36,10 +38,12 @@ def make_product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Prod
 def product_name(dtype: torch.dtype, device: torch.device, quantization: str | None = None) -> str:
     """What `make_product` chooses, for people: "avx512", "avx2", "onednn" or "torch".
 
-    With quantized weights (`actors.expert`) "avx2 int8" and the like.
+    With quantized weights (`actors.expert`) "avx2 int8" and the like, on CUDA "triton int8".
     """
     if quantization is not None:
-        kernels = kernels_for(dtype) if device.type == "cpu" else None
+        if device.type != "cpu":
+            return f"triton {quantization}"
+        kernels = kernels_for(dtype)
         return f"{'torch' if kernels is None else kernels.name} {quantization}"
     if device.type != "cpu":
         return "torch"
@@ -59,6 +63,25 @@ def _has_packed_products(dtype: torch.dtype) -> bool:
 
 def _plain(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
     return lambda x: F.linear(x, weight, bias)
+
+
+class DeviceProduct:
+    """A product on a device other than a CPU."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.weight, self._bias = weight, bias
+        self._one_row = _one_row() if has_triton(weight.device) else None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self._one_row is not None and x.shape[0] == 1:
+            return self._one_row(x, self.weight, self._bias)
+        return F.linear(x, self.weight, self._bias)
+
+
+def _one_row() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]:
+    from actors.gpu.linear import one_row
+
+    return one_row
 
 
 class KernelProduct:

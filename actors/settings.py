@@ -49,7 +49,7 @@ class DenseSettings:
     dtype: str = "auto"
     """"auto" (as stored), "bfloat16", "float16" or "float32"."""
     expert_quantization: str | None = None
-    """"int8" or "int4", for experts that this actor computes itself; None is as stored."""
+    """One of `actors.checkpoint.quantization.KINDS`, for experts that this actor computes itself; None is as stored."""
     device: str = "cpu"
     num_threads: int = 1
     max_model_len: int | None = None
@@ -83,7 +83,7 @@ class ExpertSettings:
     exchange: ExchangeSettings
     dtype: str = "auto"
     expert_quantization: str | None = None
-    """"int8" or "int4"; None is as stored."""
+    """One of `actors.checkpoint.quantization.KINDS`; None is as stored."""
     device: str = "cpu"
     num_threads: int = 1
     node_ip: str = "127.0.0.1"

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from actors.checkpoint.presets import PRESETS
+from actors.checkpoint.quantization import KINDS
 from actors.errors import CheckpointError
 
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (default: 0)")
     parser.add_argument(
         "--expert-quantization",
-        choices=("int8", "int4"),
+        choices=tuple(KINDS),
         help="write the experts' matrices quantized, in compressed-tensors' format",
     )
 

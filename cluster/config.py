@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from actors.checkpoint.quantization import KINDS, check_device
+
 NUM_EXPERTS = 16
 """Logical experts of a PhiMoE layer; the most expert actors that can have work."""
 
@@ -113,13 +115,13 @@ class ClusterConfig:
     )
     expert_quantization: str | None = _option(
         None,
-        "hold the experts' matrices in so many bits, on CPUs: int8 or int4; none is as stored",
-        choices=("int8", "int4"),
+        "hold the experts' matrices in so few bits: int8, int4 (cpu alone) or fp8 (cuda alone); none is as stored",
+        choices=tuple(KINDS),
         actors=True,
     )
     device: str = _option(
         "auto",
-        "auto is cuda where the cluster has a GPU for every actor, else cpu",
+        "auto is cuda where the cluster has a GPU for every actor and expert_quantization allows it, else cpu",
         choices=("auto", "cpu", "cuda"),
         actors=True,
     )
@@ -260,10 +262,9 @@ class ClusterConfig:
                 f"expert_replicas is {self.expert_replicas}, expected at most {max(1, self.num_expert_actors)}, "
                 f"the number of expert actors"
             )
-        if self.expert_quantization is not None and self.device == "cuda":
-            raise ValueError(
-                f"expert_quantization is {self.expert_quantization!r}, which needs device cpu, not cuda"
-            )
+        if self.expert_quantization is not None and self.device != "auto":
+            subject = f"expert_quantization is {self.expert_quantization!r}"
+            check_device(subject, self.expert_quantization, self.device)
         if self.port == self.grpc_port:
             raise ValueError(f"grpc_port is {self.grpc_port}, the same as port")
         self._check_tls()

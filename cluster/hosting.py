@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from actors.checkpoint.quantization import KINDS
 from actors.settings import DenseSettings, ExchangeSettings, ExpertSettings, ModelSource
 from cluster.config import ClusterConfig
 from cluster.environment import hub_token
@@ -67,22 +68,25 @@ def model_source(config: ClusterConfig) -> ModelSource:
 
 
 def choose_device(config: ClusterConfig, fleet: Fleet, num_experts: int) -> str:
-    """ "cpu" or "cuda". Raises ValueError where cuda is asked for and there are not enough GPUs, or where auto is cuda and
-    the experts are to be quantized."""
+    """ "cpu" or "cuda"; with auto one that serves the experts' quantization, cuda where there is a choice.
+
+    Raises ValueError where cuda is asked for, by name or by a quantization that cuda alone serves, and there are not
+    enough GPUs.
+    """
     wanted = (config.dense_actors + num_experts) * config.gpus_per_actor
-    if config.device == "cuda" and fleet.num_gpus < wanted:
-        raise ValueError(
-            f"device is 'cuda', but the cluster has {fleet.num_gpus:g} GPUs and the actors need {wanted:g}"
-        )
+    has_gpus = fleet.num_gpus >= wanted
+    shortage = f"but the cluster has {fleet.num_gpus:g} GPUs and the actors need {wanted:g}"
+    if config.device == "cuda" and not has_gpus:
+        raise ValueError(f"device is 'cuda', {shortage}")
     if config.device != "auto":
         return config.device
-    if fleet.num_gpus < wanted:
-        return "cpu"
-    if config.expert_quantization is not None:
-        raise ValueError(
-            f"expert_quantization is {config.expert_quantization!r}, which needs device cpu, but device auto is cuda here"
-        )
-    return "cuda"
+    kind = config.expert_quantization
+    devices = ("cpu", "cuda") if kind is None else KINDS[kind].devices
+    if has_gpus and "cuda" in devices:
+        return "cuda"
+    if "cpu" not in devices:
+        raise ValueError(f"expert_quantization is {kind!r}, which needs device cuda, {shortage}")
+    return "cpu"
 
 
 def plan_actors(

@@ -71,13 +71,18 @@ def test_an_unknown_key_is_named_with_the_closest_known_one(key: str, closest: s
         pytest.param({"exchange": "carrier"}, "exchange is 'carrier', expected one of links", id="no-choice"),
         pytest.param(
             {"expert_quantization": "int2"},
-            "expert_quantization is 'int2', expected one of int8, int4",
+            "expert_quantization is 'int2', expected one of int8, int4, fp8",
             id="no-such-quantization",
         ),
         pytest.param(
-            {"expert_quantization": "int8", "device": "cuda"},
-            "expert_quantization is 'int8', which needs device cpu, not cuda",
-            id="quantization-on-cuda",
+            {"expert_quantization": "int4", "device": "cuda"},
+            "expert_quantization is 'int4', which needs device cpu, not cuda",
+            id="int4-on-cuda",
+        ),
+        pytest.param(
+            {"expert_quantization": "fp8", "device": "cpu"},
+            "expert_quantization is 'fp8', which needs device cuda, not cpu",
+            id="fp8-on-cpu",
         ),
         pytest.param({"dtype": None}, "dtype is None, expected a text", id="none-where-required"),
         pytest.param({"model": ""}, "model is empty", id="empty-name"),
@@ -107,6 +112,13 @@ def test_a_wrong_value_is_an_error_that_names_field_and_value(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         from_mapping(mapping)
+
+
+@pytest.mark.parametrize(
+    ("kind", "device"), [("int8", "cpu"), ("int8", "cuda"), ("int4", "cpu"), ("fp8", "cuda"), ("fp8", "auto")]
+)
+def test_a_quantization_goes_with_every_device_that_serves_it(kind: str, device: str) -> None:
+    assert ClusterConfig(expert_quantization=kind, device=device).expert_quantization == kind
 
 
 def test_a_config_file_that_is_no_mapping_is_named(tmp_path: Path) -> None:

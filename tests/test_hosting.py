@@ -39,14 +39,29 @@ def test_cuda_without_enough_gpus_is_refused_with_both_numbers() -> None:
         plan(CPU_NODE, device="cuda")
 
 
-def test_quantized_experts_are_refused_where_auto_is_cuda() -> None:
-    with pytest.raises(ValueError, match="expert_quantization is 'int4', which needs device cpu, but"):
-        plan(GPU_NODES, expert_quantization="int4")
-    planned = [
-        *plan(GPU_NODES, expert_quantization="int4", device="cpu"),
-        *plan(CPU_NODE, expert_quantization="int4"),
-    ]
-    assert {(item.device, item.expert_quantization) for item in planned} == {("cpu", "int4")}
+@pytest.mark.parametrize(
+    ("fleet", "kind", "device"),
+    [
+        pytest.param(GPU_NODES, None, "cuda", id="whole-with-gpus"),
+        pytest.param(GPU_NODES, "int8", "cuda", id="int8-with-gpus"),
+        pytest.param(GPU_NODES, "fp8", "cuda", id="fp8-with-gpus"),
+        pytest.param(GPU_NODES, "int4", "cpu", id="int4-with-gpus"),
+        pytest.param(CPU_NODE, None, "cpu", id="whole-without"),
+        pytest.param(CPU_NODE, "int8", "cpu", id="int8-without"),
+        pytest.param(CPU_NODE, "int4", "cpu", id="int4-without"),
+    ],
+)
+def test_auto_is_a_device_that_serves_the_quantization(fleet: Fleet, kind: str | None, device: str) -> None:
+    planned = plan(fleet, expert_quantization=kind)
+    assert {(item.device, item.expert_quantization) for item in planned} == {(device, kind)}
+
+
+def test_auto_without_the_gpus_that_a_quantization_needs_is_refused_with_both_numbers() -> None:
+    complaint = (
+        "expert_quantization is 'fp8', which needs device cuda, but the cluster has 3 GPUs and .* need 6"
+    )
+    with pytest.raises(ValueError, match=complaint):
+        plan(GPU_NODES, expert_quantization="fp8", gpus_per_actor=2.0)
 
 
 def test_several_dense_actors_are_planned_before_the_expert_actors() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from actors.kernels import library
 from actors.kernels.library import kernels_for
-from actors.linear import make_product, padded_rows
+from actors.linear import make_product, padded_rows, product_name
 
 SHAPES = [(1, 1), (16, 32), (7, 40), (300, 128), (96, 1600), (513, 257)]
 MAX_ROWS = 16
@@ -72,6 +72,13 @@ def test_threads_do_not_change_a_bit() -> None:
         assert torch.equal(product(x), alone)
     finally:
         torch.set_num_threads(before)
+
+
+def test_quantized_products_are_named_by_what_computes_them() -> None:
+    assert product_name(torch.bfloat16, torch.device("cuda"), "fp8") == "triton fp8"
+    on_cpu = product_name(torch.bfloat16, torch.device("cpu"), "int8")
+    kernels = kernels_for(torch.bfloat16)
+    assert on_cpu == f"{'torch' if kernels is None else kernels.name} int8"
 
 
 def test_the_kernels_are_built_where_there_is_a_compiler() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.quantization import KINDS
 
 Shape = tuple[int, ...]
 
@@ -85,7 +86,7 @@ def stored_parts(config: ModelConfig, name: str, shape: Shape) -> dict[str, tupl
     num_scales = 1 if stored.group_size is None else num_inputs // stored.group_size
     scale = {f"{name}_scale": ((num_outputs, num_scales), FLOAT)}
     if not stored.is_packed:
-        return {name: (shape, "I8"), **scale}
+        return {name: (shape, KINDS[stored.kind].stored_dtype), **scale}
     words = -(-num_inputs * stored.num_bits // 32)
     return {f"{name}_packed": ((num_outputs, words), "I32"), **scale, f"{name}_shape": ((2,), "I64")}
 

@@ -1,65 +1,111 @@
 """How a checkpoint or an order says that the experts' matrices are of few bits. Imports no torch.
 
 A checkpoint says it in config.json, in the way of compressed-tensors (as llm-compressor and vLLM write and read it):
-`quantization_config` with one group of weights, symmetric integers of 8 or 4 bits, with a scale for every output or for
-every so many inputs of it. The experts' matrices alone are quantized: attention, router and head must be among `ignore`.
+`quantization_config` with one group of weights, symmetric, with a scale for every output or for every so many inputs of
+it: integers of 8 or 4 bits, or floating-point numbers of 8. The experts' matrices alone are quantized: attention, router
+and head must be among `ignore`.
 
     w1.weight_packed  int32 [F, H / (32 / bits)]   "pack-quantized": field i of a word is input i, plus 2^(bits - 1)
     w1.weight         int8 [F, H]                  "int-quantized", 8 bits alone
+    w1.weight         float8_e4m3fn [F, H]         "float-quantized"; "naive-quantized", as compressed-tensors itself
+                                                   calls it where weights alone are quantized
     w1.weight_scale   [F, H / group_size] or [F, 1]
     w1.weight_shape   int64 [2]                    "pack-quantized"
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from actors.checkpoint.fields import Fields
 
-KINDS = ("int8", "int4")
-"""What experts can be quantized to: integers with a scale per group of inputs."""
+PACKED, INTEGERS, FLOATS, NAIVE = "pack-quantized", "int-quantized", "float-quantized", "naive-quantized"
 
-PACKED, UNPACKED = "pack-quantized", "int-quantized"
 
-GROUP_SIZES = {"int8": (64, 32), "int4": (32,)}
-"""Inputs that share a scale, where experts are quantized here: the first that divides all numbers of inputs."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """Something that experts can be quantized to."""
+
+    num_bits: int
+    """8 or 4."""
+    type: str
+    """As compressed-tensors names it: "int", or "float" for float8_e4m3fn."""
+    formats: tuple[str, ...]
+    """Those it is read in; experts that are quantized here are written in the first."""
+    group_sizes: tuple[int | None, ...]
+    """Inputs that share a scale, where experts are quantized here: the first that divides all numbers of inputs. None is
+    all of an output's."""
+    devices: tuple[str, ...]
+    """Types of the devices that serve it."""
+
+    @property
+    def stored_dtype(self) -> str:
+        """safetensors' name for that of values that are not packed."""
+        return {"int": "I8", "float": "F8_E4M3"}[self.type]
+
+
+KINDS = {
+    "int8": Kind(
+        num_bits=8, type="int", formats=(PACKED, INTEGERS), group_sizes=(64, 32), devices=("cpu", "cuda")
+    ),
+    "int4": Kind(num_bits=4, type="int", formats=(PACKED,), group_sizes=(32,), devices=("cpu",)),
+    "fp8": Kind(num_bits=8, type="float", formats=(FLOATS, NAIVE), group_sizes=(None,), devices=("cuda",)),
+}
+"""All there are, by name. A name is what `expert_quantization` says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredQuantization:
     """What a checkpoint's experts are stored as."""
 
-    num_bits: int
-    """8 or 4."""
+    kind: str
+    """One of KINDS."""
     group_size: int | None
     """Inputs that share a scale; None is all of an output's."""
-    is_packed: bool
-    """"pack-quantized", else "int-quantized"."""
+    format: str
+    """One of the kind's."""
 
     @property
-    def kind(self) -> str:
-        """One of KINDS."""
-        return f"int{self.num_bits}"
+    def num_bits(self) -> int:
+        """8 or 4."""
+        return KINDS[self.kind].num_bits
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether values lie in words of 32 bits, else they are numbers of their own."""
+        return self.format == PACKED
 
 
-def group_size(kind: str, num_inputs: tuple[int, int]) -> int:
-    """Inputs that share a scale where experts with so many are quantized.
+def check_device(subject: str, kind: str, device: str) -> None:
+    """Raises ValueError where devices of this type ("cpu", "cuda") do not serve the kind; `subject` says who asks for it."""
+    devices = KINDS[kind].devices
+    if device not in devices:
+        raise ValueError(f"{subject}, which needs device {' or '.join(devices)}, not {device}")
 
-    Raises ValueError for numbers of inputs that none of GROUP_SIZES divides.
+
+def group_size(kind: str, num_inputs: tuple[int, int], device: str = "cpu") -> int | None:
+    """Inputs that share a scale where experts with so many are quantized; None is all of an output's.
+
+    To serve from CUDA it is always all of them: there a scale per group costs a good part of the speed that few bits bring.
+    Raises ValueError for numbers of inputs that none of the kind's sizes divides.
     """
-    for size in GROUP_SIZES[kind]:
-        if all(number % size == 0 for number in num_inputs):
+    if device == "cuda":
+        return None
+    sizes = KINDS[kind].group_sizes
+    for size in sizes:
+        if size is None or all(number % size == 0 for number in num_inputs):
             return size
     raise ValueError(
         f"expert_quantization is {kind!r}, but hidden_size and intermediate_size are {num_inputs[0]} and "
-        f"{num_inputs[1]}, expected multiples of {GROUP_SIZES[kind][-1]}"
+        f"{num_inputs[1]}, expected multiples of {sizes[-1]}"
     )
 
 
 def new_storage(kind: str, num_inputs: tuple[int, int]) -> StoredQuantization:
     """How experts are stored that are quantized here. Raises ValueError as `group_size` does."""
     return StoredQuantization(
-        num_bits=int(kind.removeprefix("int")), group_size=group_size(kind, num_inputs), is_packed=True
+        kind=kind, group_size=group_size(kind, num_inputs), format=KINDS[kind].formats[0]
     )
 
 
@@ -74,8 +120,9 @@ def read_quantization(fields: Fields, num_inputs: tuple[int, int]) -> StoredQuan
     if section.text("quant_method") != "compressed-tensors":
         raise section.error("quant_method", '"compressed-tensors"')
     layout = section.text("format")
-    if layout not in (PACKED, UNPACKED):
-        raise section.error("format", f'"{PACKED}" or "{UNPACKED}"')
+    formats = dict.fromkeys(name for kind in KINDS.values() for name in kind.formats)
+    if layout not in formats:
+        raise section.error("format", _either(formats))
     if section.has("quantization_status") and section.text("quantization_status") != "compressed":
         raise section.error("quantization_status", '"compressed"')
     if section.has("kv_cache_scheme"):
@@ -98,11 +145,7 @@ def _read_group(group: Fields, layout: str, num_inputs: tuple[int, int]) -> Stor
         if group.has(key):
             raise group.error(key, "null (weights alone are quantized)")
     weights = group.section("weights")
-    if weights.text("type") != "int":
-        raise weights.error("type", '"int"')
-    allowed = (4, 8) if layout == PACKED else (8,)
-    if weights.positive_int("num_bits") not in allowed:
-        raise weights.error("num_bits", " or ".join(map(str, allowed)) + f' with format "{layout}"')
+    kind = _read_kind(weights, layout)
     if not weights.flag("symmetric", True):
         raise weights.error("symmetric", "true")
     if weights.flag("dynamic", False):
@@ -118,17 +161,32 @@ def _read_group(group: Fields, layout: str, num_inputs: tuple[int, int]) -> Stor
             "group_size",
             f"a multiple of 32 that divides hidden_size {num_inputs[0]} and intermediate_size {num_inputs[1]}",
         )
-    return StoredQuantization(
-        num_bits=weights.positive_int("num_bits"), group_size=size, is_packed=layout == PACKED
-    )
+    return StoredQuantization(kind=kind, group_size=size, format=layout)
+
+
+def _read_kind(weights: Fields, layout: str) -> str:
+    """The one of KINDS that has this format, type and num_bits."""
+    kinds = {name: kind for name, kind in KINDS.items() if layout in kind.formats}
+    types = dict.fromkeys(kind.type for kind in kinds.values())
+    if weights.text("type") not in types:
+        raise weights.error("type", f'{_either(types)} with format "{layout}"')
+    by_bits = {kind.num_bits: name for name, kind in kinds.items() if kind.type == weights.text("type")}
+    if weights.positive_int("num_bits") not in by_bits:
+        raise weights.error("num_bits", f'{" or ".join(map(str, sorted(by_bits)))} with format "{layout}"')
+    return by_bits[weights.positive_int("num_bits")]
+
+
+def _either(names: Iterable[str]) -> str:
+    """ "a", "b" or "c"."""
+    *others, last = (f'"{name}"' for name in names)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def quantization_config(stored: StoredQuantization) -> dict[str, object]:
     """The section that `read_quantization` reads the same from."""
-    layout = PACKED if stored.is_packed else UNPACKED
     weights: dict[str, object] = {
         "num_bits": stored.num_bits,
-        "type": "int",
+        "type": KINDS[stored.kind].type,
         "symmetric": True,
         "group_size": stored.group_size,
         "strategy": "channel" if stored.group_size is None else "group",
@@ -143,11 +201,11 @@ def quantization_config(stored: StoredQuantization) -> dict[str, object]:
         "weights": weights,
         "input_activations": None,
         "output_activations": None,
-        "format": layout,
+        "format": stored.format,
     }
     return {
         "quant_method": "compressed-tensors",
-        "format": layout,
+        "format": stored.format,
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
         "ignore": ["lm_head", "re:.*self_attn.*", "re:.*block_sparse_moe.gate$"],

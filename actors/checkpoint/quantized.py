@@ -9,17 +9,33 @@ from typing import NamedTuple
 
 import torch
 
-from actors.checkpoint.quantization import StoredQuantization
+from actors.checkpoint.quantization import KINDS, StoredQuantization
 
 _ROWS_AT_A_TIME = 256
-"""So that quantizing holds little beside its input and its result."""
+"""On a CPU, so that quantizing holds little beside its input and its result. On a device a matrix is quantized at once, since
+every operation has to be launched."""
+
+
+class _Range(NamedTuple):
+    """The values of a kind."""
+
+    dtype: torch.dtype
+    low: float
+    high: float
+
+
+_RANGES = {
+    "int8": _Range(torch.int8, -127, 127),
+    "int4": _Range(torch.int8, -8, 7),
+    "fp8": _Range(torch.float8_e4m3fn, -448, 448),
+}
 
 
 class QuantizedWeight(NamedTuple):
     """weight[n, k] = values[n, k] * scales[n, k // C]."""
 
     values: torch.Tensor
-    """[N, K] int8, also for 4 bits"""
+    """[N, K] int8, also for 4 bits; float8_e4m3fn for fp8"""
     scales: torch.Tensor
     """[N, K / C]: bfloat16 or float32"""
     num_bits: int
@@ -45,26 +61,31 @@ class QuantizedExpert(NamedTuple):
     """down [H, F]"""
 
 
-def quantize(weight: torch.Tensor, kind: str, group_size: int) -> QuantizedWeight:
-    """weight [N, K] rounded to nearest, C = group_size inputs a scale; scales are bfloat16.
+def quantize(weight: torch.Tensor, kind: str, group_size: int | None) -> QuantizedWeight:
+    """weight [N, K] rounded to nearest, C = group_size inputs a scale (None is all K); scales are bfloat16.
 
     The value of largest magnitude becomes -8 with int4 (its sign goes into the scale: of 16 values all are used, and the
-    error is a tenth smaller than with symmetric bounds), +-127 with int8.
+    error is a tenth smaller than with symmetric bounds), +-127 with int8, +-448 with fp8; what a rounded scale leaves
+    beyond is cut off. It happens where the weight is, with the same bits on every device.
     """
     num_outputs, num_inputs = weight.shape
-    values = torch.empty(weight.shape, dtype=torch.int8)
+    group_size = group_size or num_inputs
+    dtype, low, high = _RANGES[kind]
+    values = weight.new_empty(weight.shape, dtype=dtype)
     scales = weight.new_empty((num_outputs, num_inputs // group_size), dtype=torch.bfloat16)
-    for start in range(0, num_outputs, _ROWS_AT_A_TIME):
-        rows = slice(start, start + _ROWS_AT_A_TIME)
+    rows_at_a_time = _ROWS_AT_A_TIME if weight.device.type == "cpu" else num_outputs
+    for start in range(0, num_outputs, rows_at_a_time):
+        rows = slice(start, start + rows_at_a_time)
         groups = weight[rows].float().view(-1, num_inputs // group_size, group_size)
         scales[rows] = _scales(groups, kind)
         # Of a group of zeros any scale will do.
         divisors = scales[rows].float().masked_fill(scales[rows] == 0, 1).unsqueeze(-1)
         # Not in place: of a float32 weight, groups are a view.
         groups = groups / divisors
-        groups.round_().clamp_(*((-127, 127) if kind == "int8" else (-8, 7)))
-        values[rows] = groups.view(-1, num_inputs).to(torch.int8)
-    return QuantizedWeight(values, scales, 4 if kind == "int4" else 8)
+        if not dtype.is_floating_point:
+            groups.round_()
+        values[rows] = groups.clamp_(low, high).view(-1, num_inputs).to(dtype)
+    return QuantizedWeight(values, scales, KINDS[kind].num_bits)
 
 
 def _scales(groups: torch.Tensor, kind: str) -> torch.Tensor:
@@ -72,11 +93,13 @@ def _scales(groups: torch.Tensor, kind: str) -> torch.Tensor:
     if kind == "int4":
         extremes = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
         return extremes / -8
-    return groups.abs().amax(-1) / 127
+    largest = groups.abs().amax(-1)
+    # Not by a number: CUDA would multiply with its reciprocal.
+    return largest / largest.new_full((), _RANGES[kind].high)
 
 
 def dequantize(weight: QuantizedWeight) -> torch.Tensor:
-    """[N, K] float32, exact: a product of an integer of 8 bits and a bfloat16 scale fits, others are rounded once."""
+    """[N, K] float32, exact: a product of a value of 8 bits and a bfloat16 scale fits, others are rounded once."""
     num_outputs, num_groups = weight.scales.shape
     groups = weight.values.float().view(num_outputs, num_groups, -1)
     groups *= weight.scales.float().unsqueeze(-1)
@@ -85,6 +108,7 @@ def dequantize(weight: QuantizedWeight) -> torch.Tensor:
 
 def to_words(values: torch.Tensor, num_bits: int) -> torch.Tensor:
     """values [N, K] int8 -> int32 [N, ceil(K / P)] of P = 32 / num_bits fields each, the first one lowest."""
+    assert values.dtype == torch.int8
     per_word = 32 // num_bits
     num_outputs, num_inputs = values.shape
     fields = values.new_zeros((num_outputs, -(-num_inputs // per_word), per_word), dtype=torch.int32)

@@ -25,6 +25,7 @@ _T = TypeVar("_T")
 _DTYPES = {
     FLOAT: {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32},
     "I8": {"I8": torch.int8},
+    "F8_E4M3": {"F8_E4M3": torch.float8_e4m3fn},
     "I32": {"I32": torch.int32},
     "I64": {"I64": torch.int64, "I32": torch.int32},
 }

@@ -217,11 +217,12 @@ def read_expert(reader: WeightReader, config: ModelConfig, layer: int, expert: i
 
 def _check_unquantized(reader: WeightReader, config: ModelConfig) -> None:
     for name in dense_tensors(config):
-        if f"{name}_packed" in reader.names:
-            found = f"without {name.removesuffix('.weight')}, since there is a tensor {name}_packed"
-            raise ConfigError(
-                reader.origin, "quantization_config.ignore", found, "all but the experts' matrices"
-            )
+        for part in (f"{name}_packed", f"{name}_scale"):
+            if part in reader.names:
+                found = f"without {name.removesuffix('.weight')}, since there is a tensor {part}"
+                raise ConfigError(
+                    reader.origin, "quantization_config.ignore", found, "all but the experts' matrices"
+                )
 
 
 def _read_layer(config: ModelConfig, layer: int, load: Callable[[str, Shape], torch.Tensor]) -> LayerWeights:

@@ -24,7 +24,7 @@ from actors.checkpoint.weights import ProgressCallback, validate_dense, validate
 def quantize_checkpoint(
     source: str | Path, out_dir: str | Path, quantization: str, progress: ProgressCallback | None = None
 ) -> None:
-    """Write a checkpoint again with its experts quantized to "int8" or "int4"; all else is copied.
+    """Write a checkpoint again with its experts quantized to one of KINDS; all else is copied.
 
     Raises CheckpointError, ValueError for a checkpoint that is quantized already or whose shapes do not allow it, and
     FileExistsError when the directory holds anything.
@@ -99,7 +99,6 @@ def write_weights(
 
 
 def _quantized(name: str, weight: torch.Tensor, storage: StoredQuantization) -> Mapping[str, torch.Tensor]:
-    assert storage.group_size is not None
     return stored_tensors(name, quantize(weight, storage.kind, storage.group_size), storage)
 
 

@@ -241,7 +241,7 @@ class _Loaded:
         if self._links is not None:
             self._links.join(membership, give_up)
         elif self._local is not None:
-            self.engine.use_exchange(LocalExchange(self._local.forward, self.load, self._local.only_queues))
+            self.engine.use_exchange(LocalExchange(self._local.forward, self.load, self._local.combined))
         else:
             site, index = self._site(settings), settings.index
             self.engine.use_exchange(open_dense(site, index, membership, self._store, self.load, give_up))

@@ -3,9 +3,15 @@
 Legend: T tokens, B decoding sequences, A query heads, G key-value heads, Q = A / G, D head dimension, S context.
 
 Keys and values of the step's own tokens are written first, so that every query finds its whole context there.
+
+CUDA with Triton          all rows rotated and written by one kernel, decoding rows attend in place (`actors.gpu.paged_attention`)
+CPU with kernels          decoding rows in one call (`decode_kernel.py`), prompts by torch
+otherwise                 torch
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +22,10 @@ from actors.dense.decode_kernel import decode_kernel
 from actors.dense.kv_cache import KVCache
 from actors.dense.prefill import make_prefill
 from actors.dense.rope import Tables, rotate
+from actors.gpu.available import has_triton
+
+if TYPE_CHECKING:
+    from actors.gpu.paged_attention import PagedAttention
 
 
 class Attention:
@@ -25,6 +35,7 @@ class Attention:
         self._num_heads, self._head_dim = config.num_heads, config.head_dim
         self._num_rotated = config.num_heads + config.num_kv_heads
         self._decode_kernel = decode_kernel(config, dtype, device)
+        self._paged = _paged_attention(config) if has_triton(device) else None
         self._prefill = make_prefill(config, dtype, device)
 
     def __call__(
@@ -34,6 +45,8 @@ class Attention:
 
         tables: cos and sin, [T, 1, D / 2] each. Writes the rows' keys and values to the cache.
         """
+        if self._paged is not None:
+            return self._on_device(self._paged, cache, layer, batch, qkv, tables)
         decode, kernel = batch.decode, self._decode_kernel
         if kernel is None or decode is None:
             return self._by_torch(cache, layer, batch, qkv, tables)
@@ -41,6 +54,24 @@ class Attention:
         if not batch.prefills:
             return out
         return torch.cat((out, self._by_torch(cache, layer, batch, qkv, tables, len(decode.ends))))
+
+    def _on_device(
+        self,
+        paged: PagedAttention,
+        cache: KVCache,
+        layer: int,
+        batch: StepBatch,
+        qkv: torch.Tensor,
+        tables: Tables,
+    ) -> torch.Tensor:
+        queries = paged.rotate_and_write(cache, layer, batch, qkv, tables)
+        parts = []
+        if batch.decode is not None:
+            parts.append(paged.attend(cache, layer, batch.decode, queries[: len(batch.decode.ends)]))
+        for prefill in batch.prefills:
+            rows = slice(prefill.first_row, prefill.first_row + prefill.end - prefill.start)
+            parts.append(self._prefill(prefill, queries[rows], *cache.read(layer, prefill.slots)))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _by_torch(
         self,
@@ -67,6 +98,12 @@ class Attention:
             context = (keys[rows], values[rows]) if prefill.start == 0 else cache.read(layer, prefill.slots)
             parts.append(self._prefill(prefill, queries[rows], *context))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _paged_attention(config: ModelConfig) -> PagedAttention:
+    from actors.gpu.paged_attention import PagedAttention
+
+    return PagedAttention(config)
 
 
 def _decode(cache: KVCache, layer: int, rows: DecodeRows, queries: torch.Tensor) -> torch.Tensor:

@@ -14,9 +14,11 @@ the same blocks.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, takewhile
 from typing import TypeAlias
 
 import numpy as np
@@ -27,6 +29,12 @@ from actors.dense.scheduler import Chunk
 from actors.dense.to_device import to_device
 
 IsNarrow: TypeAlias = Callable[[Chunk], bool]
+
+_Numbers: TypeAlias = npt.NDArray[np.int64]
+
+_INT32_BYTES = 4
+_ALIGNED_INT32 = 4
+"""So many of them are 16 bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,77 +113,113 @@ def build_batch(
     is_narrow: IsNarrow = has_one_token,
 ) -> StepBatch:
     """Lay out the chunks, of which the narrow ones must come first."""
-    decodes = [chunk for chunk in chunks if is_narrow(chunk)]
-    assert chunks[: len(decodes)] == decodes
-    token_ids: list[int] = []
-    positions: list[int] = []
-    is_long: list[int] = []
-    for chunk in chunks:
-        token_ids += [*chunk.sequence.token_ids(chunk.start, chunk.end), *chunk.drafts]
-        positions += range(chunk.start, chunk.start + chunk.num_rows)
-        is_long += [int(chunk.sequence.is_long)] * chunk.num_rows
+    narrow = list(takewhile(is_narrow, chunks))
+    wide = chunks[len(narrow) :]
+    assert not any(map(is_narrow, wide))
+    counts = [chunk.num_rows for chunk in chunks]
+    first_rows = list(accumulate(counts, initial=0))
+    positions, is_long = _positions(chunks, counts, first_rows)
+    slots: list[_Numbers] = []
     decode: DecodeRows | None = None
-    slots: list[npt.NDArray[np.int64]] = []
-    if decodes:
-        decode, own_slots = _decode_rows(decodes, block_size, sliding_window)
-        slots.append(own_slots)
+    if narrow:
+        table = _block_table(narrow, counts)
+        own = positions[: len(table)]
+        slots.append(_own_slots(table, own, block_size))
+        decode = _decode_rows(table, own, block_size, sliding_window, device)
     prefills: list[PrefillRows] = []
-    row = sum(chunk.num_rows for chunk in decodes)
-    for chunk in chunks[len(decodes) :]:
-        own_slots = _cache_rows(chunk, block_size)
+    for chunk, first_row in zip(wide, first_rows[len(narrow) :], strict=False):
+        context = _cache_rows(chunk, block_size)
+        slots.append(context[chunk.start :])
         prefills.append(
             PrefillRows(
-                first_row=row,
+                first_row=first_row,
                 start=chunk.start,
                 end=chunk.end,
-                slots=to_device(torch.from_numpy(own_slots), device),
+                slots=to_device(torch.from_numpy(context), device),
                 sliding_window=sliding_window,
             )
         )
-        slots.append(own_slots[chunk.start :])
-        row += chunk.num_tokens
-    numbers = np.array([token_ids, positions, is_long, np.concatenate(slots)], dtype=np.int64)
+    numbers = np.array((_token_ids(chunks), positions, is_long, np.concatenate(slots)))
     columns = to_device(torch.from_numpy(numbers), device)
     return StepBatch(
         token_ids=columns[0],
         positions=columns[1],
         is_long=columns[2],
         slots=columns[3],
-        decode=None if decode is None else _to_device(decode, device),
+        decode=decode,
         prefills=tuple(prefills),
     )
 
 
-def _decode_rows(
-    chunks: list[Chunk], block_size: int, sliding_window: int | None
-) -> tuple[DecodeRows, npt.NDArray[np.int64]]:
-    """The rows, on the host, and the cache row of each one's own position."""
-    num_rows = sum(chunk.num_rows for chunk in chunks)
-    table = np.zeros((num_rows, max(len(chunk.sequence.blocks) for chunk in chunks)), dtype=np.int32)
-    ends = np.empty(num_rows, dtype=np.int32)
-    row = 0
+def _positions(chunks: list[Chunk], counts: list[int], first_rows: list[int]) -> tuple[_Numbers, _Numbers]:
+    """[T] each, for chunks of so many rows that begin at these, with T behind them: positions, and 1 for the long list."""
+    shifts = [chunk.start - row for chunk, row in zip(chunks, first_rows, strict=False)]
+    is_long = [chunk.sequence.is_long for chunk in chunks]
+    repeated = np.repeat(np.array((shifts, is_long), dtype=np.int64), counts, axis=1)
+    return np.arange(first_rows[-1]) + repeated[0], repeated[1]
+
+
+def _token_ids(chunks: list[Chunk]) -> _Numbers:
+    """[T]."""
+    token_ids: list[int] = []
     for chunk in chunks:
-        behind, blocks = row + chunk.num_rows, chunk.sequence.blocks
-        table[row:behind, : len(blocks)] = blocks
-        ends[row:behind] = range(chunk.start + 1, chunk.start + chunk.num_rows + 1)
-        row = behind
-    starts = np.zeros_like(ends) if sliding_window is None else np.maximum(ends - sliding_window, 0)
-    own = ends - 1
-    own_slots = table[np.arange(num_rows), own // block_size].astype(np.int64) * block_size + own % block_size
-    rows = DecodeRows(
-        block_table=torch.from_numpy(table),
-        starts=torch.from_numpy(starts),
-        ends=torch.from_numpy(ends),
+        token_ids += chunk.sequence.token_ids(chunk.start, chunk.end)
+        token_ids += chunk.drafts
+    return np.array(token_ids)
+
+
+def _block_table(chunks: list[Chunk], counts: list[int]) -> npt.NDArray[np.int32]:
+    """[B, M] for narrow chunks of so many rows, the shorter ones filled up with 0.
+
+    Rows are put together as bytes: one copy of each, where NumPy takes a call for each.
+    """
+    held = [array("i", chunk.sequence.blocks) for chunk in chunks]
+    num_bytes = max(map(len, held)) * _INT32_BYTES
+    rows = [
+        blocks.tobytes().ljust(num_bytes, b"\0") * count for blocks, count in zip(held, counts, strict=False)
+    ]
+    return np.frombuffer(b"".join(rows), dtype=np.int32).reshape(-1, num_bytes // _INT32_BYTES)
+
+
+def _own_slots(table: npt.NDArray[np.int32], own: _Numbers, block_size: int) -> _Numbers:
+    """[B]: the cache row of each row's own position."""
+    own_blocks = table[np.arange(len(own)), own // block_size].astype(np.int64)
+    return own_blocks * block_size + own % block_size
+
+
+def _decode_rows(
+    table: npt.NDArray[np.int32],
+    own: _Numbers,
+    block_size: int,
+    sliding_window: int | None,
+    device: torch.device,
+) -> DecodeRows:
+    """Of rows with these own positions [B].
+
+    Table and edges go to the device in one copy. Each starts at a multiple of 16 bytes: kernels are compiled once more for
+    addresses that do not.
+    """
+    num_rows, num_places = len(own), -(-len(own) // _ALIGNED_INT32) * _ALIGNED_INT32
+    numbers = np.zeros(2 * num_places + table.size, dtype=np.int32)
+    starts, ends = numbers[:num_rows], numbers[num_places : num_places + num_rows]
+    ends[:] = own + 1
+    if sliding_window is not None:
+        np.maximum(ends - sliding_window, 0, out=starts)
+    numbers[2 * num_places :] = table.reshape(-1)
+    placed = to_device(torch.from_numpy(numbers), device)
+    return DecodeRows(
+        block_table=placed[2 * num_places :].view(table.shape),
+        starts=placed[:num_rows],
+        ends=placed[num_places : num_places + num_rows],
         block_size=block_size,
         most_visible=int((ends - starts).max()),
     )
-    return rows, own_slots
 
 
-def _cache_rows(chunk: Chunk, block_size: int) -> npt.NDArray[np.int64]:
+def _cache_rows(chunk: Chunk, block_size: int) -> _Numbers:
     """[end]: of the sequence's positions up to the chunk's end."""
     blocks = np.array(chunk.sequence.blocks, dtype=np.int64)
-    rows: npt.NDArray[np.int64] = (blocks[:, None] * block_size + np.arange(block_size)).reshape(-1)
+    rows: _Numbers = (blocks[:, None] * block_size + np.arange(block_size)).reshape(-1)
     return rows[: chunk.end]
 
 
@@ -193,11 +237,3 @@ def prefill_mask(
         assert sliding_window is not None
         visible &= key > query - sliding_window
     return visible
-
-
-def _to_device(rows: DecodeRows, device: torch.device) -> DecodeRows:
-    """On CUDA in copies that nobody waits for."""
-    if device.type == "cpu":
-        return rows
-    edges = to_device(torch.stack((rows.starts, rows.ends)), device)
-    return replace(rows, block_table=to_device(rows.block_table, device), starts=edges[0], ends=edges[1])

@@ -110,7 +110,7 @@ class BlockPool:
         """Take back all blocks of the sequence; those that have a name stay findable until they are needed."""
         for block in reversed(sequence.blocks):
             self._leave(block)
-        sequence.blocks.clear()
+        del sequence.blocks[:]
         sequence.num_named = 0
 
     def _take(self) -> int:

@@ -4,7 +4,7 @@ Legend: B rows of a step, H hidden, M blocks of the longest sequence that fits t
 
 A step's sizes are padded to a batch bucket and a bucket of context parts (`actors.gpu.buckets`). The first step of a pair is
 computed once as any other and then captured; what it reads is copied to the same places before every replay. Rows behind the
-step's own have end 0: attention leaves the cache alone for them, and no expert gets them. All other steps (prompts among
+step's own have slot -1 and end 0: attention leaves the cache alone for them, and no expert gets them. All other steps (prompts among
 them, experts elsewhere, more rows than the largest bucket) go the usual way, launch by launch.
 """
 
@@ -21,13 +21,16 @@ from actors.checkpoint.config import ModelConfig
 from actors.dense.batch import DecodeRows, StepBatch
 from actors.dense.kv_cache import KVCache
 from actors.exchange.interface import Exchange
-from actors.exchange.local import Compute, LocalExchange
+from actors.exchange.local import Combined, LocalExchange
 from actors.gpu.available import has_triton
 from actors.gpu.buckets import batch_bucket, parts_bucket
 from actors.gpu.capture import CudaCapture
 from actors.gpu.splits import num_parts
 
 logger = logging.getLogger(__name__)
+
+_NO_SLOT = -1
+"""Of a row that only pads the batch."""
 
 Experts: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(layer, rows [B, H], expert ids, weights) -> what the experts add, [B, H]."""
@@ -46,12 +49,15 @@ Capture: TypeAlias = Callable[[Callable[[], torch.Tensor]], tuple[Callable[[], N
 class CapturedSteps:
     """The graphs of one model. One thread uses it."""
 
-    def __init__(self, config: ModelConfig, compute: ComputeStep, capture: Capture) -> None:
+    def __init__(
+        self, config: ModelConfig, compute: ComputeStep, make_capture: Callable[[], Capture]
+    ) -> None:
         self._config = config
         self._compute = compute
-        self._capture = capture
+        self._make_capture = make_capture
+        self._capture = make_capture()
         self._is_broken = False
-        self.made_for: tuple[KVCache, Compute] | None = None
+        self.made_for: tuple[KVCache, Combined] | None = None
         """Cache and experts whose places in memory the graphs know."""
         self._inputs: dict[int, _Inputs] = {}
         self._steps: dict[tuple[int, int], tuple[Callable[[], None], torch.Tensor]] = {}
@@ -66,12 +72,14 @@ class CapturedSteps:
         rows, bucket = batch.decode, batch_bucket(len(batch.token_ids))
         if batch.prefills or rows is None or bucket is None or self._is_broken:
             return None
-        if not isinstance(exchange, LocalExchange) or not exchange.only_queues:
+        if not isinstance(exchange, LocalExchange) or exchange.combined is None:
             return None
-        if self.made_for != (cache, exchange.compute):
+        if self.made_for != (cache, exchange.combined):
             self._inputs.clear()
             self._steps.clear()
-            self.made_for = (cache, exchange.compute)
+            # The graphs' memory went with the last of them: none can be captured into it any longer.
+            self._capture = self._make_capture()
+            self.made_for = (cache, exchange.combined)
         if bucket not in self._inputs:
             self._inputs[bucket] = _Inputs.make(self._config, bucket, rows.block_size, cache, batch)
         inputs = self._inputs[bucket]
@@ -117,7 +125,7 @@ def make_captured(config: ModelConfig, compute: ComputeStep, device: torch.devic
     """None where steps cannot be captured."""
     if not has_triton(device):
         return None
-    return CapturedSteps(config, compute, CudaCapture())
+    return CapturedSteps(config, compute, CudaCapture)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,6 +156,7 @@ class _Inputs:
         num_rows, num_blocks = rows.block_table.shape
         if num_rows < self.edges.shape[1]:
             self.numbers.zero_()
+            self.numbers[3].fill_(_NO_SLOT)
             self.edges.zero_()
         numbers = (batch.token_ids, batch.positions, batch.is_long, batch.slots)
         torch.stack(numbers, out=self.numbers[:, :num_rows])

@@ -1,7 +1,6 @@
-"""Attention of decoding sequences by the project's own kernels: rotation, cache write and attention.
+"""Attention of decoding sequences by the project's own kernels for CPUs: rotation, cache write and attention in one call.
 
-The cache is read in place, and a sequence's result does not depend on what else is in the batch. On a CPU it is one call; on
-CUDA there are a few (`actors.gpu.paged_attention`).
+The cache is read in place, and a sequence's result does not depend on what else is in the batch.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from actors.checkpoint.config import ModelConfig
 from actors.dense.batch import StepBatch
 from actors.dense.kv_cache import KVCache
 from actors.dense.rope import Tables
-from actors.gpu.available import has_triton
 from actors.kernels.library import kernels_for
 from actors.kernels.threads import num_threads
 
@@ -25,10 +23,6 @@ DecodeKernel: TypeAlias = Callable[[KVCache, int, StepBatch, torch.Tensor, Table
 
 def decode_kernel(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> DecodeKernel | None:
     """The kernel for a model, None where there is none for dtype, device or shapes."""
-    if has_triton(device):
-        from actors.gpu.paged_attention import PagedAttention
-
-        return PagedAttention(config)
     kernels = kernels_for(dtype) if device.type == "cpu" else None
     shapes = (config.num_heads, config.num_kv_heads, config.head_dim)
     if kernels is None or not kernels.can_attend(*shapes):

@@ -2,7 +2,8 @@
 
 Legend: B rows, R rows that draw at random, N rows that report log-probabilities, V vocabulary.
 
-All results come to the host in one piece of float64, which holds ids, ranks and float32 values exactly.
+All results come to the host in one piece: the token ids, or, where log-probabilities are reported, everything as float64,
+which holds ids, ranks and float32 values exactly.
 """
 
 from __future__ import annotations
@@ -42,13 +43,12 @@ def sample_on_device(
         drawn = _draw(adjusted.index_select(0, rows), [sequences[row] for row in drawing])
         token_ids = token_ids.index_copy(0, rows, drawn)
     reporting = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs is not None]
-    parts = [token_ids]
-    num_top = 0
-    if reporting:
-        rows = to_device(torch.tensor(reporting), logits.device)
-        num_top = min(max(sequences[row].params.logprobs or 0 for row in reporting), logits.shape[-1])
-        parts += _report(logits.index_select(0, rows), token_ids.index_select(0, rows), num_top)
-    # The one wait of a step: sampled tokens decide what the next step computes.
+    # Either way the one wait of a step: sampled tokens decide what the next step computes.
+    if not reporting:
+        return [Sample(token_id, None) for token_id in token_ids.tolist()]
+    rows = to_device(torch.tensor(reporting), logits.device)
+    num_top = min(max(sequences[row].params.logprobs or 0 for row in reporting), logits.shape[-1])
+    parts = [token_ids, *_report(logits.index_select(0, rows), token_ids.index_select(0, rows), num_top)]
     numbers: list[float] = torch.cat([part.double().flatten() for part in parts]).tolist()
     return _collect(numbers, sequences, reporting, num_top)
 

@@ -21,7 +21,7 @@ from actors.dense.decode_layers import DecodeLayers, Layer
 from actors.dense.kv_cache import KVCache
 from actors.dense.norm import make_add_norm, make_norm
 from actors.dense.rope import RotaryEmbedding
-from actors.dense.router import make_route
+from actors.dense.routing import make_norm_and_route
 from actors.exchange.interface import Exchange
 from actors.linear import make_product
 
@@ -47,7 +47,7 @@ class DenseModel:
             has_one_token if self._decode_layers is None else self._decode_layers.is_narrow
         )
         """Which chunks' tokens are to be decoding rows."""
-        self._route = make_route(self.dtype, self.device)
+        self._norm_and_route = make_norm_and_route(config, self.dtype, self.device, self._add_norm)
         self._rope = RotaryEmbedding(config.rope, config.head_dim, self.device)
 
     @torch.inference_mode()
@@ -81,8 +81,7 @@ class DenseModel:
             if added is not None:
                 x, normed = self._add_norm(x, added, layer.input_norm)
             attended = self._attention(cache, index, batch, layer.qkv(normed), tables)
-            x, normed = self._add_norm(x, layer.out(attended), layer.post_attention_norm)
-            routes = self._route(layer.gate(normed), self.config.router_jitter)
+            x, normed, *routes = self._norm_and_route(x, layer.out(attended), layer)
             added = experts(index, normed, *routes)
         return x if added is None else x + added
 

@@ -2,7 +2,8 @@
 
 Legend: T tokens of the chunk, S its context (the chunk included), A query heads, G key-value heads, D head dimension.
 
-CUDA with Triton, 16-bit dtypes     torch's flash attention: it knows window and causality, no mask is made
+CUDA with Triton, 16-bit dtypes     torch's flash attention: it knows window and causality, no mask is made; for whole chunks on
+                                    Hopper and later cuDNN's, twice as fast (`cudnn_prefill.py`)
 otherwise                           SDPA, with a mask where it is not the plain causal triangle
 """
 
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 
 from actors.checkpoint.config import ModelConfig
 from actors.dense.batch import PrefillRows
+from actors.dense.cudnn_prefill import has_cudnn, make_cudnn_prefill
 from actors.gpu.available import has_triton
 
 Prefill: TypeAlias = Callable[[PrefillRows, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -29,7 +31,8 @@ def make_prefill(config: ModelConfig, dtype: torch.dtype, device: torch.device) 
     """What attends to prompts on this device."""
     has_flash_dim = config.head_dim % _FLASH_DIM == 0 and config.head_dim <= _MOST_FLASH_DIM
     if has_triton(device) and dtype != torch.float32 and has_flash_dim:
-        return _flash_prefill(config.sliding_window)
+        flash = _flash_prefill(config.sliding_window)
+        return flash if not has_cudnn(config, device) else make_cudnn_prefill(config.sliding_window, flash)
     return sdpa_prefill
 
 

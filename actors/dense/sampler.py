@@ -9,18 +9,17 @@ Reported log-probabilities are the model's own, before all of that.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from actors.dense.choice import Choose
 from actors.dense.sequence import Sequence
 from actors.dense.to_device import to_device
-from actors.messages import SamplingParams, TokenLogprobs
+from actors.messages import TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """What a row drew."""
 
     token_id: int
@@ -66,27 +65,32 @@ def token_logprobs(logits: torch.Tensor, token_ids: list[int], num_top: int) -> 
 
 def adjust(logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, ...]) -> torch.Tensor:
     """Logits after minimum length, penalties and bias; the input itself where no row asks for any."""
-    adjusted = logits
-    for row, sequence in enumerate(sequences):
+    rows = [row for row, sequence in enumerate(sequences) if _is_adjusted(sequence)]
+    if not rows:
+        return logits
+    adjusted = logits.clone()
+    for row in rows:
+        sequence = sequences[row]
         params = sequence.params
-        is_short = len(sequence.output_ids) < params.min_tokens
-        if not (is_short or _has_penalty(params) or params.logit_bias):
-            continue
-        if adjusted is logits:
-            adjusted = logits.clone()
         _penalise(adjusted[row], sequence)
         if params.logit_bias:
             ids = to_device(torch.tensor(list(params.logit_bias)), logits.device)
             values = to_device(torch.tensor(list(params.logit_bias.values())), logits.device)
             adjusted[row].index_add_(0, ids, values)
-        if is_short:
+        if _is_short(sequence):
             ends = torch.tensor([*eos_token_ids, *params.stop_token_ids], dtype=torch.int64)
             adjusted[row].index_fill_(0, to_device(ends, logits.device), float("-inf"))
     return adjusted
 
 
-def _has_penalty(params: SamplingParams) -> bool:
-    return bool(params.repetition_penalty != 1.0 or params.frequency_penalty or params.presence_penalty)
+def _is_adjusted(sequence: Sequence) -> bool:
+    params = sequence.params
+    has_penalty = params.repetition_penalty != 1.0 or params.frequency_penalty or params.presence_penalty
+    return bool(has_penalty or params.logit_bias or _is_short(sequence))
+
+
+def _is_short(sequence: Sequence) -> bool:
+    return len(sequence.output_ids) < sequence.params.min_tokens
 
 
 def _penalise(row: torch.Tensor, sequence: Sequence) -> None:

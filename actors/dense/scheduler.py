@@ -40,7 +40,7 @@ class Chunk:
     @property
     def num_rows(self) -> int:
         """Tokens and drafts."""
-        return self.num_tokens + len(self.drafts)
+        return self.end - self.start + len(self.drafts)
 
     @property
     def samples(self) -> bool:

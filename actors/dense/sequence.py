@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import MutableSequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from actors.messages import SamplingParams, TokenLogprobs
 from actors.prefix import extend_chain, prefix_root
@@ -28,8 +31,8 @@ class Sequence:
     """Lower goes first."""
     is_resumed: bool = False
     """Whether it ran elsewhere before; somebody is reading it already, so it goes one level ahead."""
-    blocks: list[int] = field(default_factory=list)
-    """KV blocks in order of position."""
+    blocks: MutableSequence[int] = field(default_factory=partial(array, "i"))
+    """KV blocks in order of position; an array, which a step copies at once."""
     num_computed: int = 0
     is_long: bool = False
     """Which LongRoPE list its cached keys were rotated with."""
@@ -62,7 +65,9 @@ class Sequence:
         num_prompt = len(self.prompt_ids)
         if start >= num_prompt:
             return self.output_ids[start - num_prompt : end - num_prompt]
-        return (self.prompt_ids[start:end] + self.output_ids[: max(0, end - num_prompt)])[: end - start]
+        if end <= num_prompt:
+            return self.prompt_ids[start:end]
+        return self.prompt_ids[start:] + self.output_ids[: end - num_prompt]
 
     def continued(self, token_ids: tuple[int, ...]) -> Sequence:
         """What it would be with these tokens behind its last one, for the sampler; itself where there are none."""

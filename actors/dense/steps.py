@@ -6,6 +6,7 @@ Legend: T rows of the step, H hidden.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -47,30 +48,28 @@ class Steps:
         window = model.config.sliding_window
         batch = build_batch(chunks, self._block_size, window, model.device, model.is_narrow)
         x = model.forward(batch, self._cache, exchange)
-        ends = [chunk for chunk in chunks if chunk.samples]
-        rows = [
-            row + index
-            for chunk, row in zip(chunks, _last_rows(chunks), strict=True)
-            if chunk.samples
-            for index in range(1 + len(chunk.drafts))
-        ]
-        prompt_logprobs = self._prompt_logprobs(chunks, x)
-        samples: list[Sample] = []
-        if ends:
-            logits = model.logits(_pick(x, rows))
-            samples = self._sample(logits, _sampling(ends), model.config.eos_token_ids)
-        drawn = iter(samples)
-        return Drawn(
-            samples=[(chunk, [next(drawn) for _ in range(1 + len(chunk.drafts))]) for chunk in ends],
-            prompt_logprobs=prompt_logprobs,
-        )
+        placed = list(zip(chunks, _last_rows(chunks), strict=True))
+        prompt_logprobs = self._prompt_logprobs(placed, x)
+        samples = self._samples([(chunk, last) for chunk, last in placed if chunk.samples], x)
+        return Drawn(samples=samples, prompt_logprobs=prompt_logprobs)
+
+    def _samples(self, ends: list[tuple[Chunk, int]], x: torch.Tensor) -> list[tuple[Chunk, list[Sample]]]:
+        """Of chunks that sample, with their last rows."""
+        if not ends:
+            return []
+        rows = [row for chunk, last in ends for row in range(last, last + 1 + len(chunk.drafts))]
+        logits = self._model.logits(_pick(x, rows))
+        sequences = _sampling([chunk for chunk, _ in ends])
+        drawn = iter(self._sample(logits, sequences, self._model.config.eos_token_ids))
+        return [(chunk, list(islice(drawn, 1 + len(chunk.drafts)))) for chunk, _ in ends]
 
     def _prompt_logprobs(
-        self, chunks: list[Chunk], x: torch.Tensor
+        self, placed: list[tuple[Chunk, int]], x: torch.Tensor
     ) -> list[tuple[Sequence, list[TokenLogprobs]]]:
-        """Position p predicts token p + 1: rows of a chunk report on tokens start + 1 .. end of the prompt."""
+        """Of chunks with their last rows. Position p predicts token p + 1: rows of a chunk report on tokens start + 1 .. end
+        of the prompt."""
         collected = []
-        for chunk, last in zip(chunks, _last_rows(chunks), strict=True):
+        for chunk, last in placed:
             sequence = chunk.sequence
             if not sequence.needs_prompt_logprobs:
                 continue

@@ -18,12 +18,14 @@ from actors.exchange.load import ExpertLoad
 Compute: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 """`GroupedExperts.forward`: (layer, rows, expert_ids, weights, num_results) -> results [num_results, H]."""
 
+Combined: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""`GroupedExperts.combined`: (layer, rows, expert_ids, weights) -> what each token's results add up to, [T, H]."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _LocalHandle:
-    results: torch.Tensor
-    """[T * K, H]"""
-    num_choices: int
+    total: torch.Tensor
+    """[T, H]"""
 
 
 class LocalExchange:
@@ -31,11 +33,13 @@ class LocalExchange:
 
     is_ready = True
 
-    def __init__(self, compute: Compute, load: ExpertLoad | None = None, only_queues: bool = False) -> None:
-        """Counts into `load` where the ids are on the host anyway: not on CUDA. only_queues: for few rows compute does nothing
-        but queue work on the device, and takes rows without an expert behind all others."""
-        self.compute = compute
-        self.only_queues = only_queues
+    def __init__(
+        self, compute: Compute, load: ExpertLoad | None = None, combined: Combined | None = None
+    ) -> None:
+        """Counts into `load` where the ids are on the host anyway: not on CUDA. combined: where it is given, in place of compute; for
+        few rows it does nothing but queue work on the device, and takes rows without an expert behind all others."""
+        self.combined = combined
+        self._compute = compute
         self._load = load
 
     def dispatch(
@@ -43,13 +47,15 @@ class LocalExchange:
     ) -> Handle:
         if self._load is not None and expert_ids.device.type == "cpu":
             self._load.count(layer, expert_ids.numpy())
+        if self.combined is not None:
+            return _LocalHandle(total=self.combined(layer, rows, expert_ids, weights))
         num_tokens, num_choices = expert_ids.shape
-        results = self.compute(layer, rows, expert_ids, weights, num_tokens * num_choices)
-        return _LocalHandle(results=results, num_choices=num_choices)
+        results = self._compute(layer, rows, expert_ids, weights, num_tokens * num_choices)
+        return _LocalHandle(total=add_choices(results, num_choices))
 
     def combine(self, handle: Handle) -> torch.Tensor:
         assert isinstance(handle, _LocalHandle)
-        return add_choices(handle.results, handle.num_choices)
+        return handle.total
 
     def direct(self, num_layers: int, x: torch.Tensor) -> None:
         return None

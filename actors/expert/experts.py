@@ -23,6 +23,7 @@ from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.quantized import QuantizedExpert
 from actors.checkpoint.read_quantized import read_quantized_experts
 from actors.checkpoint.weights import ExpertWeights, ProgressCallback, WeightReader, read_experts
+from actors.exchange.local import Combined
 from actors.expert.grouped_linear import GroupedLinearLayer
 from actors.expert.grouped_matmul import GroupedMatmulLayer
 from actors.expert.packed import PackedLayer
@@ -49,8 +50,8 @@ class GroupedExperts:
 
     def __init__(self, experts: Sequence[int], layers: Sequence[LayerExperts]) -> None:
         self._layers = [HeldLayer(tuple(experts), layer) for layer in layers]
-        self.only_queues = False
-        """As LocalExchange takes it."""
+        self.combined: Combined | None = None
+        """As LocalExchange takes it: where the layers add results up themselves."""
 
     @staticmethod
     def load(
@@ -87,7 +88,7 @@ class GroupedExperts:
         """
         if not experts:
             raise ValueError("experts is empty, expected at least one")
-        self.only_queues = has_triton(torch.device(device))
+        self.combined = self._combined if has_triton(torch.device(device)) else None
         slots = slot_table(experts, config.num_experts).to(device)
         make_layer = _layer_kind(torch.device(device), dtype, config, quantization is not None)
         kept = frozenset(self.experts)
@@ -96,7 +97,7 @@ class GroupedExperts:
         if quantization is None:
             stream = read_experts(reader, config, new, dtype, device, progress)
         else:
-            stream = read_quantized_experts(reader, config, new, quantization, progress)
+            stream = read_quantized_experts(reader, config, new, quantization, device, progress)
         for index, present in enumerate(self._layers):
             layer = make_layer(slots, _merge(experts, kept, present, stream))
             # One assignment: a forward pass has either the old layer or the new one.
@@ -135,6 +136,13 @@ class GroupedExperts:
         Raises ValueError for an expert that is not on this rank (on CUDA it is not noticed).
         """
         return self._layers[layer].forward(rows, expert_ids, weights, num_results)
+
+    def _combined(
+        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        compute: Any = self._layers[layer].compute
+        total: torch.Tensor = compute.combined(rows, expert_ids, weights)
+        return total
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -11,11 +13,16 @@ from actors.linear import Product
 
 def make_quantized_product(weight: QuantizedWeight) -> Product:
     """The product with weight [out, in], in float32. What it holds is quantized; what it widens lives for one call."""
+    widen = _widening(weight)
+    return lambda x: F.linear(x.float(), widen()).to(x.dtype)
+
+
+def _widening(weight: QuantizedWeight) -> Callable[[], torch.Tensor]:
+    """What gives the weight [out, in] in float32."""
     num_inputs, num_bits = weight.values.shape[1], weight.num_bits
-    words, scales = to_words(weight.values, num_bits), weight.scales.clone()
-
-    def product(x: torch.Tensor) -> torch.Tensor:
-        whole = dequantize(QuantizedWeight(from_words(words, num_bits, num_inputs), scales, num_bits))
-        return F.linear(x.float(), whole).to(x.dtype)
-
-    return product
+    scales = weight.scales.clone()
+    if weight.values.dtype.is_floating_point:
+        held = QuantizedWeight(weight.values.clone(), scales, num_bits)
+        return lambda: dequantize(held)
+    words = to_words(weight.values, num_bits)
+    return lambda: dequantize(QuantizedWeight(from_words(words, num_bits, num_inputs), scales, num_bits))

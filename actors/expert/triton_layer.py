@@ -1,8 +1,12 @@
-"""Experts of one layer on CUDA: few rows by the project's Triton kernels, many by `grouped_mm`.
+"""Experts of one layer on CUDA, by the project's Triton kernels and torch's `grouped_mm`.
 
-Legend: T tokens, K experts per token, E experts.
+Legend: T tokens, H hidden, K experts per token, E experts, N = T * K entries (token, choice).
 
-No step in bfloat16 asks the device anything, nor does one of few rows in any dtype.
+    one token, all experts here     matrix times vector (`actors.gpu.one_token`)
+    many rows in bfloat16           the second product by `grouped_mm`
+    otherwise                       `actors.gpu.experts`
+
+No step asks the device anything.
 """
 
 from __future__ import annotations
@@ -10,43 +14,60 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 
-from actors.checkpoint.weights import ExpertWeights
-from actors.expert.grouped_matmul import many_rows, stack_experts, stacked_expert
-from actors.gpu.experts import MOST_ENTRIES, few_rows
+from actors.exchange.combine import add_choices
+from actors.expert.stacks import Expert, stack_experts
+from actors.gpu.experts import first_products, products
+from actors.gpu.one_token import one_token, suits
+from actors.gpu.sort import Entries, sort_entries
+from actors.gpu.weigh import weigh, weigh_and_add
+
+_MOST_ENTRIES = 2048
+"""Of more, `grouped_mm` is the faster second product. The first, which gathers its rows and ends with silu, is never slower here."""
 
 
 class TritonLayer:
     """Weights of all slots in two stacks."""
 
-    def __init__(self, slots: torch.Tensor, experts: Iterable[ExpertWeights]) -> None:
+    def __init__(self, slots: torch.Tensor, experts: Iterable[Expert]) -> None:
         """slots [E + 1] int64 on the device: expert id -> slot, with id -1 at the end."""
         self._slots = slots
-        self._stacks = stack_experts(slots, experts)
+        self._stacks = stack_experts(int((slots >= 0).sum()), experts)
+        self._takes_one_token = suits(self._stacks)
 
-    def expert(self, slot: int) -> ExpertWeights:
+    def expert(self, slot: int) -> Expert:
         """As LayerExperts.expert."""
-        return stacked_expert(self._stacks, slot)
+        return self._stacks.expert(slot)
 
     def __call__(
         self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int
     ) -> torch.Tensor:
-        """As GroupedExperts.forward; an expert of another rank is not noticed, and of a batch of at most MOST_ENTRIES entries
-        fewer may be valid than num_results says."""
-        if expert_ids.numel() <= MOST_ENTRIES:
-            return few_rows(rows, expert_ids, weights, num_results, self._slots, self._stacks)
-        if rows.dtype == torch.bfloat16:
-            return many_rows(rows, expert_ids, weights, num_results, self._slots, self._stacks)
-        return self._in_parts(rows, expert_ids, weights)
+        """As GroupedExperts.forward; an expert of another rank is not noticed."""
+        entries = self._sort(expert_ids)
+        if self._is_for_grouped_mm(rows, expert_ids):
+            return weigh(self._by_grouped_mm(rows, entries, num_results), entries, weights, num_results)
+        return products(rows, entries, weights, num_results, entries.targets, self._stacks)
 
-    def _in_parts(self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Many rows in a dtype that `grouped_mm` does not take. Waits for the device: each part's valid entries are counted."""
-        most_tokens = MOST_ENTRIES // expert_ids.shape[1]
-        parts = []
-        for start in range(0, len(rows), most_tokens):
-            part = slice(start, start + most_tokens)
-            num_results = int((expert_ids[part] >= 0).sum())
-            if num_results:
-                args = (rows[part], expert_ids[part], weights[part], num_results)
-                parts.append(few_rows(*args, self._slots, self._stacks))
-        return torch.cat(parts)
+    def combined(self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """[T, H]: what each token's results add up to. Where a token's expert is -1, its sum may be anything."""
+        num_entries, num_choices = expert_ids.numel(), expert_ids.shape[1]
+        if num_entries == num_choices == 2 and self._takes_one_token:
+            return one_token(rows, expert_ids, weights, self._slots, self._stacks)
+        entries = self._sort(expert_ids)
+        if self._is_for_grouped_mm(rows, expert_ids):
+            return weigh_and_add(self._by_grouped_mm(rows, entries, num_entries), entries, weights)
+        results = products(rows, entries, weights, num_entries, entries.order, self._stacks)
+        return add_choices(results, num_choices)
+
+    def _sort(self, expert_ids: torch.Tensor) -> Entries:
+        return sort_entries(expert_ids, self._slots, self._stacks.num_slots)
+
+    def _is_for_grouped_mm(self, rows: torch.Tensor, expert_ids: torch.Tensor) -> bool:
+        is_taken = rows.dtype == torch.bfloat16 and not self._stacks.is_quantized
+        return is_taken and expert_ids.numel() > _MOST_ENTRIES
+
+    def _by_grouped_mm(self, rows: torch.Tensor, entries: Entries, num_results: int) -> torch.Tensor:
+        """Products [num_results, H], not weighed, at the entries' places."""
+        between = first_products(rows, entries, self._stacks)[:num_results]
+        return F.grouped_mm(between, self._stacks.down.values.transpose(1, 2), offs=entries.ends)

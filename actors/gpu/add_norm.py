@@ -21,24 +21,50 @@ def add_norm(
     num_rows, hidden = x.shape
     size = triton.next_power_of_2(hidden)
     _add_norm[(num_rows,)](
-        x, added, norm.weight, norm.bias, total, normed, eps, HIDDEN=hidden, SIZE=size, num_warps=8
+        x,
+        added,
+        norm.weight,
+        norm.bias,
+        total,
+        normed,
+        eps,
+        HIDDEN=hidden,
+        SIZE=size,
+        num_warps=8,
     )
     return total, normed
 
 
 @triton.jit
-def _add_norm(x, added, weight, bias, total, normed, eps, HIDDEN: tl.constexpr, SIZE: tl.constexpr):
+def _add_norm(
+    x,
+    added,
+    weight,
+    bias,
+    total,
+    normed,
+    eps,
+    HIDDEN: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    normalised(x, added, weight, bias, total, normed, row, eps, HIDDEN, SIZE)
+
+
+@triton.jit
+def normalised(x, added, weight, bias, total, normed, row, eps, HIDDEN: tl.constexpr, SIZE: tl.constexpr):
+    """Within a kernel: one row."""
     at = tl.arange(0, SIZE)
     mask = at < HIDDEN
-    row = tl.program_id(0).to(tl.int64) * HIDDEN + at
-    left = tl.load(x + row, mask=mask, other=0.0).to(tl.float32)
-    right = tl.load(added + row, mask=mask, other=0.0).to(tl.float32)
+    place = row * HIDDEN + at
+    left = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+    right = tl.load(added + place, mask=mask, other=0.0).to(tl.float32)
     rounded = (left + right).to(total.dtype.element_ty)
-    tl.store(total + row, rounded, mask=mask)
+    tl.store(total + place, rounded, mask=mask)
     value = rounded.to(tl.float32)
     mean = tl.sum(value, axis=0) / HIDDEN
     apart = tl.where(mask, value - mean, 0.0)
     scale = 1.0 / tl.sqrt(tl.sum(apart * apart, axis=0) / HIDDEN + eps)
     gain = tl.load(weight + at, mask=mask, other=0.0).to(tl.float32)
     shift = tl.load(bias + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(normed + row, (apart * scale * gain + shift).to(normed.dtype.element_ty), mask=mask)
+    tl.store(normed + place, (apart * scale * gain + shift).to(normed.dtype.element_ty), mask=mask)

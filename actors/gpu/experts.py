@@ -1,153 +1,116 @@
-"""Products of few rows with the experts that they chose; weights of no other expert are read.
+"""Products of rows with the experts that they chose; weights of no other expert are read.
 
-Legend: T tokens, H hidden, K experts per token, F expert width, S slots, N = T * K entries (token, choice).
+Legend: T tokens, H hidden, K experts per token, F expert width, S slots, N = T * K entries (token, choice), C inputs that share
+a scale.
 
-    sort       entries by slot, then by position, in one program: order [N], targets [N], ends [S]
-    first      w2's inputs [N, F] = silu(w1 x) * (w3 x), in that order; x is gathered as it is read
+    first      w2's inputs [N, F] = silu(w1 x) * (w3 x), in the order of `sort.py`; x is gathered as it is read
     second     results = (w2 ...) * weight, each at its entry's place
 
 A program takes some rows of one slot and some outputs. How many row blocks a slot has is known on the device alone, so
 there are as many programs as could be needed, and the others end at once: nobody asks the device.
+
+Weights of few bits become numbers of the rows' dtype, which holds them exactly, as they are multiplied; the sums of C inputs are
+then scaled in float32.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-MOST_ENTRIES = 1024
-"""That one program sorts."""
+from actors.expert.stacks import Stack, Stacks
+from actors.gpu.sort import Entries
+from actors.gpu.tiles import Tile, choose_tiles
+from actors.gpu.widen import is_by_bits, widened
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tiles:
-    """Sizes of the matrices that a program multiplies at a time."""
-
-    rows: int
-    outputs: int
-    inputs: int
-    first_stages: int
-    """Tiles under way at once in the first product, which has two weights per output."""
-    second_stages: int
-
-
-def choose_tiles(num_entries: int, num_slots: int, item_bytes: int) -> Tiles:
-    """Few rows per slot: all that counts is how many bytes of weights are under way. More: weights are shared by rows."""
-    inputs = 256 // item_bytes
-    if num_entries <= 2 * num_slots:
-        return Tiles(rows=16, outputs=32, inputs=inputs, first_stages=3, second_stages=5)
-    if num_entries <= 16 * num_slots:
-        return Tiles(rows=32, outputs=64, inputs=inputs // 2, first_stages=3, second_stages=4)
-    return Tiles(rows=64, outputs=64, inputs=inputs // 2, first_stages=3, second_stages=4)
-
-
-def few_rows(
+def products(
     rows: torch.Tensor,
-    expert_ids: torch.Tensor,
+    entries: Entries,
     weights: torch.Tensor,
     num_results: int,
-    slots: torch.Tensor,
-    stacks: tuple[torch.Tensor, torch.Tensor],
+    targets: torch.Tensor,
+    stacks: Stacks,
 ) -> torch.Tensor:
-    """Results [num_results, H] as `GroupedExperts.forward`, for at most MOST_ENTRIES entries.
+    """Results [num_results, H], the one at each of the entries' places at its target [N].
 
-    slots [E + 1] int64: expert id -> slot, with id -1 at the end. stacks: gate_up [S, 2F, H] and down [S, H, F]. Where fewer
-    entries are valid than num_results says, the last results are left as they are.
+    rows [T, H], weights [T, K]. Where fewer entries are valid than num_results says, the others' results are left as they are.
     """
-    gate_up, down = stacks
-    num_slots, hidden, width = down.shape
-    num_choices = expert_ids.shape[1]
-    num_entries = expert_ids.numel()
-    padded_slots = triton.next_power_of_2(num_slots)
-    order, targets = (torch.empty(num_entries, dtype=torch.int32, device=rows.device) for _ in range(2))
-    ends = torch.empty(num_slots, dtype=torch.int32, device=rows.device)
-    _sort[(1,)](
-        expert_ids.contiguous(),
-        slots,
-        order,
-        targets,
-        ends,
-        num_entries,
-        NUM_EXPERTS=slots.shape[0] - 1,
-        NUM_SLOTS=num_slots,
-        SLOTS=padded_slots,
-        ENTRIES=max(16, triton.next_power_of_2(num_entries)),
-        num_warps=8,
-    )
-    tiles = choose_tiles(num_entries, num_slots, rows.element_size())
-    num_blocks = min(num_entries, num_slots) + num_entries // tiles.rows
-    between = torch.empty((num_entries, width), dtype=rows.dtype, device=rows.device)
-    _first[(num_blocks, triton.cdiv(width, tiles.outputs))](
-        rows.contiguous(),
-        gate_up,
-        order,
-        ends,
+    between = first_products(rows, entries, stacks)
+    _, tile = _tiles(rows, entries, stacks)
+    results = torch.empty((num_results, rows.shape[1]), dtype=rows.dtype, device=rows.device)
+    _second[_grid(entries, results.shape[1], tile)](
         between,
-        NUM_CHOICES=num_choices,
-        NUM_INPUTS=hidden,
-        NUM_OUTPUTS=width,
-        NUM_SLOTS=num_slots,
-        SLOTS=padded_slots,
-        ROWS=tiles.rows,
-        OUTPUTS=tiles.outputs,
-        INPUTS=tiles.inputs,
-        num_warps=4,
-        num_stages=tiles.first_stages,
-    )
-    results = torch.empty((num_results, hidden), dtype=rows.dtype, device=rows.device)
-    _second[(num_blocks, triton.cdiv(hidden, tiles.outputs))](
-        between,
-        down,
-        order,
+        stacks.down.values,
+        stacks.down.scales,
+        entries.order,
         targets,
-        ends,
+        entries.ends,
         weights.contiguous(),
         results,
-        NUM_INPUTS=width,
-        NUM_OUTPUTS=hidden,
-        NUM_SLOTS=num_slots,
-        SLOTS=padded_slots,
-        ROWS=tiles.rows,
-        OUTPUTS=tiles.outputs,
-        INPUTS=tiles.inputs,
-        num_warps=4,
-        num_stages=tiles.second_stages,
+        **_sizes(stacks.down, results.shape[1], tile, rows),
     )
     return results
 
 
-@triton.jit
-def _sort(
-    expert_ids,
-    slots,
-    order,
-    targets,
-    ends,
-    num_entries,
-    NUM_EXPERTS: tl.constexpr,
-    NUM_SLOTS: tl.constexpr,
-    SLOTS: tl.constexpr,
-    ENTRIES: tl.constexpr,
-):
-    entry = tl.arange(0, ENTRIES)
-    expert = tl.load(expert_ids + entry, mask=entry < num_entries, other=-1)
-    slot = tl.load(slots + tl.where(expert < 0, NUM_EXPERTS, expert))
-    slot = tl.where(expert < 0, -1, slot).to(tl.int32)
-    number = tl.arange(0, SLOTS)
-    is_there = (slot[:, None] == number[None, :]).to(tl.int32)
-    counts = tl.sum(is_there, axis=0)
-    slot_ends = tl.cumsum(counts, axis=0)
-    # Of the entries of its slot, the entry is the so many-th; the slot begins where the one before it ends.
-    nth = tl.cumsum(is_there, axis=0) - 1
-    place = tl.sum(is_there * (nth + (slot_ends - counts)[None, :]), axis=1)
-    is_here = slot >= 0
-    target = tl.cumsum(is_here.to(tl.int32), axis=0) - 1
-    tl.store(order + place, entry, mask=is_here)
-    tl.store(targets + place, target, mask=is_here)
-    tl.store(ends + number, slot_ends, mask=number < NUM_SLOTS)
+def first_products(rows: torch.Tensor, entries: Entries, stacks: Stacks) -> torch.Tensor:
+    """silu(w1 x) * (w3 x) [N, F] for rows [T, H], each at its entry's place."""
+    tile, _ = _tiles(rows, entries, stacks)
+    width = stacks.down.values.shape[2]
+    between = torch.empty((len(entries.order), width), dtype=rows.dtype, device=rows.device)
+    _first[_grid(entries, width, tile)](
+        rows.contiguous(),
+        stacks.gate_up.values,
+        stacks.gate_up.scales,
+        entries.order,
+        entries.ends,
+        between,
+        NUM_CHOICES=entries.num_choices,
+        **_sizes(stacks.gate_up, width, tile, rows),
+    )
+    return between
+
+
+def _tiles(rows: torch.Tensor, entries: Entries, stacks: Stacks) -> tuple[Tile, Tile]:
+    num_entries, num_slots = len(entries.order), stacks.num_slots
+    return choose_tiles(num_entries, num_slots, rows.element_size(), stacks.is_quantized)
+
+
+def _grid(entries: Entries, num_outputs: int, tile: Tile) -> tuple[int, int]:
+    """(row blocks that there may be, output blocks)."""
+    num_entries = len(entries.order)
+    num_blocks = min(num_entries, entries.num_slots) + num_entries // tile.rows
+    return num_blocks, triton.cdiv(num_outputs, tile.outputs)
+
+
+def _sizes(stack: Stack, num_outputs: int, tile: Tile, rows: torch.Tensor) -> dict[str, Any]:
+    """What a kernel is compiled for. A tile's inputs share a scale."""
+    num_slots, _, num_inputs = stack.values.shape
+    per_scale = stack.num_inputs_per_scale
+    return {
+        "NUM_INPUTS": num_inputs,
+        "NUM_OUTPUTS": num_outputs,
+        "NUM_SLOTS": num_slots,
+        "SLOTS": triton.next_power_of_2(num_slots),
+        "PER_SCALE": per_scale,
+        "ROWS": tile.rows,
+        "OUTPUTS": tile.outputs,
+        "INPUTS": _largest_within(tile.inputs, per_scale) if stack.is_grouped else tile.inputs,
+        "num_warps": tile.num_warps,
+        "num_stages": tile.num_stages,
+        "IS_GROUPED": stack.is_grouped,
+        "BY_BITS": is_by_bits(stack.values, rows.dtype),
+    }
+
+
+def _largest_within(most: int, per_scale: int) -> int:
+    """The largest power of two up to `most` that divides per_scale, a multiple of 32."""
+    while per_scale % most:
+        most //= 2
+    return most
 
 
 @triton.jit
@@ -169,6 +132,7 @@ def _block(ends, NUM_SLOTS: tl.constexpr, SLOTS: tl.constexpr, ROWS: tl.constexp
 def _first(
     rows,
     gate_up,
+    scales,
     order,
     ends,
     between,
@@ -177,9 +141,12 @@ def _first(
     NUM_OUTPUTS: tl.constexpr,
     NUM_SLOTS: tl.constexpr,
     SLOTS: tl.constexpr,
+    PER_SCALE: tl.constexpr,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
+    IS_GROUPED: tl.constexpr,
+    BY_BITS: tl.constexpr,
 ):
     slot, first, end = _block(ends, NUM_SLOTS, SLOTS, ROWS)
     if slot >= SLOTS:
@@ -192,6 +159,8 @@ def _first(
     x_at = rows + token.to(tl.int64)[:, None] * NUM_INPUTS
     gate_at = gate_up + slot.to(tl.int64) * (2 * NUM_OUTPUTS * NUM_INPUTS) + output[:, None] * NUM_INPUTS
     up_at = gate_at + NUM_OUTPUTS * NUM_INPUTS
+    if PER_SCALE > 0:
+        gate_scales = scales + (slot * (2 * NUM_OUTPUTS) + output) * (NUM_INPUTS // PER_SCALE)
     gate = tl.zeros((ROWS, OUTPUTS), tl.float32)
     up = tl.zeros((ROWS, OUTPUTS), tl.float32)
     for start in range(0, NUM_INPUTS, INPUTS):
@@ -200,8 +169,26 @@ def _first(
         x = tl.load(x_at + at[None, :], mask=is_row[:, None] & is_input, other=0.0)
         w_gate = tl.load(gate_at + at[None, :], mask=is_output[:, None] & is_input, other=0.0)
         w_up = tl.load(up_at + at[None, :], mask=is_output[:, None] & is_input, other=0.0)
-        gate = tl.dot(x, tl.trans(w_gate), gate, input_precision="ieee")
-        up = tl.dot(x, tl.trans(w_up), up, input_precision="ieee")
+        if not IS_GROUPED:
+            gate = tl.dot(x, tl.trans(widened(w_gate, x.dtype, BY_BITS)), gate, input_precision="ieee")
+            up = tl.dot(x, tl.trans(widened(w_up, x.dtype, BY_BITS)), up, input_precision="ieee")
+        else:
+            scale_at = gate_scales + start // PER_SCALE
+            gate_scale = tl.load(scale_at, mask=is_output, other=0.0).to(tl.float32)
+            up_scale = tl.load(
+                scale_at + NUM_OUTPUTS * (NUM_INPUTS // PER_SCALE), mask=is_output, other=0.0
+            ).to(tl.float32)
+            gate += (
+                tl.dot(x, tl.trans(widened(w_gate, x.dtype, BY_BITS)), input_precision="ieee")
+                * gate_scale[None, :]
+            )
+            up += (
+                tl.dot(x, tl.trans(widened(w_up, x.dtype, BY_BITS)), input_precision="ieee")
+                * up_scale[None, :]
+            )
+    if PER_SCALE == NUM_INPUTS:
+        gate *= tl.load(gate_scales, mask=is_output, other=0.0).to(tl.float32)[None, :]
+        up *= tl.load(gate_scales + NUM_OUTPUTS, mask=is_output, other=0.0).to(tl.float32)[None, :]
     # Rounded where torch rounds, whose products have the rows' dtype.
     kind = between.dtype.element_ty
     gate = gate.to(kind).to(tl.float32)
@@ -215,6 +202,7 @@ def _first(
 def _second(
     between,
     down,
+    scales,
     order,
     targets,
     ends,
@@ -224,9 +212,12 @@ def _second(
     NUM_OUTPUTS: tl.constexpr,
     NUM_SLOTS: tl.constexpr,
     SLOTS: tl.constexpr,
+    PER_SCALE: tl.constexpr,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
+    IS_GROUPED: tl.constexpr,
+    BY_BITS: tl.constexpr,
 ):
     slot, first, end = _block(ends, NUM_SLOTS, SLOTS, ROWS)
     if slot >= SLOTS:
@@ -237,13 +228,23 @@ def _second(
     is_output = output < NUM_OUTPUTS
     x_at = between + row.to(tl.int64)[:, None] * NUM_INPUTS
     w_at = down + slot.to(tl.int64) * (NUM_OUTPUTS * NUM_INPUTS) + output[:, None] * NUM_INPUTS
+    if PER_SCALE > 0:
+        own_scales = scales + (slot * NUM_OUTPUTS + output) * (NUM_INPUTS // PER_SCALE)
     total = tl.zeros((ROWS, OUTPUTS), tl.float32)
     for start in range(0, NUM_INPUTS, INPUTS):
         at = start + tl.arange(0, INPUTS)
         is_input = (at < NUM_INPUTS)[None, :]
         x = tl.load(x_at + at[None, :], mask=is_row[:, None] & is_input, other=0.0)
         w = tl.load(w_at + at[None, :], mask=is_output[:, None] & is_input, other=0.0)
-        total = tl.dot(x, tl.trans(w), total, input_precision="ieee")
+        if not IS_GROUPED:
+            total = tl.dot(x, tl.trans(widened(w, x.dtype, BY_BITS)), total, input_precision="ieee")
+        else:
+            scale = tl.load(own_scales + start // PER_SCALE, mask=is_output, other=0.0).to(tl.float32)
+            total += (
+                tl.dot(x, tl.trans(widened(w, x.dtype, BY_BITS)), input_precision="ieee") * scale[None, :]
+            )
+    if PER_SCALE == NUM_INPUTS:
+        total *= tl.load(own_scales, mask=is_output, other=0.0).to(tl.float32)[None, :]
     kind = results.dtype.element_ty
     weight = tl.load(weights + tl.load(order + row, mask=is_row, other=0), mask=is_row, other=0.0)
     result = (total.to(kind).to(tl.float32) * weight[:, None]).to(kind)

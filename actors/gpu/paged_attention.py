@@ -1,13 +1,13 @@
-"""Attention of decoding sequences over the block cache, read in place by block table.
+"""Keys and values into the block cache, and attention of decoding sequences over it, read in place by block table.
 
-Legend: B sequences, A query heads, G key-value heads, Q = A / G, D head dimension, R cache rows, M blocks of the longest
-sequence, P parts of a context (`splits.py`).
+Legend: T tokens of a step, B decoding sequences, A query heads, G key-value heads, Q = A / G, D head dimension, R cache rows,
+M blocks of the longest sequence, P parts of a context (`splits.py`).
 
-    rotate and write     queries rotated [B, A, D]; the step's keys, rotated, and values go to their cache rows
+    rotate and write     queries rotated [T, A, D]; the step's keys, rotated, and values go to their cache rows
     attend               one program per (sequence, key-value head, part): its Q query heads over the part's positions
     merge                one program per (sequence, query head): the parts' sums, weighed by their largest scores
 
-A sequence whose end is 0 is padding: it reads and writes nothing of the cache, and its output is 0.
+A row whose slot is -1 and whose end is 0 is padding: it reads and writes nothing of the cache, and its output is 0.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from actors.gpu.buckets import parts_bucket
 from actors.gpu.splits import LEAST_PART, MOST_PARTS, TILE, num_parts
 
 _LOG2_E = 1.4426950408889634
+_HEADS = 8
+"""That a program rotates."""
 _LEAST_SIDE = 16
 """Of a matrix that `tl.dot` takes."""
 
 
 class PagedAttention:
-    """Decode attention of one model."""
+    """The kernels for one model's shapes."""
 
     def __init__(self, config: ModelConfig) -> None:
         self._num_heads, self._num_groups = config.num_heads, config.num_kv_heads
@@ -37,18 +39,39 @@ class PagedAttention:
         self._padded_dim = max(_LEAST_SIDE, triton.next_power_of_2(config.head_dim))
         self._scale = _LOG2_E / config.head_dim**0.5
 
-    def __call__(
+    def rotate_and_write(
         self, cache: KVCache, layer: int, batch: StepBatch, qkv: torch.Tensor, tables: Tables
     ) -> torch.Tensor:
-        """[B, A * D] for the batch's first B rows, which decode; qkv [T, (A + 2 G) * D] contiguous."""
-        rows = batch.decode
-        assert rows is not None
-        queries = self._rotate_and_write(cache, layer, batch, rows, qkv, tables)
+        """Queries [T, A, D] of all rows of the step, rotated; their keys and values go to the cache. qkv [T, (A + 2 G) * D]."""
+        num_tokens, (keys, values), (cos, sin) = qkv.shape[0], cache.layer(layer), tables
+        queries = torch.empty(
+            (num_tokens, self._num_heads, self._head_dim), dtype=qkv.dtype, device=qkv.device
+        )
+        num_kinds = self._num_heads + 2 * self._num_groups
+        _rotate_and_write[(num_tokens, triton.cdiv(num_kinds, _HEADS))](
+            qkv.contiguous(),
+            cos,
+            sin,
+            batch.slots,
+            queries,
+            keys,
+            values,
+            NUM_HEADS=self._num_heads,
+            NUM_GROUPS=self._num_groups,
+            HEAD_DIM=self._head_dim,
+            HALF=triton.next_power_of_2(self._head_dim // 2),
+            HEADS=_HEADS,
+            num_warps=2,
+        )
+        return queries
+
+    def attend(self, cache: KVCache, layer: int, rows: DecodeRows, queries: torch.Tensor) -> torch.Tensor:
+        """[B, A * D] for rotated queries [B, A, D], whose own keys and values are in the cache."""
         num_sequences, (keys, values) = len(rows.ends), cache.layer(layer)
         max_parts = parts_bucket(num_parts(rows.most_visible))
         partial = (num_sequences, self._num_heads, max_parts)
-        sums = torch.empty((*partial, self._head_dim), dtype=torch.float32, device=qkv.device)
-        tops, totals = (torch.empty(partial, dtype=torch.float32, device=qkv.device) for _ in range(2))
+        sums = torch.empty((*partial, self._head_dim), dtype=torch.float32, device=queries.device)
+        tops, totals = (torch.empty(partial, dtype=torch.float32, device=queries.device) for _ in range(2))
         _attend[(num_sequences, self._num_groups, max_parts)](
             queries,
             keys,
@@ -75,7 +98,7 @@ class PagedAttention:
             num_stages=3,
         )
         out = torch.empty(
-            (num_sequences, self._num_heads * self._head_dim), dtype=qkv.dtype, device=qkv.device
+            (num_sequences, self._num_heads * self._head_dim), dtype=queries.dtype, device=queries.device
         )
         _merge[(num_sequences, self._num_heads)](
             sums,
@@ -95,36 +118,6 @@ class PagedAttention:
         )
         return out
 
-    def _rotate_and_write(
-        self,
-        cache: KVCache,
-        layer: int,
-        batch: StepBatch,
-        rows: DecodeRows,
-        qkv: torch.Tensor,
-        tables: Tables,
-    ) -> torch.Tensor:
-        num_sequences, (keys, values), (cos, sin) = len(rows.ends), cache.layer(layer), tables
-        queries = torch.empty(
-            (num_sequences, self._num_heads, self._head_dim), dtype=qkv.dtype, device=qkv.device
-        )
-        _rotate_and_write[(num_sequences, self._num_heads + 2 * self._num_groups)](
-            qkv,
-            cos,
-            sin,
-            batch.slots,
-            rows.ends,
-            queries,
-            keys,
-            values,
-            NUM_HEADS=self._num_heads,
-            NUM_GROUPS=self._num_groups,
-            HEAD_DIM=self._head_dim,
-            HALF=triton.next_power_of_2(self._head_dim // 2),
-            num_warps=1,
-        )
-        return queries
-
 
 @triton.jit
 def _rotate_and_write(
@@ -132,7 +125,6 @@ def _rotate_and_write(
     cos,
     sin,
     slots,
-    ends,
     queries,
     keys,
     values,
@@ -140,36 +132,35 @@ def _rotate_and_write(
     NUM_GROUPS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HALF: tl.constexpr,
+    HEADS: tl.constexpr,
 ):
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row = tl.program_id(0).to(tl.int64)
     num_kinds: tl.constexpr = NUM_HEADS + 2 * NUM_GROUPS
     half: tl.constexpr = HEAD_DIM // 2
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     at = tl.arange(0, HALF)
-    mask = at < half
-    source = qkv + (row * num_kinds + head) * HEAD_DIM + at
+    is_feature = (at < half)[None, :]
+    source = qkv + (row * num_kinds + head[:, None]) * HEAD_DIM + at[None, :]
+    mask = (head < num_kinds)[:, None] & is_feature
     low = tl.load(source, mask=mask, other=0.0)
     high = tl.load(source + half, mask=mask, other=0.0)
-    slot = tl.load(slots + row).to(tl.int64)
-    is_used = mask & (tl.load(ends + row) > 0)
-    if head >= NUM_HEADS + NUM_GROUPS:
-        value_at = values + (slot * NUM_GROUPS + head - NUM_HEADS - NUM_GROUPS) * HEAD_DIM + at
-        tl.store(value_at, low, mask=is_used)
-        tl.store(value_at + half, high, mask=is_used)
-    else:
-        c = tl.load(cos + row * half + at, mask=mask, other=0.0)
-        s = tl.load(sin + row * half + at, mask=mask, other=0.0)
-        first = low.to(tl.float32)
-        second = high.to(tl.float32)
-        new_first = (first * c - second * s).to(queries.dtype.element_ty)
-        new_second = (second * c + first * s).to(queries.dtype.element_ty)
-        if head < NUM_HEADS:
-            query_at = queries + (row * NUM_HEADS + head) * HEAD_DIM + at
-            tl.store(query_at, new_first, mask=mask)
-            tl.store(query_at + half, new_second, mask=mask)
-        else:
-            key_at = keys + (slot * NUM_GROUPS + head - NUM_HEADS) * HEAD_DIM + at
-            tl.store(key_at, new_first, mask=is_used)
-            tl.store(key_at + half, new_second, mask=is_used)
+    c = tl.load(cos + row * half + at, mask=at < half, other=0.0)[None, :]
+    s = tl.load(sin + row * half + at, mask=at < half, other=0.0)[None, :]
+    new_low = (low.to(tl.float32) * c - high.to(tl.float32) * s).to(queries.dtype.element_ty)
+    new_high = (high.to(tl.float32) * c + low.to(tl.float32) * s).to(queries.dtype.element_ty)
+    query_at = queries + (row * NUM_HEADS + head[:, None]) * HEAD_DIM + at[None, :]
+    is_query = (head < NUM_HEADS)[:, None] & is_feature
+    tl.store(query_at, new_low, mask=is_query)
+    tl.store(query_at + half, new_high, mask=is_query)
+    slot = tl.load(slots + row)
+    group = (head - NUM_HEADS) % NUM_GROUPS
+    place = (slot * NUM_GROUPS + group[:, None]) * HEAD_DIM + at[None, :]
+    is_behind = mask & (head >= NUM_HEADS)[:, None] & (slot >= 0)
+    is_value = (head >= NUM_HEADS + NUM_GROUPS)[:, None]
+    tl.store(keys + place, new_low, mask=is_behind & (is_value == 0))
+    tl.store(keys + place + half, new_high, mask=is_behind & (is_value == 0))
+    tl.store(values + place, low, mask=is_behind & is_value)
+    tl.store(values + place + half, high, mask=is_behind & is_value)
 
 
 @triton.jit

@@ -49,13 +49,20 @@ def _route(
     mask = is_row[:, None] & (expert < NUM_EXPERTS)[None, :]
     score = tl.load(scores + row[:, None] * NUM_EXPERTS + expert[None, :], mask=mask, other=float("-inf"))
     score = score.to(tl.float32)
-    first, first_weight = _best(score, score, window, expert)
-    rest = tl.where(expert[None, :] == first[:, None], float("-inf"), score)
-    second, second_weight = _best(rest, score, window, expert)
+    first, first_weight, second, second_weight = choose_two(score, window, expert)
     tl.store(expert_ids + row * 2, first.to(tl.int64), mask=is_row)
     tl.store(expert_ids + row * 2 + 1, second.to(tl.int64), mask=is_row)
     tl.store(weights + row * 2, first_weight, mask=is_row)
     tl.store(weights + row * 2 + 1, second_weight, mask=is_row)
+
+
+@triton.jit
+def choose_two(score, window, expert):
+    """Within a kernel: ids and weights of both rounds [T] for scores [T, E] float32, -inf behind the last expert."""
+    first, first_weight = _best(score, score, window, expert)
+    rest = tl.where(expert[None, :] == first[:, None], float("-inf"), score)
+    second, second_weight = _best(rest, score, window, expert)
+    return first, first_weight, second, second_weight
 
 
 @triton.jit

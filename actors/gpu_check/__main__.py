@@ -26,7 +26,7 @@ Figures: TypeAlias = dict[str, object]
 
 
 def main(arguments: list[str]) -> int:
-    """The exit status: 0, or 1 when a comparison failed, or 2 when the device is not there."""
+    """The exit status: 0, or 1 when a comparison failed, or 2 when the device is not there or does not serve what is asked for."""
     options = parse_options(arguments)
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -35,7 +35,11 @@ def main(arguments: list[str]) -> int:
     if device.index is not None:
         torch.cuda.set_device(device)
     torch.manual_seed(0)
-    built = build(options.preset, options.layers, dtype, device)
+    try:
+        built = build(options.preset, options.layers, dtype, device, options.expert_quantization)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     config = built.config
     report = _head(options, config, device)
     checks = [] if "checks" in options.skip else _check(built)
@@ -57,12 +61,15 @@ def main(arguments: list[str]) -> int:
 def _head(options: argparse.Namespace, config: ModelConfig, device: torch.device) -> Figures:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
     _say(
-        f"{options.preset}, {config.num_layers} layers, {options.dtype}, on {name} ({device}), torch {torch.__version__}"
+        f"{options.preset}, {config.num_layers} layers, {options.dtype}"
+        f"{', experts ' + options.expert_quantization if options.expert_quantization else ''}, on {name} ({device}), "
+        f"torch {torch.__version__}"
     )
     return {
         "preset": options.preset,
         "num_layers": config.num_layers,
         "dtype": options.dtype,
+        "expert_quantization": options.expert_quantization,
         "device": str(device),
         "device_name": name,
         "torch": torch.__version__,
@@ -91,10 +98,10 @@ def _time(options: argparse.Namespace, built: Built) -> Figures:
                 return time_decode(built, device, size, options.context, repeats, options.kernels)
             return time_prefill(built, device, size, chunk, max(1, repeats // 4), options.kernels)
 
-        rows.append(
-            {"work": name, "size": size} | _or_out_of_memory(lambda: measure().as_json(), built.device)
-        )
+        timing = _or_out_of_memory(lambda: measure().as_json(), built.device)
+        rows.append({"work": name, "size": size} | timing)
         _say_timing(rows[-1])
+        _say_kernels(timing)
     return {"bandwidth_gbps": bandwidth_gbps, "tflops": tflops, "context": options.context, "timings": rows}
 
 
@@ -158,7 +165,12 @@ def _say_timing(row: Figures) -> None:
             f"{float(str(row['tokens_per_second'])):10.1f} tokens/s"
         )
     _say(text)
-    for kernel in row.get("kernels", []):
+
+
+def _say_kernels(timing: Figures) -> None:
+    kernels = timing.get("kernels", [])
+    assert isinstance(kernels, list)
+    for kernel in kernels:
         _say(f"{1e3 * kernel['seconds']:21.3f} ms {kernel['num_launches']:6} x {kernel['name'][:80]}")
 
 

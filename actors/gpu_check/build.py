@@ -5,13 +5,18 @@ Legend: G key-value heads, D head dimension, R cache rows.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, replace
 
 import torch
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.dummy import DummyReader
+from actors.checkpoint.layout import expert_matrices
 from actors.checkpoint.presets import preset_config
+from actors.checkpoint.quantization import KINDS, group_size
+from actors.checkpoint.quantized import dequantize, quantize
+from actors.checkpoint.read_quantized import serving_quantization
 from actors.checkpoint.weights import read_dense
 from actors.dense.batch import StepBatch, build_batch
 from actors.dense.kv_cache import KVCache
@@ -37,6 +42,23 @@ class Built:
     exchange: Exchange
     dtype: torch.dtype
     device: torch.device
+    quantization: str | None
+    """Of the experts."""
+
+    @property
+    def expert_item_bytes(self) -> float:
+        """Of one weight of an expert."""
+        return self.dtype.itemsize if self.quantization is None else KINDS[self.quantization].num_bits / 8
+
+    def expert(self, layer: int, number: int) -> list[torch.Tensor]:
+        """w1, w3 and w2 of an expert in float32, as they are served."""
+        matrices = expert_matrices(self.config, layer, number).items()
+        whole = [self.reader.read(*matrix) for matrix in matrices]
+        if self.quantization is None:
+            return [weight.float() for weight in whole]
+        sizes = self.config.hidden_size, self.config.intermediate_size
+        size = group_size(self.quantization, sizes, self.device.type)
+        return [dequantize(quantize(weight, self.quantization, size)) for weight in whole]
 
     def batch(self, chunks: list[Chunk]) -> StepBatch:
         """The step of these chunks, on the device."""
@@ -44,16 +66,31 @@ class Built:
         return build_batch(chunks, BLOCK_SIZE, window, self.device)
 
 
-def build(preset: str, num_layers: int | None, dtype: torch.dtype, device: torch.device) -> Built:
-    """The preset's first num_layers layers (all where None). Raises ValueError for an unknown preset."""
+def build(
+    preset: str, num_layers: int | None, dtype: torch.dtype, device: torch.device, quantization: str | None
+) -> Built:
+    """The preset's first num_layers layers (all where None), its experts quantized where a kind is named.
+
+    Raises ValueError for an unknown preset, and for a kind that the device does not serve.
+    """
     config = preset_config(preset)
     if num_layers is not None:
         config = replace(config, num_layers=num_layers)
     reader = DummyReader(config, device=device)
     model = DenseModel(config, read_dense(reader, config, dtype, device))
-    experts = GroupedExperts.load(reader, config, range(config.num_experts), dtype, device)
-    exchange = LocalExchange(experts.forward, only_queues=experts.only_queues)
-    return Built(config=config, reader=reader, model=model, exchange=exchange, dtype=dtype, device=device)
+    kind = serving_quantization(quantization, config, device)
+    everyone = range(config.num_experts)
+    experts = GroupedExperts.load(reader, config, everyone, dtype, device, quantization=kind)
+    exchange = LocalExchange(experts.forward, combined=experts.combined)
+    return Built(
+        config=config,
+        reader=reader,
+        model=model,
+        exchange=exchange,
+        dtype=dtype,
+        device=device,
+        quantization=kind,
+    )
 
 
 class Rows:
@@ -77,7 +114,7 @@ class Rows:
             output_ids=[],
             params=SamplingParams(max_tokens=1, seed=1, temperature=0.0),
             arrival=first,
-            blocks=list(range(first, self.num_blocks)),
+            blocks=array("i", range(first, self.num_blocks)),
             is_long=threshold is not None and num_tokens > threshold if is_long is None else is_long,
         )
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from actors.checkpoint.layout import expert_matrices
 from actors.checkpoint.weights import LayerWeights, Linear, read_dense
 from actors.dense.attention import Attention
 from actors.dense.kv_cache import KVCache
@@ -146,9 +145,8 @@ def _experts_reference(
     """Of layer 0, one expert's weights in float32 at a time."""
     out = torch.zeros_like(rows)
     for number in range(built.config.num_experts):
-        matrices = expert_matrices(built.config, 0, number).items()
         tokens, choices = (ids == number).nonzero(as_tuple=True)
-        result = reference.expert(rows[tokens], *(built.reader.read(*matrix).float() for matrix in matrices))
+        result = reference.expert(rows[tokens], *built.expert(0, number))
         out.index_add_(0, tokens, result * weights[tokens, choices, None])
     return out
 

@@ -51,7 +51,8 @@ def time_decode(
     recorder = Recorder(built.exchange)
     model.forward(built.batch(chunks), cache, recorder)
     num_experts = sum(len(set(ids.flatten().tolist())) for ids, _ in recorder.routes)
-    work = step_work(built.config, built.dtype.itemsize, [(context, context + 1)] * batch, batch, num_experts)
+    spans = [(context, context + 1)] * batch
+    work = _work(built, spans, batch, num_experts)
     return Timing(
         name=f"decode, batch {batch}, {context} tokens of context",
         num_tokens=batch,
@@ -83,7 +84,7 @@ def time_prefill(
     work = Work(num_bytes=0, flops=0)
     for start, end in spans:
         num_logits = int(end == num_tokens)
-        work += step_work(built.config, built.dtype.itemsize, [(start, end)], num_logits, num_experts)
+        work += _work(built, [(start, end)], num_logits, num_experts)
     return Timing(
         name=f"prefill, {num_tokens} tokens in chunks of {chunk_tokens}",
         num_tokens=num_tokens,
@@ -92,3 +93,8 @@ def time_prefill(
         num_experts_per_layer=None,
         kernels=kernel_times(prompt, built.device) if with_kernels else [],
     )
+
+
+def _work(built: Built, spans: list[tuple[int, int]], num_logits: int, num_experts: int) -> Work:
+    item_bytes, expert_item_bytes = built.dtype.itemsize, built.expert_item_bytes
+    return step_work(built.config, item_bytes, expert_item_bytes, spans, num_logits, num_experts)

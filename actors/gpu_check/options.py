@@ -7,6 +7,7 @@ from pathlib import Path
 
 from actors.checkpoint.config import DTYPES
 from actors.checkpoint.presets import PRESETS, preset_config
+from actors.checkpoint.quantization import KINDS
 
 PARTS = ("checks", "decode", "prefill", "transformers")
 
@@ -24,6 +25,9 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--preset", choices=PRESETS, default="phi-3.5-moe")
     parser.add_argument("--device", default="cuda", help="(default: cuda)")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="(default: bfloat16)")
+    parser.add_argument(
+        "--expert-quantization", choices=tuple(KINDS), help="hold the experts in few bits (default: none)"
+    )
     parser.add_argument("--layers", type=_positive, metavar="N", help="build the first N layers only")
     parser.add_argument("--batches", type=_sizes, default=[1, 8, 64, 256], help="(default: 1,8,64,256)")
     parser.add_argument("--context", type=_positive, metavar="TOKENS", help="(default: 1024)", default=1024)

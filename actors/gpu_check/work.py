@@ -35,11 +35,17 @@ class Work:
 
 
 def step_work(
-    config: ModelConfig, item_bytes: int, spans: list[tuple[int, int]], num_logits: int, num_experts: int
+    config: ModelConfig,
+    item_bytes: int,
+    expert_item_bytes: float,
+    spans: list[tuple[int, int]],
+    num_logits: int,
+    num_experts: int,
 ) -> Work:
     """Work of a step over spans (start, end) of positions, one per sequence; num_logits rows go to the head.
 
-    num_experts: experts with rows, summed over the layers. item_bytes: of one weight, key or value.
+    num_experts: experts with rows, summed over the layers. item_bytes: of one weight, key or value; expert_item_bytes: of an
+    expert's weight.
     """
     num_tokens = sum(end - start for start, end in spans)
     expert = 3 * config.hidden_size * config.intermediate_size
@@ -49,7 +55,8 @@ def step_work(
     context = config.num_layers * sum(_context(config, start, end) for start, end in spans)
     active = dense + config.num_layers * config.num_experts_per_token * expert
     return Work(
-        num_bytes=item_bytes * (dense + num_experts * expert + head + 2 * config.kv_size * context),
+        num_bytes=expert_item_bytes * num_experts * expert
+        + item_bytes * (dense + head + 2 * config.kv_size * context),
         flops=2 * (num_tokens * active + num_logits * head) + 4 * config.num_heads * config.head_dim * seen,
     )
 

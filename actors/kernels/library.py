@@ -107,6 +107,7 @@ def pack_quantized(
 
     C is a multiple of 32, at most 256; scales are bfloat16 or float32; num_bits is 8 or 4. Absent outputs are zero.
     """
+    assert values.dtype == torch.int8
     (num_outputs, num_inputs), num_groups = values.shape, scales.shape[1]
     per_block, per_lane = kernels.block_outputs, 32 // num_bits
     num_blocks, scale_bytes = -(-num_outputs // per_block), scales.element_size() * per_block

@@ -9,23 +9,28 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.download import embedded_directory
-from actors.checkpoint.quantization import StoredQuantization, quantization_config
-from actors.checkpoint.quantized import QuantizedExpert, dequantize, quantize
+from actors.checkpoint.dummy import DummyReader
+from actors.checkpoint.quantization import KINDS, StoredQuantization, new_storage, quantization_config
+from actors.checkpoint.quantized import QuantizedExpert, QuantizedWeight, dequantize, join, quantize
 from actors.checkpoint.read_quantized import read_quantized_experts, serving_quantization
 from actors.checkpoint.reader import CheckpointReader
-from actors.checkpoint.weights import read_dense, read_expert, validate_dense, validate_experts
+from actors.checkpoint.weights import read_dense, read_expert, read_experts, validate_dense, validate_experts
 from actors.checkpoint.write import quantize_checkpoint
 from actors.errors import ConfigError, MissingTensorError, TensorMismatchError
 from cluster.__main__ import main
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+NUM_BITS = {"int8": 8, "int4": 4, "fp8": 8}
+LOSS = {"int8": 0.01, "int4": 0.12, "fp8": 0.04}
 
 
-@pytest.fixture(scope="module", params=["int8", "int4"])
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -51,14 +56,14 @@ def test_what_is_written_is_what_quantizing_at_load_gives(directory: Path, kind:
     assert stored.keys() == at_load.keys()
     for place, weights in stored.items():
         for ours, theirs in zip(weights, at_load[place], strict=True):
-            assert torch.equal(ours.values, theirs.values)
-            assert torch.equal(ours.scales, theirs.scales)
-            assert ours.num_bits == theirs.num_bits == int(kind.removeprefix("int"))
+            assert are_same(ours, theirs)
+            assert ours.num_bits == NUM_BITS[kind]
+            assert ours.values.dtype == (torch.float8_e4m3fn if kind == "fp8" else torch.int8)
     original = read_expert(
         CheckpointReader(embedded_directory()), ModelConfig.from_directory(embedded_directory()), 1, 9
     )
     error = (dequantize(stored[1, 9].w2) - original.w2.float()).norm() / original.w2.float().norm()
-    assert error < (0.01 if kind == "int8" else 0.12)
+    assert error < LOSS[kind]
 
 
 def test_everything_else_is_copied(directory: Path) -> None:
@@ -76,29 +81,65 @@ def test_everything_else_is_copied(directory: Path) -> None:
     assert index["metadata"]["total_size"] == total
 
 
-@pytest.mark.parametrize("num_bits", [8, 4])
+def are_same(ours: QuantizedWeight, theirs: QuantizedWeight) -> bool:
+    """Bit by bit."""
+    same_values = torch.equal(ours.values.view(torch.uint8), theirs.values.view(torch.uint8))
+    return same_values and torch.equal(ours.scales, theirs.scales) and ours.num_bits == theirs.num_bits
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"), [(name, layout) for name in KINDS for layout in KINDS[name].formats]
+)
 @pytest.mark.parametrize("group_size", [32, 64, None])
-def test_a_config_is_read_as_it_was_written(num_bits: int, group_size: int | None) -> None:
-    stored = StoredQuantization(num_bits=num_bits, group_size=group_size, is_packed=True)
+def test_a_config_is_read_as_it_was_written(kind: str, layout: str, group_size: int | None) -> None:
+    stored = StoredQuantization(kind=kind, group_size=group_size, format=layout)
     assert config_with(quantization_config(stored)).stored_quantization == stored
 
 
-def test_unpacked_values_of_8_bits_are_read(tmp_path: Path) -> None:
-    stored = StoredQuantization(num_bits=8, group_size=None, is_packed=False)
+@pytest.mark.parametrize(
+    ("kind", "layout", "group_size", "scale_dtype"),
+    [
+        pytest.param("int8", "int-quantized", None, torch.float16, id="integers"),
+        pytest.param("int8", "int-quantized", 32, torch.bfloat16, id="integers-in-groups"),
+        pytest.param("fp8", "float-quantized", None, torch.float32, id="floats"),
+        pytest.param("fp8", "float-quantized", 64, torch.bfloat16, id="floats-in-groups"),
+        pytest.param("fp8", "naive-quantized", None, torch.bfloat16, id="floats-by-their-other-name"),
+    ],
+)
+def test_unpacked_values_of_8_bits_are_read(
+    kind: str, layout: str, group_size: int | None, scale_dtype: torch.dtype, tmp_path: Path
+) -> None:
+    stored = StoredQuantization(kind=kind, group_size=group_size, format=layout)
     content = raw_config() | {"quantization_config": quantization_config(stored)}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    tensors = load_file(embedded_directory() / "model.safetensors")
+    original = load_file(embedded_directory() / "model.safetensors")
+    tensors = dict(original)
     for name in [name for name in tensors if ".experts." in name]:
-        weight = quantize(tensors[name], "int8", tensors[name].shape[1])
-        tensors |= {name: weight.values, f"{name}_scale": weight.scales.half()}
+        weight = quantize(tensors[name], kind, group_size)
+        tensors |= {name: weight.values, f"{name}_scale": weight.scales.to(scale_dtype)}
     save_file(tensors, tmp_path / "model.safetensors")
-    weights = read(tmp_path, "int8")[2, 9]
-    assert weights.w1.values.dtype == torch.int8
-    assert weights.w1.scales.dtype == torch.float32
-    original = load_file(embedded_directory() / "model.safetensors")[
-        "model.layers.2.block_sparse_moe.experts.9.w1.weight"
-    ].float()
-    assert (dequantize(weights.w1) - original).norm() < 0.02 * original.norm()
+    weights = read(tmp_path, kind)[2, 9]
+    assert weights.w1.values.dtype == (torch.float8_e4m3fn if kind == "fp8" else torch.int8)
+    assert weights.w1.scales.dtype == (torch.bfloat16 if scale_dtype == torch.bfloat16 else torch.float32)
+    assert weights.w1.scales.shape == (128, 1 if group_size is None else 128 // group_size)
+    before = original["model.layers.2.block_sparse_moe.experts.9.w1.weight"].float()
+    assert (dequantize(weights.w1) - before).norm() < 2 * LOSS[kind] * before.norm()
+
+
+def test_fp8_is_written_as_floats_with_a_scale_per_output(tmp_path: Path) -> None:
+    quantize_checkpoint(embedded_directory(), tmp_path, "fp8")
+    section = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    group = section["config_groups"]["group_0"]
+    assert section["format"] == group["format"] == "float-quantized"
+    wanted = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "group_size": None}
+    assert {key: group["weights"][key] for key in wanted} == wanted
+    assert group["input_activations"] is None
+    tensors: dict[str, torch.Tensor] = {}
+    for file in tmp_path.glob("*.safetensors"):
+        tensors |= load_file(file)
+    assert tensors[W1].shape == (128, 128) and tensors[W1].dtype == torch.float8_e4m3fn
+    assert tensors[f"{W1}_scale"].shape == (128, 1)
+    assert not [name for name in tensors if name.endswith(("_packed", "_shape"))]
 
 
 def raw_config() -> dict[str, Any]:
@@ -120,7 +161,11 @@ def config_with(section: dict[str, Any]) -> ModelConfig:
         ),
         ("quant_method", "awq", r'quantization_config.quant_method is "awq"'),
         ("quant_method", None, r"quantization_config.quant_method is missing, expected a string"),
-        ("format", "float-quantized", r'format is "float-quantized", expected "pack-quantized" or'),
+        (
+            "format",
+            "marlin-24",
+            'format is "marlin-24", expected "pack-quantized", "int-quantized", "float-quantized" or "naive-',
+        ),
         ("quantization_status", "frozen", r'quantization_status is "frozen", expected "compressed"'),
         ("kv_cache_scheme", {"num_bits": 8}, "kv_cache_scheme is .*keys and values are"),
         ("sparsity_config", {"format": "sparse-24"}, "quantization_config.sparsity_config is"),
@@ -140,7 +185,11 @@ def config_with(section: dict[str, Any]) -> ModelConfig:
         ("config_groups.group_0.input_activations", {"num_bits": 8}, "input_activations is .* expected null"),
         ("config_groups.group_0.output_activations", {"num_bits": 8}, "output_activations is"),
         ("config_groups.group_0.weights", None, "group_0.weights is missing, expected an object"),
-        ("config_groups.group_0.weights.type", "float", r'weights.type is "float", expected "int"'),
+        (
+            "config_groups.group_0.weights.type",
+            "float",
+            'weights.type is "float", expected "int" with format "pack-quantized"',
+        ),
         ("config_groups.group_0.weights.num_bits", 2, "weights.num_bits is 2, expected 4 or 8 with format"),
         ("config_groups.group_0.weights.symmetric", False, "weights.symmetric is false, expected true"),
         ("config_groups.group_0.weights.dynamic", True, "weights.dynamic is true, expected false"),
@@ -156,9 +205,43 @@ def config_with(section: dict[str, Any]) -> ModelConfig:
     ],
 )
 def test_what_is_not_served_is_refused_by_key(path: str, value: object, complaint: str) -> None:
-    section = copy.deepcopy(
-        quantization_config(StoredQuantization(num_bits=4, group_size=32, is_packed=True))
-    )
+    refuse("int4", path, value, complaint)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "complaint"),
+    [
+        (
+            "config_groups.group_0.input_activations",
+            {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True},
+            r"input_activations is .* expected null \(weights alone",
+        ),
+        (
+            "config_groups.group_0.weights.type",
+            "int",
+            'weights.type is "int", expected "float" with format "float-quantized"',
+        ),
+        (
+            "config_groups.group_0.weights.num_bits",
+            4,
+            'weights.num_bits is 4, expected 8 with format "float-quantized"',
+        ),
+        (
+            "config_groups.group_0.weights.strategy",
+            "tensor",
+            'weights.strategy is "tensor", expected "group" or "channel"',
+        ),
+        ("config_groups.group_0.weights.symmetric", False, "weights.symmetric is false, expected true"),
+    ],
+)
+def test_what_is_not_served_of_floats_is_refused_by_key(path: str, value: object, complaint: str) -> None:
+    refuse("fp8", path, value, complaint)
+
+
+def refuse(kind: str, path: str, value: object, complaint: str) -> None:
+    """A config that would be read but for this value."""
+    section = copy.deepcopy(quantization_config(new_storage(kind, (128, 128))))
+    assert config_with(section).stored_quantization is not None
     *parents, key = path.split(".")
     at: Any = section
     for parent in parents:
@@ -192,8 +275,17 @@ def test_tensors_that_do_not_fit_are_named(directory: Path, kind: str, tmp_path:
             validate_dense(reader, config)
             list(read_quantized_experts(reader, config, (3,), kind))
 
-    words = 128 * int(kind.removeprefix("int")) // 32
+    words = 128 * NUM_BITS[kind] // 32
+    query = "model.layers.1.self_attn.q_proj.weight"
     refuse(f"{W1}_scale", None, MissingTensorError, "w1.weight_scale is missing")
+    refuse(f"{W1}_g_idx", torch.zeros(128, dtype=torch.int32), ConfigError, "actorder is applied to a tensor")
+    refuse(f"{query}_scale", torch.zeros(128, 1), ConfigError, "quantization_config.ignore is without")
+    if kind == "fp8":
+        refuse(f"{W1}_scale", torch.zeros(128, 2), TensorMismatchError, r"\[128, 2\], expected \[128, 1\]")
+        refuse(W1, torch.zeros(128, 128).to(torch.int8), TensorMismatchError, "dtype I8, expected F8_E4M3")
+        wide = torch.zeros(128, 128).to(torch.float8_e5m2)
+        refuse(W1, wide, TensorMismatchError, "dtype F8_E5M2, expected F8_E4M3")
+        return
     refuse(
         f"{W1}_packed",
         torch.zeros(128, 3, dtype=torch.int32),
@@ -207,33 +299,165 @@ def test_tensors_that_do_not_fit_are_named(directory: Path, kind: str, tmp_path:
         TensorMismatchError,
         r"content \[128, 64\], expected \[128, 128\]",
     )
-    refuse(f"{W1}_g_idx", torch.zeros(128, dtype=torch.int32), ConfigError, "actorder is applied to a tensor")
-    query = "model.layers.1.self_attn.q_proj.weight_packed"
     refuse(
-        query,
+        f"{query}_packed",
         torch.zeros(128, words, dtype=torch.int32),
         ConfigError,
         "quantization_config.ignore is without",
     )
 
 
+@pytest.fixture
+def with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.checkpoint.read_quantized.has_triton", lambda device: device.type == "cuda")
+
+
+@pytest.mark.usefixtures("with_triton")
 def test_an_order_must_suit_checkpoint_device_and_shape(directory: Path, kind: str) -> None:
     config, whole = ModelConfig.from_directory(directory), ModelConfig.from_directory(embedded_directory())
-    assert serving_quantization(None, whole, CPU) is None
-    assert serving_quantization(None, config, CPU) == kind
-    assert serving_quantization(kind, config, CPU) == serving_quantization(kind, whole, CPU) == kind
+    served = {"int8": (CPU, CUDA), "int4": (CPU,), "fp8": (CUDA,)}[kind]
+    for device in (CPU, CUDA):
+        assert serving_quantization(None, whole, device) is None
+        if device in served:
+            assert serving_quantization(None, config, device) == kind
+            assert serving_quantization(kind, config, device) == kind
+            assert serving_quantization(kind, whole, device) == kind
+            continue
+        complaint = f"which needs device {served[0].type}, not {device.type}"
+        with pytest.raises(ValueError, match=f"expert_quantization is '{kind}', {complaint}"):
+            serving_quantization(kind, whole, device)
+        with pytest.raises(ValueError, match=f"the experts are stored as {kind}, {complaint}"):
+            serving_quantization(None, config, device)
     other = "int4" if kind == "int8" else "int8"
     with pytest.raises(ValueError, match=f"expert_quantization is '{other}', but .* stored as {kind}"):
-        serving_quantization(other, config, CPU)
-    with pytest.raises(
-        ValueError, match=f"expert_quantization is '{kind}', which needs device cpu, not cuda"
-    ):
-        serving_quantization(kind, whole, torch.device("cuda"))
-    with pytest.raises(ValueError, match=f"experts are stored as {kind}, which needs device cpu, not cuda"):
-        serving_quantization(None, config, torch.device("cuda"))
+        serving_quantization(other, config, served[0])
+
+
+def test_cuda_without_triton_serves_no_quantized_experts(
+    directory: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.checkpoint.read_quantized.has_triton", lambda device: False)
+    config, whole = ModelConfig.from_directory(directory), ModelConfig.from_directory(embedded_directory())
+    assert serving_quantization(None, whole, CUDA) is None
+    if "cuda" in KINDS[kind].devices:
+        with pytest.raises(
+            ValueError, match=f"expert_quantization is '{kind}', .* with Triton alone: expected"
+        ):
+            serving_quantization(kind, whole, CUDA)
+        with pytest.raises(ValueError, match=f"stored as {kind}, which device cuda serves with Triton alone"):
+            serving_quantization(None, config, CUDA)
+
+
+def test_groups_must_divide_the_inputs_where_there_are_groups(kind: str, with_triton: None) -> None:
     narrow = ModelConfig.from_dict(raw_config() | {"intermediate_size": 80})
+    if kind == "fp8":
+        assert serving_quantization(kind, narrow, CUDA) == kind
+        return
     with pytest.raises(ValueError, match="are 128 and 80, expected multiples of 32"):
         serving_quantization(kind, narrow, CPU)
+
+
+def test_whole_weights_are_quantized_on_the_device(directory: Path, kind: str) -> None:
+    """Of the device without memory alone the place can be told."""
+    for source in (embedded_directory(), directory):
+        config, reader = ModelConfig.from_directory(source), CheckpointReader(source)
+        experts = read_quantized_experts(reader, config, (3,), kind, "meta")
+        layer, expert, weights = next(experts)
+        assert (layer, expert) == (0, 3)
+        assert all(part.device.type == "meta" for weight in weights for part in weight[:2])
+        on_cpu = next(read_quantized_experts(reader, config, (3,), kind))[2]
+        for there, here in zip(weights, on_cpu, strict=True):
+            for part in ("values", "scales"):
+                assert getattr(there, part).shape == getattr(here, part).shape
+                assert getattr(there, part).dtype == getattr(here, part).dtype
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_same_bits(directory: Path, kind: str) -> None:
+    """Quantized at load, with a scale per output, and read."""
+    for source in (embedded_directory(), directory):
+        config, reader = ModelConfig.from_directory(source), CheckpointReader(source)
+        there = read_quantized_experts(reader, config, (3, 9), kind, CUDA)
+        if config.stored_quantization is None:
+            here = (
+                [quantize(weight, kind, None) for weight in experts]
+                for *_, experts in read_experts(reader, config, (3, 9), torch.bfloat16)
+            )
+        else:
+            here = (list(experts) for *_, experts in read_quantized_experts(reader, config, (3, 9), kind))
+        for (*_, ours), theirs in zip(there, here, strict=True):
+            for weight, expected in zip(ours, theirs, strict=True):
+                assert weight.values.device.type == weight.scales.device.type == "cuda"
+                on_cpu = weight._replace(values=weight.values.cpu(), scales=weight.scales.cpu())
+                assert are_same(on_cpu, expected)
+                assert torch.equal(dequantize(weight).cpu(), dequantize(expected))
+
+
+def test_progress_counts_what_is_stored_whatever_the_device() -> None:
+    reader = DummyReader(ModelConfig.from_directory(embedded_directory()))
+    config, seen = ModelConfig.from_directory(embedded_directory()), list[tuple[int, int]]()
+    list(read_quantized_experts(reader, config, (3,), "fp8", CPU, lambda *counts: seen.append(counts)))
+    total = validate_experts(reader, config, (3,))
+    assert seen == [(total * layer // 4, total) for layer in range(5)]
+
+
+WEIGHTS = st.floats(min_value=-1e4, max_value=1e4, width=32)
+
+
+@given(st.lists(st.lists(WEIGHTS, min_size=5, max_size=5), min_size=1, max_size=4), st.booleans())
+def test_fp8_is_within_half_a_step_of_every_value(rows: list[list[float]], is_bf16: bool) -> None:
+    """Three bits of fraction: half a step is 2^-4 of a value at most, 2^-10 scales below the normal ones."""
+    weight = torch.tensor(rows).to(torch.bfloat16 if is_bf16 else torch.float32)
+    quantized = quantize(weight, "fp8", None)
+    assert quantized.values.dtype == torch.float8_e4m3fn and quantized.num_bits == 8
+    assert quantized.scales.dtype == torch.bfloat16 and quantized.scales.shape == (len(rows), 1)
+    assert quantized.num_inputs_per_scale == 5
+    assert quantized.values.float().isfinite().all()
+    # A scale below the normal numbers of bfloat16 has fewer bits.
+    is_normal = weight.float().abs().amax(1, keepdim=True) > 1e-34
+    error = (dequantize(quantized) - weight.float()).abs()
+    bound = torch.maximum(weight.float().abs() * 2**-4, quantized.scales.float() * 2**-10) * (1 + 1e-6)
+    assert (error <= bound)[is_normal.expand_as(error)].all()
+
+
+def test_fp8_rounds_to_the_nearest_and_uses_the_whole_range() -> None:
+    # A largest value of 448 makes the scale 1: what is rounded is the values themselves.
+    weight = torch.tensor([[448.0, -447.0, 1.06, 1.07, 17.0, 19.0, 2**-10 * 1.1, -(2**-6)]])
+    quantized = quantize(weight, "fp8", None)
+    assert quantized.scales.tolist() == [[1.0]]
+    assert quantized.values.float().tolist() == [[448, -448, 1, 1.125, 16, 20, 2**-9, -(2**-6)]]
+
+
+def test_fp8_is_cut_off_where_its_scale_was_rounded_down() -> None:
+    # The scale 1 + 2^-8 lies halfway between two of bfloat16 and becomes 1.
+    quantized = quantize(torch.tensor([[448.0 * (1 + 2**-8), -448.0 * (1 + 2**-8), 3.0]]), "fp8", None)
+    assert quantized.scales.tolist() == [[1.0]]
+    assert quantized.values.float().tolist() == [[448, -448, 3]]
+
+
+def test_fp8_of_zeros_is_zeros() -> None:
+    assert torch.equal(dequantize(quantize(torch.zeros(3, 8), "fp8", None)), torch.zeros(3, 8))
+
+
+def test_fp8_may_have_a_scale_for_every_so_many_inputs_and_be_joined() -> None:
+    weight = torch.randn(300, 96, generator=torch.Generator().manual_seed(3))
+    weight[:, 32:] *= 1e3
+    upper, lower = quantize(weight[:100], "fp8", 32), quantize(weight[100:], "fp8", 32)
+    assert are_same(join(upper, lower), quantize(weight, "fp8", 32))
+    assert upper.scales.shape == (100, 3) and upper.nbytes == 100 * 96 + 100 * 3 * 2
+    assert ((dequantize(upper) - weight[:100])[:, :32].norm() / weight[:100, :32].norm()) < 0.04
+
+
+@pytest.mark.parametrize("scale_dtype", [torch.bfloat16, torch.float32])
+def test_fp8_is_widened_to_the_product_with_its_scale(scale_dtype: torch.dtype) -> None:
+    values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).view(2, 128)
+    scales = torch.tensor([[0.0123], [37.7]]).to(scale_dtype)
+    widened = dequantize(QuantizedWeight(values, scales, 8))
+    expected = values.double() * scales.double()
+    assert widened.dtype == torch.float32
+    exact = expected if scale_dtype == torch.bfloat16 else expected.float().double()
+    assert torch.equal(widened.double().nan_to_num(-1), exact.nan_to_num(-1))
 
 
 def test_the_command_quantizes_a_directory_or_a_preset(

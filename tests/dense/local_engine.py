@@ -60,7 +60,7 @@ class LocalEngine:
         self.engine = Engine(
             self.model, cache, self.scheduler, emit or self._note, pace, park_seconds, max_drafts
         )
-        self.exchange: Exchange = LocalExchange(experts.forward, only_queues=experts.only_queues)
+        self.exchange: Exchange = LocalExchange(experts.forward, combined=experts.combined)
         self.deltas: dict[str, list[SequenceDelta]] = {}
         self.outputs: list[StepOutput] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import pytest
 import torch
 
 from actors.checkpoint.download import embedded_directory
+from actors.checkpoint.presets import preset_config
+from actors.dense.batch import PrefillRows
 from actors.dense.captured import CapturedSteps
+from actors.dense.prefill import make_prefill, sdpa_prefill
 from actors.messages import SamplingParams
 from tests.dense.local_engine import LocalEngine, greedy
 from tests.dense.test_exact import NAMES, assert_equals_reference, prompt
@@ -76,6 +80,22 @@ def test_a_graph_reports_what_a_step_launch_by_launch_reports(dtype: torch.dtype
     for index in range(7):
         expected = engines[1].logprobs(str(index))
         assert engines[0].logprobs(str(index)) == pytest.approx(expected, abs=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(0, 1024), (1024, 3072), (0, 1000), (512, 1536), (2048, 3000)], ids=str
+)
+@pytest.mark.parametrize("window", [None, 2100])
+def test_a_chunk_of_a_prompt_attends_as_in_float32(start: int, end: int, window: int | None) -> None:
+    """Whole chunks by cuDNN where that is, others and those that a window cuts by flash attention."""
+    config = dataclasses.replace(preset_config("phi-3.5-moe"), sliding_window=window)
+    slots = torch.arange(end, device="cuda")
+    rows = PrefillRows(first_row=0, start=start, end=end, slots=slots, sliding_window=window)
+    shapes = (end - start, config.num_heads), (end, config.num_kv_heads), (end, config.num_kv_heads)
+    parts = [torch.randn(*shape, config.head_dim, device="cuda").bfloat16() for shape in shapes]
+    result = make_prefill(config, torch.bfloat16, torch.device("cuda"))(rows, *parts).float()
+    expected = sdpa_prefill(rows, *(part.float() for part in parts))
+    assert (result - expected).norm() <= 5e-3 * expected.norm()
 
 
 @pytest.mark.parametrize("is_captured", [True, False], ids=["graph", "launches"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import NoReturn
 
 import pytest
 import torch
@@ -191,6 +192,19 @@ def test_a_change_reads_only_what_is_new_and_gives_the_same_bits(
         assert torch.equal(
             changed.forward(layer, rows, ids, weights, 18), fresh.forward(layer, rows, ids, weights, 18)
         )
+
+
+def test_quantized_experts_are_made_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def read(*args: object) -> NoReturn:
+        asked.append(args[2:])
+        raise InterruptedError
+
+    monkeypatch.setattr("actors.expert.experts.read_quantized_experts", read)
+    with pytest.raises(InterruptedError):
+        GroupedExperts.load(reader(), config(), (4, 9), torch.bfloat16, "meta", None, "fp8")
+    assert asked == [([4, 9], "fp8", "meta", None)]
 
 
 def test_a_change_that_failed_halfway_can_be_made_later() -> None:

@@ -76,7 +76,7 @@ def test_the_kernels_equal_float64(kind: str, size: int, dtype: torch.dtype, num
     assert error < (3e-4 if dtype == torch.float32 else 1e-2)
 
 
-@pytest.mark.parametrize(("kind", "size"), KINDS)
+@pytest.mark.parametrize(("kind", "size"), [*KINDS, pytest.param("fp8", 32), pytest.param("fp8", 0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_loop_of_products_equals_float64(kind: str, size: int, dtype: torch.dtype) -> None:
     held = experts(kind, size)

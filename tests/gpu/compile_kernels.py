@@ -20,10 +20,19 @@ from actors.checkpoint.weights import Norm
 from actors.dense.batch import build_batch
 from actors.dense.rope import RotaryEmbedding
 from actors.expert.experts import slot_table
+from actors.expert.stacks import Stack, Stacks
+from actors.gpu import experts
+from actors.gpu import one_token as one_token_kernels
 from actors.gpu.add_norm import add_norm
-from actors.gpu.experts import few_rows
+from actors.gpu.experts import products
+from actors.gpu.linear import one_row
+from actors.gpu.merge import merge
+from actors.gpu.norm_and_route import norm_and_route
+from actors.gpu.one_token import one_token
 from actors.gpu.paged_attention import PagedAttention
 from actors.gpu.route import route
+from actors.gpu.sort import sort_entries
+from actors.gpu.weigh import weigh, weigh_and_add
 from actors.gpu_check.build import BLOCK_SIZE, Rows, last_token
 
 CPU = torch.device("cpu")
@@ -64,23 +73,59 @@ def compile_all(config: ModelConfig, dtype: torch.dtype) -> None:
     batch = build_batch(chunks, BLOCK_SIZE, config.sliding_window, CPU)
     tables = RotaryEmbedding(config.rope, config.head_dim, CPU).tables(batch.positions, batch.is_long)
     width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    PagedAttention(config)(rows.cache(dtype, CPU), 0, batch, torch.zeros(2, width, dtype=dtype), tables)
+    paged, cache = PagedAttention(config), rows.cache(dtype, CPU)
+    queries = paged.rotate_and_write(cache, 0, batch, torch.zeros(2, width, dtype=dtype), tables)
+    assert batch.decode is not None
+    paged.attend(cache, 0, batch.decode, queries)
     route(torch.zeros(2, config.num_experts, dtype=dtype), 0.01)
     hidden, inner, num_experts = config.hidden_size, config.intermediate_size, config.num_experts
     x, one = torch.zeros(2, hidden, dtype=dtype), torch.zeros(hidden, dtype=dtype)
-    add_norm(x, x, Norm(one, one), 1e-5)
+    norm, gate = Norm(one, one), torch.zeros(num_experts, hidden, dtype=dtype)
+    add_norm(x, x, norm, 1e-5)
+    norm_and_route(x, x, norm, 1e-5, gate, 0.01)
+    one_row(x[:1], gate, None)
+    parts, sums = torch.zeros(2, 4, 64, dtype=dtype), torch.zeros(4, 2)
+    merge(parts, sums, parts, sums)
     # Nobody reads them: sizes and address are enough.
     number = torch.zeros(1, 1, 1, dtype=dtype)
-    stacks = number.expand(num_experts, 2 * inner, hidden), number.expand(num_experts, hidden, inner)
-    slots = slot_table(range(num_experts), num_experts)
-    for num_tokens in (1, 64, 256):
+    shapes = (num_experts, 2 * inner, hidden), (num_experts, hidden, inner)
+    whole = Stacks(*(Stack(number.expand(shape)) for shape in shapes))
+    compile_experts(whole, hidden, dtype, (1, 64, 128, 256, 2048))
+    slots, ids, weights = (
+        slot_table(range(num_experts), num_experts),
+        torch.zeros(1, 2).long(),
+        torch.ones(1, 2),
+    )
+    one_token(x[:1], ids, weights, slots, whole)
+    for few_bits, per_scale in ((torch.int8, 64), (torch.float8_e4m3fn, None)):
+        stacks = []
+        for shape in shapes:
+            scales = torch.zeros(1, 1, 1, dtype=torch.bfloat16)
+            num_scales = 1 if per_scale is None else shape[2] // per_scale
+            stacks.append(Stack(number.to(few_bits).expand(shape), scales.expand(*shape[:2], num_scales)))
+        compile_experts(Stacks(*stacks), hidden, dtype, (1, 64, 128, 256, 2048))
+        one_token(x[:1], ids, weights, slots, Stacks(*stacks))
+
+
+def compile_experts(stacks: Stacks, hidden: int, dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+    slots = slot_table(range(stacks.num_slots), stacks.num_slots)
+    for num_tokens in sizes:
         ids, weights = torch.zeros(num_tokens, 2, dtype=torch.int64), torch.ones(num_tokens, 2)
-        few_rows(torch.zeros(num_tokens, hidden, dtype=dtype), ids, weights, 2 * num_tokens, slots, stacks)
+        entries = sort_entries(ids, slots, stacks.num_slots)
+        rows = torch.zeros(num_tokens, hidden, dtype=dtype)
+        results = products(rows, entries, weights, 2 * num_tokens, entries.order, stacks)
+        weigh(results, entries, weights, 2 * num_tokens)
+        weigh_and_add(results, entries, weights)
 
 
 def main() -> None:
     driver.set_active(NoDevice())
     JITFunction.__getitem__ = compile_only
+    for module in (experts, one_token_kernels):
+        vars(module)["is_by_bits"] = lambda values, dtype: (values.dtype, dtype) == (
+            torch.int8,
+            torch.bfloat16,
+        )
     compile_all(preset_config("phi-3.5-moe"), torch.bfloat16)
     compile_all(preset_config("tiny"), torch.float32)
 

@@ -16,7 +16,8 @@ from tests.gpu.device import DEVICE, MARKS
 
 # isort: split
 
-from actors.dense import captured, decode_kernel, norm, router
+from actors import linear
+from actors.dense import attention, captured, model, norm, router, routing
 from actors.dense.decode_layers import DecodeLayers
 from actors.expert import experts
 from tests.dense.local_engine import LocalEngine, greedy
@@ -52,11 +53,15 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     def yes(device: torch.device) -> bool:
         return True
 
+    def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> linear.DeviceProduct:
+        return linear.DeviceProduct(weight.contiguous(), bias)
+
     def no_kernels(*_: object) -> None:
         return None
 
-    for module in (captured, decode_kernel, norm, router, experts):
+    for module in (attention, captured, norm, router, routing, linear, experts):
         monkeypatch.setattr(module, "has_triton", yes)
+    monkeypatch.setattr(model, "make_product", product)
     monkeypatch.setattr(captured, "CudaCapture", Rerun)
     monkeypatch.setattr(DecodeLayers, "make", no_kernels)
 
@@ -105,7 +110,7 @@ def test_graphs_are_made_anew_for_another_exchange(small_checkpoints: dict[str, 
         engine.submit(sequence_id, prompt(9, 1), greedy(3))
         engine.run()
         assert_equals_reference(engine, directory, sequence_id, prompt(9, 1), 3)
-        assert engine.model.captured is not None
+        assert engine.model.captured is not None and engine.model.captured.sizes
         made_for.append(engine.model.captured.made_for)
     assert made_for[0] != made_for[1]
 

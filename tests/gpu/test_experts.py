@@ -1,4 +1,4 @@
-"""Products of few rows against the loop over experts."""
+"""Products of rows with their experts against the loop over experts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from tests.gpu.device import DEVICE, HALF, MARKS
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.dummy import DummyReader
 from actors.checkpoint.presets import preset_config
+from actors.checkpoint.quantization import group_size
+from actors.checkpoint.quantized import QuantizedExpert, QuantizedWeight, quantize
 from actors.checkpoint.weights import ExpertWeights, read_expert
+from actors.exchange.combine import add_choices
 from actors.expert.experts import slot_table
 from actors.expert.packed import PackedLayer
 from actors.expert.triton_layer import TritonLayer
@@ -24,6 +27,8 @@ TINY = preset_config("tiny")
 UNEVEN = dataclasses.replace(TINY, hidden_size=72, intermediate_size=200)
 TOLERANCE = {torch.float32: 1e-5, HALF: 1e-2}
 ALL = tuple(range(16))
+KINDS = ["int8", "fp8"] if DEVICE.type == "cuda" else ["int8"]
+"""The interpreter does not know fp8."""
 
 
 def two_layers(
@@ -43,9 +48,11 @@ def two_layers(
     ("config", "experts", "num_tokens"),
     [
         pytest.param(TINY, ALL, 1, id="one-token"),
-        pytest.param(TINY, ALL, 33, id="rows-of-32"),
+        pytest.param(TINY, ALL, 33, id="rows-of-16"),
         pytest.param(TINY, (9, 2, 4), 40, id="some-are-elsewhere"),
+        pytest.param(TINY, ALL, 100, id="rows-of-32"),
         pytest.param(UNEVEN, ALL, 140, id="rows-of-64-uneven-sizes"),
+        pytest.param(TINY, ALL, 550, id="rows-of-128"),
     ],
 )
 def test_it_agrees_with_the_loop(
@@ -78,12 +85,66 @@ def test_rows_without_an_expert_at_the_end_change_nothing() -> None:
     assert torch.equal(few(rows, ids, weights, 6)[:4], few(rows[:2], ids[:2], weights[:2], 4))
 
 
-def test_many_rows_are_computed_in_parts_where_they_must_be() -> None:
-    loop, few = two_layers(TINY, ALL, torch.float32)
-    rows, ids = torch.randn(600, TINY.hidden_size), torch.rand(600, 16).argsort(dim=1)[:, :2].contiguous()
-    weights = torch.rand(600, 2)
-    results = few(rows.to(DEVICE), ids.to(DEVICE), weights.to(DEVICE), 1200).cpu()
-    assert torch.allclose(results, loop(rows, ids, weights, 1200), atol=1e-4)
+@pytest.mark.parametrize("config", [TINY, UNEVEN], ids=["tiny", "uneven-sizes"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("num_tokens", [1, 5, 600])
+def test_what_is_added_up_is_what_the_results_add_up_to(
+    config: ModelConfig, num_tokens: int, dtype: torch.dtype
+) -> None:
+    loop, layer = two_layers(config, ALL, dtype)
+    rows = torch.randn(num_tokens, config.hidden_size).to(dtype)
+    ids, weights = torch.rand(num_tokens, 16).argsort(dim=1)[:, :2].contiguous(), torch.rand(num_tokens, 2)
+    expected = add_choices(loop(rows, ids, weights, 2 * num_tokens), 2).float()
+    there = layer.combined(rows.to(DEVICE), ids.to(DEVICE), weights.to(DEVICE))
+    assert there.shape == rows.shape
+    assert (there.cpu().float() - expected).norm() <= TOLERANCE[dtype] * expected.norm()
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="torch's grouped product of many rows runs on CUDA")
+@pytest.mark.parametrize("experts", [ALL, (9, 2, 4)], ids=["all", "some-are-elsewhere"])
+def test_many_rows_go_through_grouped_products(experts: tuple[int, ...]) -> None:
+    loop, layer = two_layers(TINY, experts, torch.bfloat16)
+    rows = torch.randn(1300, TINY.hidden_size).bfloat16()
+    ids, weights = torch.rand(1300, 16).argsort(dim=1)[:, :2].contiguous(), torch.rand(1300, 2)
+    ids = ids.masked_fill(~torch.isin(ids, torch.tensor(experts)), -1)
+    num_results = int((ids >= 0).sum())
+    expected = loop(rows, ids, weights, num_results).float()
+    there = layer(rows.to(DEVICE), ids.to(DEVICE), weights.to(DEVICE), num_results).cpu().float()
+    assert (there - expected).norm() <= 0.01 * expected.norm()
+    if experts == ALL:
+        total = layer.combined(rows.to(DEVICE), ids.to(DEVICE), weights.to(DEVICE)).cpu().float()
+        assert (total - expected[::2] - expected[1::2]).norm() <= 0.01 * total.norm()
+
+
+@pytest.mark.parametrize("num_tokens", [1, 9, 90, 700])
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantized_experts_agree_with_the_loop(kind: str, num_tokens: int) -> None:
+    """int8 has a scale per group of inputs, fp8 one per output."""
+    reader = DummyReader(TINY)
+    sizes = TINY.hidden_size, TINY.intermediate_size
+    stored = [read_expert(reader, TINY, 0, expert) for expert in ALL]
+    experts = [
+        QuantizedExpert(*(quantize(tensor * 5, kind, group_size(kind, sizes)) for tensor in parts))
+        for parts in stored
+    ]
+    table = slot_table(ALL, TINY.num_experts)
+    there = (
+        QuantizedExpert(
+            *(
+                QuantizedWeight(part.values.to(DEVICE), part.scales.to(DEVICE), part.num_bits)
+                for part in parts
+            )
+        )
+        for parts in experts
+    )
+    loop, layer = PackedLayer(table, experts), TritonLayer(table.to(DEVICE), there)
+    rows = torch.randn(num_tokens, TINY.hidden_size).to(HALF)
+    ids, weights = torch.rand(num_tokens, 16).argsort(dim=1)[:, :2].contiguous(), torch.rand(num_tokens, 2)
+    expected = loop(rows, ids, weights, 2 * num_tokens).float()
+    results = layer(rows.to(DEVICE), ids.to(DEVICE), weights.to(DEVICE), 2 * num_tokens).cpu().float()
+    assert (results - expected).norm() <= TOLERANCE[HALF] * expected.norm()
+    total = layer.combined(rows.to(DEVICE), ids.to(DEVICE), weights.to(DEVICE)).cpu().float()
+    assert (total - expected[::2] - expected[1::2]).norm() <= TOLERANCE[HALF] * total.norm()
 
 
 def test_an_expert_that_is_taken_over_gives_the_same_bits() -> None:

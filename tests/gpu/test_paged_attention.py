@@ -14,9 +14,9 @@ from tests.gpu.device import DEVICE, HALF, MARKS
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.presets import preset_config
 from actors.dense.attention import Attention
-from actors.dense.batch import build_batch
+from actors.dense.batch import StepBatch, build_batch
 from actors.dense.kv_cache import KVCache
-from actors.dense.rope import RotaryEmbedding
+from actors.dense.rope import RotaryEmbedding, Tables, rotate
 from actors.dense.scheduler import Chunk
 from actors.gpu.paged_attention import PagedAttention
 from actors.gpu_check.build import BLOCK_SIZE, Rows, last_token
@@ -41,7 +41,16 @@ def attend(
     """By block table on the device."""
     batch = build_batch(chunks, BLOCK_SIZE, config.sliding_window, device)
     tables = RotaryEmbedding(config.rope, config.head_dim, device).tables(batch.positions, batch.is_long)
-    return PagedAttention(config)(cache, 0, batch, qkv.to(device), tables)
+    return by_block_table(config, cache, batch, qkv.to(device), tables)
+
+
+def by_block_table(
+    config: ModelConfig, cache: KVCache, batch: StepBatch, qkv: torch.Tensor, tables: Tables
+) -> torch.Tensor:
+    paged = PagedAttention(config)
+    queries = paged.rotate_and_write(cache, 0, batch, qkv, tables)
+    assert batch.decode is not None
+    return paged.attend(cache, 0, batch.decode, queries)
 
 
 def two_caches(config: ModelConfig, rows: Rows, dtype: torch.dtype) -> tuple[KVCache, KVCache]:
@@ -118,11 +127,30 @@ def test_rows_that_pad_the_batch_touch_nothing() -> None:
         decode=decode,
         positions=padded(batch.positions),
         is_long=padded(batch.is_long),
-        slots=padded(batch.slots),
+        slots=torch.cat((batch.slots, torch.full_like(batch.slots, -1))),
     )
     tables = RotaryEmbedding(TINY.rope, TINY.head_dim, DEVICE).tables(batch.positions, batch.is_long)
-    result = PagedAttention(TINY)(cache, 0, batch, qkv, tables)
+    result = by_block_table(TINY, cache, batch, qkv, tables)
     assert torch.equal(result[:2], expected)
     assert torch.equal(result[2:], torch.zeros_like(result[2:]))
     for part, part_before in zip(cache.layer(0), before, strict=True):
         assert torch.equal(part, part_before)
+
+
+def test_a_prompt_s_rows_are_rotated_and_written_beside_decoding_ones() -> None:
+    """More heads than a program takes at a time, whose kinds do not begin where its blocks of heads begin."""
+    config = dataclasses.replace(TINY, num_heads=10, num_kv_heads=5)
+    rows = Rows(config)
+    chunks = [last_token(rows.sequence(20)), Chunk(rows.sequence(37), 16, 37)]
+    cache = rows.cache(torch.float32, DEVICE)
+    before = [part.clone() for part in cache.layer(0)]
+    batch = build_batch(chunks, BLOCK_SIZE, None, DEVICE)
+    tables = RotaryEmbedding(config.rope, config.head_dim, DEVICE).tables(batch.positions, batch.is_long)
+    qkv = torch.randn(22, 20 * config.head_dim, device=DEVICE)
+    queries = PagedAttention(config).rotate_and_write(cache, 0, batch, qkv, tables)
+    heads = qkv.view(22, 20, -1)
+    rotated = rotate(heads[:, :15], *tables)
+    assert torch.allclose(queries, rotated[:, :10], atol=1e-6)
+    before[0][batch.slots], before[1][batch.slots] = rotated[:, 10:], heads[:, 15:]
+    for part, expected in zip(cache.layer(0), before, strict=True):
+        assert torch.allclose(part, expected, atol=1e-6)

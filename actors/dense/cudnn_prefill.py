@@ -1,0 +1,63 @@
+"""Attention of a prompt's chunk by cuDNN, on Hopper and later.
+
+Legend: T tokens of the chunk, A query heads, G key-value heads, D head dimension.
+
+cuDNN makes a plan for every shape that it meets, which takes longer than what it saves at once, and knows the causal triangle
+only where queries and keys begin together. So it gets whole chunks alone, of few sizes: their own triangle, and in a second call
+all that lies before them, merged by the sums that both were divided by.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from actors.checkpoint.config import ModelConfig
+from actors.dense.batch import PrefillRows
+
+if TYPE_CHECKING:
+    from actors.dense.prefill import Prefill
+
+_UNIT = 1024
+"""Chunks of multiples of it at multiples of it are whole."""
+_LEAST_CAPABILITY = (9, 0)
+_MOST_DIM = 128
+
+
+def has_cudnn(config: ModelConfig, device: torch.device) -> bool:
+    """For a model of 16 bits on a CUDA device with Triton."""
+    is_new = torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
+    has_library: bool = torch.backends.cudnn.is_available()  # type: ignore[no-untyped-call]
+    return is_new and has_library and config.head_dim <= _MOST_DIM
+
+
+def make_cudnn_prefill(window: int | None, other: Prefill) -> Prefill:
+    """cuDNN for whole chunks without anything outside the window, `other` for the rest."""
+
+    def prefill(
+        rows: PrefillRows, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        is_whole = rows.start % _UNIT == 0 and rows.end % _UNIT == 0
+        if not is_whole or (window is not None and rows.end > window):
+            return other(rows, queries, keys, values)
+        own, own_sums = _attend(queries, keys[rows.start :], values[rows.start :], is_causal=True)
+        if rows.start == 0:
+            return own.reshape(queries.shape[0], -1)
+        before, sums = _attend(queries, keys[: rows.start], values[: rows.start], is_causal=False)
+        from actors.gpu.merge import merge
+
+        return merge(own, own_sums, before, sums)
+
+    return prefill
+
+
+def _attend(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, is_causal: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Results [T, A, D] contiguous and the logarithms [A, T] of their sums, for queries [T, A, D], keys and values [S, G, D]."""
+    parts = (part.transpose(0, 1)[None] for part in (queries, keys, values))
+    out, sums, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        *parts, None, True, 0.0, is_causal, False
+    )
+    return out[0].transpose(0, 1).contiguous(), sums[0, :, :, 0]

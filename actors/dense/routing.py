@@ -1,0 +1,59 @@
+"""What lies between a layer's attention and its experts: residual sum, LayerNorm, gate and router; chosen once, at load.
+
+Legend: T tokens, H hidden, E experts, K = 2 experts per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+from actors.checkpoint.config import ModelConfig
+from actors.dense.decode_layers import Layer
+from actors.dense.norm import AddNorm
+from actors.dense.router import make_route
+from actors.gpu.available import has_triton
+from actors.linear import DeviceProduct
+
+NormAndRoute: TypeAlias = Callable[
+    [torch.Tensor, torch.Tensor, Layer], tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+]
+"""(x [T, H], added [T, H], layer) -> x + added, its norm, expert ids [T, K] int64 and weights [T, K] float32."""
+
+_MOST_EXPERTS = 64
+"""Of a gate that the kernel for few tokens takes."""
+
+
+def make_norm_and_route(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device, add_norm: AddNorm
+) -> NormAndRoute:
+    """One operation after the other, or one kernel for few tokens on CUDA with Triton."""
+    route, jitter = make_route(dtype, device), config.router_jitter
+
+    def one_by_one(
+        x: torch.Tensor, added: torch.Tensor, layer: Layer
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        total, normed = add_norm(x, added, layer.post_attention_norm)
+        return total, normed, *route(layer.gate(normed), jitter)
+
+    if not has_triton(device) or config.num_experts > _MOST_EXPERTS:
+        return one_by_one
+    return _in_one_kernel(config, one_by_one)
+
+
+def _in_one_kernel(config: ModelConfig, for_many: NormAndRoute) -> NormAndRoute:
+    from actors.gpu.norm_and_route import MOST_TOKENS, norm_and_route
+
+    eps, jitter = config.layer_norm_eps, config.router_jitter
+
+    def for_few_or_many(
+        x: torch.Tensor, added: torch.Tensor, layer: Layer
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        if x.shape[0] > MOST_TOKENS:
+            return for_many(x, added, layer)
+        assert isinstance(layer.gate, DeviceProduct)
+        return norm_and_route(x, added, layer.post_attention_norm, eps, layer.gate.weight, jitter)
+
+    return for_few_or_many

@@ -1,0 +1,48 @@
+"""How large the pieces are in which experts' matrices are multiplied. Pure.
+
+Measured on an H200 with the shapes of Phi-3.5-MoE (README). Few rows per expert: all that counts is how many bytes of weights are
+under way. More: weights are shared by rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+_FEW, _SOME, _MANY = 8, 16, 64
+"""Entries per slot, on average."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tile:
+    """What one program multiplies at a time."""
+
+    rows: int
+    outputs: int
+    inputs: int
+    num_stages: int
+    """Tiles under way at once."""
+    num_warps: int
+
+
+def choose_tiles(
+    num_entries: int, num_slots: int, item_bytes: int, is_quantized: bool = False
+) -> tuple[Tile, Tile]:
+    """Of the first product, which has two weights per output, and of the second.
+
+    item_bytes: of a row's number. Quantized weights are widened by the program that reads them, so that it can keep fewer of them.
+    """
+    wide, narrow = 256 // item_bytes, 128 // item_bytes
+    if num_entries <= _FEW * num_slots:
+        first = Tile(rows=16, outputs=32, inputs=wide, num_stages=4, num_warps=4)
+        return first, first if is_quantized else replace(first, outputs=64)
+    if num_entries <= _SOME * num_slots:
+        first = Tile(rows=32, outputs=64, inputs=narrow, num_stages=4, num_warps=4)
+        return first, replace(first, num_stages=3)
+    if num_entries <= _MANY * num_slots:
+        first = Tile(rows=64, outputs=64, inputs=narrow, num_stages=3 if is_quantized else 4, num_warps=4)
+        return first, replace(first, outputs=128 if is_quantized else 64, num_stages=3)
+    first = Tile(rows=128, outputs=128, inputs=narrow, num_stages=4, num_warps=8)
+    if is_quantized:
+        first = replace(first, outputs=64, num_stages=3)
+        return first, replace(first, outputs=128, num_warps=4)
+    return first, replace(first, num_stages=3)

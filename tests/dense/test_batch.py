@@ -1,0 +1,110 @@
+"""A step's tensors say of each row what its chunk says."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from actors.dense.batch import IsNarrow, build_batch, has_one_token
+from actors.dense.scheduler import Chunk
+from actors.dense.sequence import Sequence
+from actors.messages import SamplingParams
+
+BLOCK_SIZE, NUM_BLOCKS = 4, 500
+CPU = torch.device("cpu")
+
+
+def is_short(chunk: Chunk) -> bool:
+    return chunk.num_tokens <= 3
+
+
+def random_chunk(draw: random.Random, num_tokens: int, num_drafts: int) -> Chunk:
+    """The last tokens of a sequence with scattered blocks, some of them for tokens to come."""
+    num_before = draw.randrange(40)
+    tokens = draw.choices(range(1000), k=num_before + num_tokens)
+    num_prompt = draw.randint(1, len(tokens))
+    sequence = Sequence(
+        sequence_id="a",
+        owner=0,
+        prompt_ids=tokens[:num_prompt],
+        output_ids=tokens[num_prompt:],
+        params=SamplingParams(max_tokens=1, seed=0),
+        arrival=0,
+        is_long=draw.random() < 0.5,
+    )
+    num_blocks = -(-(len(tokens) + num_drafts) // BLOCK_SIZE) + draw.randrange(2)
+    sequence.blocks.extend(draw.sample(range(NUM_BLOCKS), num_blocks))
+    return Chunk(sequence, num_before, len(tokens), tuple(draw.choices(range(1000), k=num_drafts)))
+
+
+def random_chunks(seed: int) -> list[Chunk]:
+    """Sequences that decode, some with drafts, short prompts and long ones; not all of them in every step."""
+    draw = random.Random(seed)
+    decoding = [random_chunk(draw, 1, draw.choice([0, 0, 2])) for _ in range(draw.randrange(6))]
+    short = [random_chunk(draw, draw.randint(2, 3), 0) for _ in range(draw.randrange(3))]
+    wide = [random_chunk(draw, draw.randint(4, 30), 0) for _ in range(draw.randrange(3))]
+    return [*decoding, *short, *wide] or [random_chunk(draw, 1, 0)]
+
+
+def slot(sequence: Sequence, position: int) -> int:
+    return sequence.blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+
+
+@pytest.mark.parametrize("is_narrow", [has_one_token, is_short])
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("seed", range(20))
+def test_each_row_is_its_chunks(seed: int, window: int | None, is_narrow: IsNarrow) -> None:
+    chunks = random_chunks(seed)
+    batch = build_batch(chunks, BLOCK_SIZE, window, CPU, is_narrow)
+    rows = [
+        (chunk, position)
+        for chunk in chunks
+        for position in range(chunk.start, chunk.end + len(chunk.drafts))
+    ]
+    assert batch.token_ids.tolist() == [
+        [*chunk.sequence.prompt_ids, *chunk.sequence.output_ids, *chunk.drafts][position]
+        for chunk, position in rows
+    ]
+    assert batch.positions.tolist() == [position for _, position in rows]
+    assert batch.is_long.tolist() == [int(chunk.sequence.is_long) for chunk, _ in rows]
+    assert batch.slots.tolist() == [slot(chunk.sequence, position) for chunk, position in rows]
+    numbers = (batch.token_ids, batch.positions, batch.is_long, batch.slots)
+    assert all(part.dtype == torch.int64 and part.is_contiguous() for part in numbers)
+
+    narrow = [(chunk, position) for chunk, position in rows if is_narrow(chunk)]
+    assert (batch.decode is None) == (not narrow)
+    if batch.decode is not None:
+        parts = (batch.decode.block_table, batch.decode.starts, batch.decode.ends)
+        assert all(part.dtype == torch.int32 and part.is_contiguous() for part in parts)
+        ends = [position + 1 for _, position in narrow]
+        starts = [0 if window is None else max(0, end - window) for end in ends]
+        assert batch.decode.ends.tolist() == ends
+        assert batch.decode.starts.tolist() == starts
+        assert batch.decode.most_visible == max(end - start for start, end in zip(starts, ends, strict=True))
+        for table_row, (chunk, _) in zip(batch.decode.block_table.tolist(), narrow, strict=True):
+            blocks = list(chunk.sequence.blocks)
+            assert table_row == blocks + [0] * (len(table_row) - len(blocks))
+
+    first_row = len(narrow)
+    for prefill, chunk in zip(batch.prefills, [c for c in chunks if not is_narrow(c)], strict=True):
+        assert (prefill.first_row, prefill.start, prefill.end) == (first_row, chunk.start, chunk.end)
+        assert prefill.slots.tolist() == [slot(chunk.sequence, position) for position in range(chunk.end)]
+        first_row += chunk.num_tokens
+
+
+@pytest.mark.parametrize("num_rows", range(1, 10))
+def test_kernels_find_aligned_addresses(num_rows: int) -> None:
+    draw = random.Random(num_rows)
+    batch = build_batch([random_chunk(draw, 1, 0) for _ in range(num_rows)], BLOCK_SIZE, None, CPU)
+    assert batch.decode is not None
+    start = batch.decode.starts.data_ptr()
+    for part in (batch.decode.ends, batch.decode.block_table):
+        assert (part.data_ptr() - start) % 16 == 0
+
+
+def test_wide_chunks_come_last() -> None:
+    draw = random.Random(1)
+    with pytest.raises(AssertionError):
+        build_batch([random_chunk(draw, 5, 0), random_chunk(draw, 1, 0)], BLOCK_SIZE, None, CPU)
