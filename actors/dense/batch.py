@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, takewhile
 from typing import TypeAlias
@@ -52,6 +52,22 @@ class DecodeRows:
     most_visible: int
     """The most positions that a row sees, or more."""
 
+    def to(self, device: torch.device) -> DecodeRows:
+        """On the device, in one copy; what lies behind a row's end in the table may differ."""
+        if device.type == "cpu":
+            return self
+        num_rows, places = len(self.ends), _aligned(len(self.ends))
+        numbers = torch.zeros(2 * places + self.block_table.numel(), dtype=torch.int32)
+        numbers[:num_rows], numbers[places : places + num_rows] = self.starts, self.ends
+        numbers[2 * places :] = self.block_table.flatten()
+        there = to_device(numbers, device)
+        return replace(
+            self,
+            block_table=there[2 * places :].view(self.block_table.shape),
+            starts=there[:num_rows],
+            ends=there[places : places + num_rows],
+        )
+
     @cached_property
     def gathered(self) -> tuple[torch.Tensor, torch.Tensor]:
         """For an attention that copies what it reads: cache rows [B, S] int64 of the positions 0 .. S - 1 of each row's
@@ -86,7 +102,7 @@ class PrefillRows:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepBatch:
-    """What the model needs for one step, on its device."""
+    """What the model needs for one step."""
 
     token_ids: torch.Tensor
     """[T] int64."""
@@ -99,6 +115,23 @@ class StepBatch:
     decode: DecodeRows | None
     prefills: tuple[PrefillRows, ...]
 
+    def to(self, device: torch.device) -> StepBatch:
+        """On the device."""
+        if device.type == "cpu":
+            return self
+        numbers = torch.stack((self.token_ids, self.positions, self.is_long, self.slots))
+        token_ids, positions, is_long, slots = to_device(numbers, device)
+        return StepBatch(
+            token_ids=token_ids,
+            positions=positions,
+            is_long=is_long,
+            slots=slots,
+            decode=None if self.decode is None else self.decode.to(device),
+            prefills=tuple(
+                replace(prefill, slots=to_device(prefill.slots, device)) for prefill in self.prefills
+            ),
+        )
+
 
 def has_one_token(chunk: Chunk) -> bool:
     """What every model takes as a decoding row."""
@@ -109,10 +142,9 @@ def build_batch(
     chunks: list[Chunk],
     block_size: int,
     sliding_window: int | None,
-    device: torch.device,
     is_narrow: IsNarrow = has_one_token,
 ) -> StepBatch:
-    """Lay out the chunks, of which the narrow ones must come first."""
+    """Lay out the chunks, of which the narrow ones must come first, on the host."""
     narrow = list(takewhile(is_narrow, chunks))
     wide = chunks[len(narrow) :]
     assert not any(map(is_narrow, wide))
@@ -125,7 +157,7 @@ def build_batch(
         table = _block_table(narrow, counts)
         own = positions[: len(table)]
         slots.append(_own_slots(table, own, block_size))
-        decode = _decode_rows(table, own, block_size, sliding_window, device)
+        decode = _decode_rows(table, own, block_size, sliding_window)
     prefills: list[PrefillRows] = []
     for chunk, first_row in zip(wide, first_rows[len(narrow) :], strict=False):
         context = _cache_rows(chunk, block_size)
@@ -135,12 +167,12 @@ def build_batch(
                 first_row=first_row,
                 start=chunk.start,
                 end=chunk.end,
-                slots=to_device(torch.from_numpy(context), device),
+                slots=torch.from_numpy(context),
                 sliding_window=sliding_window,
             )
         )
     numbers = np.array((_token_ids(chunks), positions, is_long, np.concatenate(slots)))
-    columns = to_device(torch.from_numpy(numbers), device)
+    columns = torch.from_numpy(numbers)
     return StepBatch(
         token_ids=columns[0],
         positions=columns[1],
@@ -178,7 +210,7 @@ def _block_table(chunks: list[Chunk], counts: list[int]) -> npt.NDArray[np.int32
     rows = [
         blocks.tobytes().ljust(num_bytes, b"\0") * count for blocks, count in zip(held, counts, strict=False)
     ]
-    return np.frombuffer(b"".join(rows), dtype=np.int32).reshape(-1, num_bytes // _INT32_BYTES)
+    return np.frombuffer(bytearray().join(rows), dtype=np.int32).reshape(-1, num_bytes // _INT32_BYTES)
 
 
 def _own_slots(table: npt.NDArray[np.int32], own: _Numbers, block_size: int) -> _Numbers:
@@ -188,32 +220,24 @@ def _own_slots(table: npt.NDArray[np.int32], own: _Numbers, block_size: int) -> 
 
 
 def _decode_rows(
-    table: npt.NDArray[np.int32],
-    own: _Numbers,
-    block_size: int,
-    sliding_window: int | None,
-    device: torch.device,
+    table: npt.NDArray[np.int32], own: _Numbers, block_size: int, sliding_window: int | None
 ) -> DecodeRows:
-    """Of rows with these own positions [B].
-
-    Table and edges go to the device in one copy. Each starts at a multiple of 16 bytes: kernels are compiled once more for
-    addresses that do not.
-    """
-    num_rows, num_places = len(own), -(-len(own) // _ALIGNED_INT32) * _ALIGNED_INT32
-    numbers = np.zeros(2 * num_places + table.size, dtype=np.int32)
-    starts, ends = numbers[:num_rows], numbers[num_places : num_places + num_rows]
-    ends[:] = own + 1
-    if sliding_window is not None:
-        np.maximum(ends - sliding_window, 0, out=starts)
-    numbers[2 * num_places :] = table.reshape(-1)
-    placed = to_device(torch.from_numpy(numbers), device)
+    """Of rows with these own positions [B]."""
+    ends = (own + 1).astype(np.int32)
+    starts = np.zeros_like(ends) if sliding_window is None else np.maximum(ends - sliding_window, 0)
     return DecodeRows(
-        block_table=placed[2 * num_places :].view(table.shape),
-        starts=placed[:num_rows],
-        ends=placed[num_places : num_places + num_rows],
+        block_table=torch.from_numpy(table),
+        starts=torch.from_numpy(starts),
+        ends=torch.from_numpy(ends),
         block_size=block_size,
         most_visible=int((ends - starts).max()),
     )
+
+
+def _aligned(num_rows: int) -> int:
+    """Places of int32 for so many rows, so that what follows begins at a multiple of 16 bytes: kernels are compiled once more
+    for addresses that do not."""
+    return -(-num_rows // _ALIGNED_INT32) * _ALIGNED_INT32
 
 
 def _cache_rows(chunk: Chunk, block_size: int) -> _Numbers:

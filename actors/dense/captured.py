@@ -1,8 +1,8 @@
 """Steps that only decode, with all experts in this process: one CUDA graph per size, instead of hundreds of launches.
 
-Legend: B rows of a step, H hidden, M blocks of the longest sequence that fits the cache.
+Legend: B rows of a step, H hidden, W blocks of its longest sequence, all of them padded.
 
-A step's sizes are padded to a batch bucket and a bucket of context parts (`actors.gpu.buckets`). The first step of a pair is
+A step's sizes are padded to buckets of rows, of context parts and of blocks (`actors.gpu.buckets`). The first step of a size is
 computed once as any other and then captured; what it reads is copied to the same places before every replay. Rows behind the
 step's own have slot -1 and end 0: attention leaves the cache alone for them, and no expert gets them. All other steps (prompts among
 them, experts elsewhere, more rows than the largest bucket) go the usual way, launch by launch.
@@ -12,25 +12,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import torch
 
-from actors.checkpoint.config import ModelConfig
 from actors.dense.batch import DecodeRows, StepBatch
 from actors.dense.kv_cache import KVCache
 from actors.exchange.interface import Exchange
 from actors.exchange.local import Combined, LocalExchange
 from actors.gpu.available import has_triton
-from actors.gpu.buckets import batch_bucket, parts_bucket
+from actors.gpu.buckets import batch_bucket, blocks_bucket, parts_bucket
 from actors.gpu.capture import CudaCapture
 from actors.gpu.splits import num_parts
 
 logger = logging.getLogger(__name__)
 
+_SLOTS = 3
+"""Their row in the numbers of a step."""
 _NO_SLOT = -1
 """Of a row that only pads the batch."""
+_ALIGNED = 4
+"""So many int32 are 16 bytes: kernels are compiled once more for addresses that are no multiples of it."""
+
+Size: TypeAlias = tuple[int, int, int]
+"""Batch bucket, bucket of parts, bucket of blocks."""
 
 Experts: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(layer, rows [B, H], expert ids, weights) -> what the experts add, [B, H]."""
@@ -50,25 +55,26 @@ class CapturedSteps:
     """The graphs of one model. One thread uses it."""
 
     def __init__(
-        self, config: ModelConfig, compute: ComputeStep, make_capture: Callable[[], Capture]
+        self, compute: ComputeStep, make_capture: Callable[[], Capture], device: torch.device
     ) -> None:
-        self._config = config
         self._compute = compute
+        self._device = device
         self._make_capture = make_capture
         self._capture = make_capture()
         self._is_broken = False
         self.made_for: tuple[KVCache, Combined] | None = None
         """Cache and experts whose places in memory the graphs know."""
-        self._inputs: dict[int, _Inputs] = {}
-        self._steps: dict[tuple[int, int], tuple[Callable[[], None], torch.Tensor]] = {}
+        self._inputs: dict[tuple[int, int], _Inputs] = {}
+        """By batch bucket and bucket of blocks."""
+        self._steps: dict[Size, tuple[Callable[[], None], torch.Tensor]] = {}
 
     @property
-    def sizes(self) -> frozenset[tuple[int, int]]:
-        """(batch bucket, bucket of parts) of all graphs."""
+    def sizes(self) -> frozenset[Size]:
+        """Of all graphs."""
         return frozenset(self._steps)
 
     def forward(self, batch: StepBatch, cache: KVCache, exchange: Exchange) -> torch.Tensor | None:
-        """As DenseModel.forward, until the next call; None where this step has to go the usual way."""
+        """As DenseModel.forward, until the next call, for a batch on the host; None where this step has to go the usual way."""
         rows, bucket = batch.decode, batch_bucket(len(batch.token_ids))
         if batch.prefills or rows is None or bucket is None or self._is_broken:
             return None
@@ -80,11 +86,12 @@ class CapturedSteps:
             # The graphs' memory went with the last of them: none can be captured into it any longer.
             self._capture = self._make_capture()
             self.made_for = (cache, exchange.combined)
-        if bucket not in self._inputs:
-            self._inputs[bucket] = _Inputs.make(self._config, bucket, rows.block_size, cache, batch)
-        inputs = self._inputs[bucket]
+        width = blocks_bucket(rows.block_table.shape[1])
+        if (bucket, width) not in self._inputs:
+            self._inputs[bucket, width] = _Inputs(bucket, width, rows.block_size, self._device)
+        inputs = self._inputs[bucket, width]
         inputs.take(batch, rows)
-        key = bucket, parts_bucket(num_parts(rows.most_visible))
+        key = bucket, parts_bucket(num_parts(rows.most_visible)), width
         if key not in self._steps and not self._make(key, inputs, rows.most_visible, cache, exchange):
             return None
         replay, out = self._steps[key]
@@ -92,13 +99,14 @@ class CapturedSteps:
         return out[: len(batch.token_ids)]
 
     def _make(
-        self, key: tuple[int, int], inputs: _Inputs, most_visible: int, cache: KVCache, exchange: Exchange
+        self, key: Size, inputs: _Inputs, most_visible: int, cache: KVCache, exchange: Exchange
     ) -> bool:
         """Whether it could be captured. What cannot be captured once is not tried again."""
         batch = inputs.batch(most_visible)
 
         def work() -> torch.Tensor:
-            is_padding = (inputs.edges[1] == 0)[:, None]
+            assert batch.decode is not None
+            is_padding = (batch.decode.ends == 0)[:, None]
 
             def experts(
                 layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
@@ -117,60 +125,71 @@ class CapturedSteps:
             logger.warning("decoding goes on without CUDA graphs: %s", error)
             self._is_broken = True
             return False
-        logger.info("captured a step of %d rows, %d parts of context", *key)
+        logger.info("captured a step of %d rows, %d parts of context, %d blocks", *key)
         return True
 
 
-def make_captured(config: ModelConfig, compute: ComputeStep, device: torch.device) -> CapturedSteps | None:
+def make_captured(compute: ComputeStep, device: torch.device) -> CapturedSteps | None:
     """None where steps cannot be captured."""
     if not has_triton(device):
         return None
-    return CapturedSteps(config, compute, CudaCapture)
+    return CapturedSteps(compute, CudaCapture, device)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class _Inputs:
-    """Where the graphs of one batch bucket read what a step is made of."""
+    """Where the graphs of one size read what a step is made of: one piece of memory on the device, and its like on the host, so that
+    a step's numbers go there in a single copy.
 
-    numbers: torch.Tensor
-    """[4, B] int64: token ids, positions, is_long, slots."""
-    edges: torch.Tensor
-    """[2, B] int32: starts and ends."""
-    block_table: torch.Tensor
-    """[B, M] int32."""
-    block_size: int
+        numbers [4, B] int64     token ids, positions, is_long, slots
+        edges [2, B] int32       starts and ends, each row filled up to a multiple of 16 bytes
+        block_table [B, W] int32
+    """
 
-    @staticmethod
-    def make(config: ModelConfig, bucket: int, block_size: int, cache: KVCache, batch: StepBatch) -> _Inputs:
-        longest = min(cache.num_rows, config.max_position_embeddings)
-        device = batch.token_ids.device
-        return _Inputs(
-            numbers=torch.zeros((4, bucket), dtype=torch.int64, device=device),
-            edges=torch.zeros((2, bucket), dtype=torch.int32, device=device),
-            block_table=torch.zeros((bucket, -(-longest // block_size)), dtype=torch.int32, device=device),
-            block_size=block_size,
-        )
+    def __init__(self, num_rows: int, width: int, block_size: int, device: torch.device) -> None:
+        self._num_rows, self._width, self._block_size = num_rows, width, block_size
+        self._places = -(-num_rows // _ALIGNED) * _ALIGNED
+        size = 8 * num_rows + 2 * self._places + num_rows * width
+        self._there = torch.zeros(size, dtype=torch.int32, device=device)
+        self._here = torch.zeros(size, dtype=torch.int32, pin_memory=device.type == "cuda")
+        numbers, edges, table = (part.numpy() for part in self._parts(self._here))
+        self._numbers, self._edges, self._table = numbers, edges, table
+        numbers[_SLOTS] = _NO_SLOT
+        self._num_used = 0
+        self._is_copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def _parts(self, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        num_rows, places = self._num_rows, self._places
+        sizes = [8 * num_rows, 2 * places, num_rows * self._width]
+        numbers, edges, table = torch.split(memory, sizes)
+        numbers = numbers.view(torch.int64).view(4, num_rows)
+        return numbers, edges.view(2, places)[:, :num_rows], table.view(num_rows, self._width)
 
     def take(self, batch: StepBatch, rows: DecodeRows) -> None:
-        """Copy a step's rows here, on the device; those behind them become padding."""
+        """Send a step's rows there; those behind them become padding."""
+        if self._is_copied is not None:
+            self._is_copied.synchronize()
         num_rows, num_blocks = rows.block_table.shape
-        if num_rows < self.edges.shape[1]:
-            self.numbers.zero_()
-            self.numbers[3].fill_(_NO_SLOT)
-            self.edges.zero_()
-        numbers = (batch.token_ids, batch.positions, batch.is_long, batch.slots)
-        torch.stack(numbers, out=self.numbers[:, :num_rows])
-        torch.stack((rows.starts, rows.ends), out=self.edges[:, :num_rows])
-        self.block_table[:num_rows, :num_blocks].copy_(rows.block_table)
+        if num_rows < self._num_used:
+            unused = slice(num_rows, self._num_used)
+            self._numbers[:, unused], self._edges[:, unused] = 0, 0
+            self._numbers[_SLOTS, unused] = _NO_SLOT
+        self._num_used = num_rows
+        for index, part in enumerate((batch.token_ids, batch.positions, batch.is_long, batch.slots)):
+            self._numbers[index, :num_rows] = part.numpy()
+        self._edges[0, :num_rows], self._edges[1, :num_rows] = rows.starts.numpy(), rows.ends.numpy()
+        self._table[:num_rows, :num_blocks] = rows.block_table.numpy()
+        self._there.copy_(self._here, non_blocking=True)
+        if self._is_copied is not None:
+            self._is_copied.record()
 
     def batch(self, most_visible: int) -> StepBatch:
         """The same places as a step."""
-        token_ids, positions, is_long, slots = self.numbers
+        (token_ids, positions, is_long, slots), (starts, ends), table = self._parts(self._there)
         rows = DecodeRows(
-            block_table=self.block_table,
-            starts=self.edges[0],
-            ends=self.edges[1],
-            block_size=self.block_size,
+            block_table=table,
+            starts=starts,
+            ends=ends,
+            block_size=self._block_size,
             most_visible=most_visible,
         )
         return StepBatch(

@@ -40,7 +40,7 @@ class DenseModel:
         self._attention = Attention(config, self.dtype, self.device)
         self._normalise = make_norm(config, self.dtype, self.device)
         self._add_norm = make_add_norm(config, self.device, self._normalise)
-        self.captured = make_captured(config, self._compute, self.device)
+        self.captured = make_captured(self._compute, self.device)
         """Steps that are repeated as CUDA graphs; None where there are none."""
         self._decode_layers = DecodeLayers.make(config, self._layers, self.dtype, self.device)
         self.is_narrow: IsNarrow = (
@@ -52,7 +52,7 @@ class DenseModel:
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch, cache: KVCache, exchange: Exchange) -> torch.Tensor:
-        """Last layer's output [T, H], before the final norm; writes the step's keys and values to the cache.
+        """Last layer's output [T, H], before the final norm, for a batch on the host; writes its keys and values to the cache.
 
         It may be overwritten by the next call. Raises ExchangeError; nothing but this step's own cache rows has changed then.
         """
@@ -60,6 +60,7 @@ class DenseModel:
             captured = self.captured.forward(batch, cache, exchange)
             if captured is not None:
                 return captured
+        batch = batch.to(self.device)
         if self._decode_layers is not None and not batch.prefills:
             x = F.embedding(batch.token_ids, self._embed)
             tables = self._rope.tables(batch.positions, batch.is_long)

@@ -22,9 +22,6 @@ NormAndRoute: TypeAlias = Callable[
 ]
 """(x [T, H], added [T, H], layer) -> x + added, its norm, expert ids [T, K] int64 and weights [T, K] float32."""
 
-_MOST_EXPERTS = 64
-"""Of a gate that the kernel for few tokens takes."""
-
 
 def make_norm_and_route(
     config: ModelConfig, dtype: torch.dtype, device: torch.device, add_norm: AddNorm
@@ -38,14 +35,14 @@ def make_norm_and_route(
         total, normed = add_norm(x, added, layer.post_attention_norm)
         return total, normed, *route(layer.gate(normed), jitter)
 
-    if not has_triton(device) or config.num_experts > _MOST_EXPERTS:
-        return one_by_one
-    return _in_one_kernel(config, one_by_one)
+    return _in_one_kernel(config, one_by_one) if has_triton(device) else one_by_one
 
 
 def _in_one_kernel(config: ModelConfig, for_many: NormAndRoute) -> NormAndRoute:
-    from actors.gpu.norm_and_route import MOST_TOKENS, norm_and_route
+    from actors.gpu.norm_and_route import MOST_TOKENS, fits, norm_and_route
 
+    if not fits(config.num_experts, config.hidden_size):
+        return for_many
     eps, jitter = config.layer_norm_eps, config.router_jitter
 
     def for_few_or_many(

@@ -46,7 +46,7 @@ class Steps:
         model = self._model
         chunks = sorted(chunks, key=model.is_narrow, reverse=True)
         window = model.config.sliding_window
-        batch = build_batch(chunks, self._block_size, window, model.device, model.is_narrow)
+        batch = build_batch(chunks, self._block_size, window, model.is_narrow)
         x = model.forward(batch, self._cache, exchange)
         placed = list(zip(chunks, _last_rows(chunks), strict=True))
         prompt_logprobs = self._prompt_logprobs(placed, x)

@@ -53,7 +53,7 @@ def _add_norm(
 
 @triton.jit
 def normalised(x, added, weight, bias, total, normed, row, eps, HIDDEN: tl.constexpr, SIZE: tl.constexpr):
-    """Within a kernel: one row."""
+    """Within a kernel: one row; its norm [SIZE] as it is stored."""
     at = tl.arange(0, SIZE)
     mask = at < HIDDEN
     place = row * HIDDEN + at
@@ -67,4 +67,6 @@ def normalised(x, added, weight, bias, total, normed, row, eps, HIDDEN: tl.const
     scale = 1.0 / tl.sqrt(tl.sum(apart * apart, axis=0) / HIDDEN + eps)
     gain = tl.load(weight + at, mask=mask, other=0.0).to(tl.float32)
     shift = tl.load(bias + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(normed + place, (apart * scale * gain + shift).to(normed.dtype.element_ty), mask=mask)
+    result = (apart * scale * gain + shift).to(normed.dtype.element_ty)
+    tl.store(normed + place, result, mask=mask)
+    return result

@@ -24,7 +24,6 @@ import triton.language as tl
 from actors.expert.stacks import Stack, Stacks
 from actors.gpu.sort import Entries
 from actors.gpu.tiles import Tile, choose_tiles
-from actors.gpu.widen import is_by_bits, widened
 
 
 def products(
@@ -51,7 +50,7 @@ def products(
         entries.ends,
         weights.contiguous(),
         results,
-        **_sizes(stacks.down, results.shape[1], tile, rows),
+        **_sizes(stacks.down, results.shape[1], tile),
     )
     return results
 
@@ -69,7 +68,7 @@ def first_products(rows: torch.Tensor, entries: Entries, stacks: Stacks) -> torc
         entries.ends,
         between,
         NUM_CHOICES=entries.num_choices,
-        **_sizes(stacks.gate_up, width, tile, rows),
+        **_sizes(stacks.gate_up, width, tile),
     )
     return between
 
@@ -86,7 +85,7 @@ def _grid(entries: Entries, num_outputs: int, tile: Tile) -> tuple[int, int]:
     return num_blocks, triton.cdiv(num_outputs, tile.outputs)
 
 
-def _sizes(stack: Stack, num_outputs: int, tile: Tile, rows: torch.Tensor) -> dict[str, Any]:
+def _sizes(stack: Stack, num_outputs: int, tile: Tile) -> dict[str, Any]:
     """What a kernel is compiled for. A tile's inputs share a scale."""
     num_slots, _, num_inputs = stack.values.shape
     per_scale = stack.num_inputs_per_scale
@@ -102,7 +101,6 @@ def _sizes(stack: Stack, num_outputs: int, tile: Tile, rows: torch.Tensor) -> di
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
         "IS_GROUPED": stack.is_grouped,
-        "BY_BITS": is_by_bits(stack.values, rows.dtype),
     }
 
 
@@ -146,7 +144,6 @@ def _first(
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     IS_GROUPED: tl.constexpr,
-    BY_BITS: tl.constexpr,
 ):
     slot, first, end = _block(ends, NUM_SLOTS, SLOTS, ROWS)
     if slot >= SLOTS:
@@ -170,22 +167,16 @@ def _first(
         w_gate = tl.load(gate_at + at[None, :], mask=is_output[:, None] & is_input, other=0.0)
         w_up = tl.load(up_at + at[None, :], mask=is_output[:, None] & is_input, other=0.0)
         if not IS_GROUPED:
-            gate = tl.dot(x, tl.trans(widened(w_gate, x.dtype, BY_BITS)), gate, input_precision="ieee")
-            up = tl.dot(x, tl.trans(widened(w_up, x.dtype, BY_BITS)), up, input_precision="ieee")
+            gate = tl.dot(x, tl.trans(w_gate.to(x.dtype)), gate, input_precision="ieee")
+            up = tl.dot(x, tl.trans(w_up.to(x.dtype)), up, input_precision="ieee")
         else:
             scale_at = gate_scales + start // PER_SCALE
             gate_scale = tl.load(scale_at, mask=is_output, other=0.0).to(tl.float32)
             up_scale = tl.load(
                 scale_at + NUM_OUTPUTS * (NUM_INPUTS // PER_SCALE), mask=is_output, other=0.0
             ).to(tl.float32)
-            gate += (
-                tl.dot(x, tl.trans(widened(w_gate, x.dtype, BY_BITS)), input_precision="ieee")
-                * gate_scale[None, :]
-            )
-            up += (
-                tl.dot(x, tl.trans(widened(w_up, x.dtype, BY_BITS)), input_precision="ieee")
-                * up_scale[None, :]
-            )
+            gate += tl.dot(x, tl.trans(w_gate.to(x.dtype)), input_precision="ieee") * gate_scale[None, :]
+            up += tl.dot(x, tl.trans(w_up.to(x.dtype)), input_precision="ieee") * up_scale[None, :]
     if PER_SCALE == NUM_INPUTS:
         gate *= tl.load(gate_scales, mask=is_output, other=0.0).to(tl.float32)[None, :]
         up *= tl.load(gate_scales + NUM_OUTPUTS, mask=is_output, other=0.0).to(tl.float32)[None, :]
@@ -217,7 +208,6 @@ def _second(
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     IS_GROUPED: tl.constexpr,
-    BY_BITS: tl.constexpr,
 ):
     slot, first, end = _block(ends, NUM_SLOTS, SLOTS, ROWS)
     if slot >= SLOTS:
@@ -237,12 +227,10 @@ def _second(
         x = tl.load(x_at + at[None, :], mask=is_row[:, None] & is_input, other=0.0)
         w = tl.load(w_at + at[None, :], mask=is_output[:, None] & is_input, other=0.0)
         if not IS_GROUPED:
-            total = tl.dot(x, tl.trans(widened(w, x.dtype, BY_BITS)), total, input_precision="ieee")
+            total = tl.dot(x, tl.trans(w.to(x.dtype)), total, input_precision="ieee")
         else:
             scale = tl.load(own_scales + start // PER_SCALE, mask=is_output, other=0.0).to(tl.float32)
-            total += (
-                tl.dot(x, tl.trans(widened(w, x.dtype, BY_BITS)), input_precision="ieee") * scale[None, :]
-            )
+            total += tl.dot(x, tl.trans(w.to(x.dtype)), input_precision="ieee") * scale[None, :]
     if PER_SCALE == NUM_INPUTS:
         total *= tl.load(own_scales, mask=is_output, other=0.0).to(tl.float32)[None, :]
     kind = results.dtype.element_ty

@@ -20,10 +20,15 @@ from actors.gpu.route import choose_two
 
 MOST_TOKENS = 64
 
-_INPUTS = 1024
-"""Of the gate that are multiplied at a time."""
+_MOST_WEIGHTS = 1 << 16
+"""Of a gate, filled up to powers of two, that fits the registers of a program."""
 
 Routed: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def fits(num_experts: int, hidden_size: int) -> bool:
+    """Whether a program holds the whole gate."""
+    return triton.next_power_of_2(num_experts) * triton.next_power_of_2(hidden_size) <= _MOST_WEIGHTS
 
 
 def norm_and_route(
@@ -31,7 +36,7 @@ def norm_and_route(
 ) -> Routed:
     """x + added and its LayerNorm, each [T, H] in x's dtype; expert ids [T, 2] int64 and weights [T, 2] float32.
 
-    gate [E, H] contiguous, at most 64 experts. All is rounded where the operations one by one round.
+    gate [E, H] contiguous, which fits the registers: see `fits`. All is rounded where the operations one by one round.
     """
     x, added = x.contiguous(), added.contiguous()
     num_tokens, hidden = x.shape
@@ -53,7 +58,6 @@ def norm_and_route(
         2 * jitter,
         HIDDEN=hidden,
         SIZE=triton.next_power_of_2(hidden),
-        INPUTS=min(_INPUTS, triton.next_power_of_2(hidden)),
         NUM_EXPERTS=num_experts,
         EXPERTS=triton.next_power_of_2(num_experts),
         num_warps=16,
@@ -76,25 +80,18 @@ def _norm_and_route(
     window,
     HIDDEN: tl.constexpr,
     SIZE: tl.constexpr,
-    INPUTS: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
     EXPERTS: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
-    normalised(x, added, gain, shift, total, normed, token, eps, HIDDEN, SIZE)
-    # What other threads of the program have written is read back in pieces that fit the registers beside the gate's.
-    tl.debug_barrier()
-    expert = tl.arange(0, EXPERTS)
-    parts = tl.zeros((EXPERTS, INPUTS), tl.float32)
-    for start in tl.static_range(0, HIDDEN, INPUTS):
-        at = start + tl.arange(0, INPUTS)
-        is_input = at < HIDDEN
-        mask = (expert < NUM_EXPERTS)[:, None] & is_input[None, :]
-        w = tl.load(gate + expert[:, None] * HIDDEN + at[None, :], mask=mask, other=0.0).to(tl.float32)
-        row = tl.load(normed + token * HIDDEN + at, mask=is_input, other=0.0).to(tl.float32)
-        parts += w * row[None, :]
+    expert, at = tl.arange(0, EXPERTS), tl.arange(0, SIZE)
+    # The gate comes first: it is on its way while the row is summed.
+    mask = (expert < NUM_EXPERTS)[:, None] & (at < HIDDEN)[None, :]
+    w = tl.load(gate + expert[:, None] * HIDDEN + at[None, :], mask=mask, other=0.0)
+    row = normalised(x, added, gain, shift, total, normed, token, eps, HIDDEN, SIZE)
+    products = w.to(tl.float32) * tl.where(at < HIDDEN, row.to(tl.float32), 0.0)[None, :]
     # The gate's product has the row's dtype.
-    score = tl.sum(parts, axis=1).to(normed.dtype.element_ty).to(tl.float32)
+    score = tl.sum(products, axis=1).to(normed.dtype.element_ty).to(tl.float32)
     score = tl.where(expert < NUM_EXPERTS, score, float("-inf"))[None, :]
     first, first_weight, second, second_weight = choose_two(score, window, expert)
     place = token * 2 + tl.arange(0, 1)

@@ -17,7 +17,6 @@ import triton
 import triton.language as tl
 
 from actors.expert.stacks import Stack, Stacks
-from actors.gpu.widen import is_by_bits, widened
 
 # Outputs and inputs at a time and warps: the fastest of 28 combinations on an H200 with the shapes of Phi-3.5-MoE.
 _FIRST, _SECOND = (2, 1024, 4), (4, 512, 2)
@@ -48,7 +47,7 @@ def one_token(
         expert_ids.contiguous(),
         slots,
         between,
-        **_sizes(stacks.gate_up, width, _FIRST, row),
+        **_sizes(stacks.gate_up, width, _FIRST),
     )
     result = torch.empty_like(row)
     _second[(triton.cdiv(hidden, _SECOND[0]),)](
@@ -59,12 +58,12 @@ def one_token(
         slots,
         weights.contiguous(),
         result,
-        **_sizes(stacks.down, hidden, _SECOND, row),
+        **_sizes(stacks.down, hidden, _SECOND),
     )
     return result
 
 
-def _sizes(stack: Stack, num_outputs: int, tile: tuple[int, int, int], row: torch.Tensor) -> dict[str, Any]:
+def _sizes(stack: Stack, num_outputs: int, tile: tuple[int, int, int]) -> dict[str, Any]:
     num_inputs = stack.values.shape[2]
     outputs, inputs, num_warps = tile
     return {
@@ -77,7 +76,6 @@ def _sizes(stack: Stack, num_outputs: int, tile: tuple[int, int, int], row: torc
         "INPUTS_FIT": num_inputs % inputs == 0,
         "OUTPUTS_FIT": num_outputs % outputs == 0,
         "IS_GROUPED": stack.is_grouped,
-        "BY_BITS": is_by_bits(stack.values, row.dtype),
         "num_warps": num_warps,
     }
 
@@ -116,10 +114,12 @@ def _products(
     OUTPUTS: tl.constexpr,
     NUM_PARTS: tl.constexpr,
     IS_GROUPED: tl.constexpr,
-    BY_BITS: tl.constexpr,
 ):
     """[OUTPUTS, NUM_PARTS] float32: weights times x [INPUTS], those that share one of several scales added up and scaled."""
-    products = widened(w, tl.float32, BY_BITS).to(tl.float32) * x.to(tl.float32)[None, :]
+    if w.dtype == tl.int8:
+        # Triton widens whole numbers to bfloat16 by their bits, without a conversion.
+        w = w.to(tl.bfloat16)
+    products = w.to(tl.float32) * x.to(tl.float32)[None, :]
     if IS_GROUPED:
         num_scales: tl.constexpr = NUM_INPUTS // PER_SCALE
         scale_at = start // PER_SCALE + tl.arange(0, NUM_PARTS)
@@ -164,7 +164,6 @@ def _first(
     INPUTS_FIT: tl.constexpr,
     OUTPUTS_FIT: tl.constexpr,
     IS_GROUPED: tl.constexpr,
-    BY_BITS: tl.constexpr,
 ):
     choice = tl.program_id(1)
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -184,11 +183,11 @@ def _first(
         x = _input(row, start, NUM_INPUTS, INPUTS, INPUTS_FIT)
         gate += _products(
             gate_tile, x, gate_scales, output, start,
-            NUM_INPUTS, NUM_OUTPUTS, PER_SCALE, OUTPUTS, NUM_PARTS, IS_GROUPED, BY_BITS,
+            NUM_INPUTS, NUM_OUTPUTS, PER_SCALE, OUTPUTS, NUM_PARTS, IS_GROUPED,
         )  # fmt: skip
         up += _products(
             up_tile, x, up_scales, output, start,
-            NUM_INPUTS, NUM_OUTPUTS, PER_SCALE, OUTPUTS, NUM_PARTS, IS_GROUPED, BY_BITS,
+            NUM_INPUTS, NUM_OUTPUTS, PER_SCALE, OUTPUTS, NUM_PARTS, IS_GROUPED,
         )  # fmt: skip
     kind = between.dtype.element_ty
     gate_sum = _total(gate, gate_scales, output, NUM_INPUTS, NUM_OUTPUTS, PER_SCALE).to(kind).to(tl.float32)
@@ -215,7 +214,6 @@ def _second(
     INPUTS_FIT: tl.constexpr,
     OUTPUTS_FIT: tl.constexpr,
     IS_GROUPED: tl.constexpr,
-    BY_BITS: tl.constexpr,
 ):
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     left_slot = tl.load(slots + tl.load(expert_ids))
@@ -237,11 +235,11 @@ def _second(
         y = _input(between + NUM_INPUTS, start, NUM_INPUTS, INPUTS, INPUTS_FIT)
         left += _products(
             left_tile, x, left_scales, output, start,
-            NUM_INPUTS, NUM_OUTPUTS, PER_SCALE, OUTPUTS, NUM_PARTS, IS_GROUPED, BY_BITS,
+            NUM_INPUTS, NUM_OUTPUTS, PER_SCALE, OUTPUTS, NUM_PARTS, IS_GROUPED,
         )  # fmt: skip
         right += _products(
             right_tile, y, right_scales, output, start,
-            NUM_INPUTS, NUM_OUTPUTS, PER_SCALE, OUTPUTS, NUM_PARTS, IS_GROUPED, BY_BITS,
+            NUM_INPUTS, NUM_OUTPUTS, PER_SCALE, OUTPUTS, NUM_PARTS, IS_GROUPED,
         )  # fmt: skip
     kind = result.dtype.element_ty
     left_sum = _total(left, left_scales, output, NUM_INPUTS, NUM_OUTPUTS, PER_SCALE).to(kind).to(tl.float32)

@@ -61,9 +61,9 @@ class Built:
         return [dequantize(quantize(weight, self.quantization, size)) for weight in whole]
 
     def batch(self, chunks: list[Chunk]) -> StepBatch:
-        """The step of these chunks, on the device."""
+        """The step of these chunks, on the host."""
         window = self.config.sliding_window
-        return build_batch(chunks, BLOCK_SIZE, window, self.device)
+        return build_batch(chunks, BLOCK_SIZE, window)
 
 
 def build(

@@ -77,7 +77,7 @@ def _check_attention(built: Built) -> Iterator[Check]:
     rope = RotaryEmbedding(config.rope, config.head_dim, device)
     for name, chunks in cases.items():
         contexts = [_context(cache, chunk, device) for chunk in chunks]
-        batch = built.batch(chunks)
+        batch = built.batch(chunks).to(device)
         width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
         qkv = torch.randn(len(batch.token_ids), width, dtype=dtype, device=device)
         result = compute(cache, 0, batch, qkv, rope.tables(batch.positions, batch.is_long))

@@ -57,7 +57,7 @@ def slot(sequence: Sequence, position: int) -> int:
 @pytest.mark.parametrize("seed", range(20))
 def test_each_row_is_its_chunks(seed: int, window: int | None, is_narrow: IsNarrow) -> None:
     chunks = random_chunks(seed)
-    batch = build_batch(chunks, BLOCK_SIZE, window, CPU, is_narrow)
+    batch = build_batch(chunks, BLOCK_SIZE, window, is_narrow)
     rows = [
         (chunk, position)
         for chunk in chunks
@@ -94,17 +94,24 @@ def test_each_row_is_its_chunks(seed: int, window: int | None, is_narrow: IsNarr
         first_row += chunk.num_tokens
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("num_rows", range(1, 10))
-def test_kernels_find_aligned_addresses(num_rows: int) -> None:
+def test_on_a_device_all_is_the_same_and_kernels_find_aligned_addresses(num_rows: int) -> None:
     draw = random.Random(num_rows)
-    batch = build_batch([random_chunk(draw, 1, 0) for _ in range(num_rows)], BLOCK_SIZE, None, CPU)
-    assert batch.decode is not None
-    start = batch.decode.starts.data_ptr()
-    for part in (batch.decode.ends, batch.decode.block_table):
-        assert (part.data_ptr() - start) % 16 == 0
+    chunks = [random_chunk(draw, 1, 0) for _ in range(num_rows)] + [random_chunk(draw, 30, 0)]
+    here = build_batch(chunks, BLOCK_SIZE, 20)
+    there = here.to(torch.device("cuda"))
+    assert here.decode is not None and there.decode is not None
+    for name in ("token_ids", "positions", "is_long", "slots"):
+        assert torch.equal(getattr(there, name).cpu(), getattr(here, name))
+    for name in ("block_table", "starts", "ends"):
+        part = getattr(there.decode, name)
+        assert torch.equal(part.cpu(), getattr(here.decode, name)) and part.data_ptr() % 16 == 0
+    assert torch.equal(there.prefills[0].slots.cpu(), here.prefills[0].slots)
 
 
 def test_wide_chunks_come_last() -> None:
     draw = random.Random(1)
     with pytest.raises(AssertionError):
-        build_batch([random_chunk(draw, 5, 0), random_chunk(draw, 1, 0)], BLOCK_SIZE, None, CPU)
+        build_batch([random_chunk(draw, 5, 0), random_chunk(draw, 1, 0)], BLOCK_SIZE, None)

@@ -38,7 +38,7 @@ class Part:
     dtype: torch.dtype
 
     def step(self, chunks: list[Chunk], cache: KVCache) -> torch.Tensor:
-        batch = build_batch(chunks, BLOCK_SIZE, self.config.sliding_window, CPU, self.model.is_narrow)
+        batch = build_batch(chunks, BLOCK_SIZE, self.config.sliding_window, self.model.is_narrow)
         return self.model.forward(batch, cache, LocalExchange(self.experts.forward))
 
 
@@ -118,7 +118,7 @@ def test_a_narrow_chunk_computes_what_a_wide_one_does(part: Part) -> None:
     chunk = Chunk(prompt, 0, len(prompt.prompt_ids))
     narrow, wide = (
         part.model.forward(
-            build_batch([chunk], BLOCK_SIZE, part.config.sliding_window, CPU, is_narrow),
+            build_batch([chunk], BLOCK_SIZE, part.config.sliding_window, is_narrow),
             KVCache(part.config, len(prompt.blocks), BLOCK_SIZE, part.dtype, CPU),
             LocalExchange(part.experts.forward),
         )

@@ -57,7 +57,7 @@ def step(num_rows: int, exchange: Exchange) -> torch.Tensor:
         made.blocks = [index]
         chunks.append(Chunk(made, 0, 1))
     cache = KVCache(CONFIG, num_rows, BLOCK_SIZE, torch.float32, CPU)
-    return model().forward(build_batch(chunks, BLOCK_SIZE, None, CPU), cache, exchange)
+    return model().forward(build_batch(chunks, BLOCK_SIZE, None), cache, exchange)
 
 
 @cache

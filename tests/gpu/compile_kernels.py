@@ -21,8 +21,6 @@ from actors.dense.batch import build_batch
 from actors.dense.rope import RotaryEmbedding
 from actors.expert.experts import slot_table
 from actors.expert.stacks import Stack, Stacks
-from actors.gpu import experts
-from actors.gpu import one_token as one_token_kernels
 from actors.gpu.add_norm import add_norm
 from actors.gpu.experts import products
 from actors.gpu.linear import one_row
@@ -70,7 +68,7 @@ def compile_all(config: ModelConfig, dtype: torch.dtype) -> None:
     """By the launchers, over tensors on a CPU."""
     rows = Rows(dataclasses.replace(config, num_layers=1))
     chunks = [last_token(rows.sequence(num_tokens)) for num_tokens in (300, 20)]
-    batch = build_batch(chunks, BLOCK_SIZE, config.sliding_window, CPU)
+    batch = build_batch(chunks, BLOCK_SIZE, config.sliding_window)
     tables = RotaryEmbedding(config.rope, config.head_dim, CPU).tables(batch.positions, batch.is_long)
     width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     paged, cache = PagedAttention(config), rows.cache(dtype, CPU)
@@ -121,11 +119,6 @@ def compile_experts(stacks: Stacks, hidden: int, dtype: torch.dtype, sizes: tupl
 def main() -> None:
     driver.set_active(NoDevice())
     JITFunction.__getitem__ = compile_only
-    for module in (experts, one_token_kernels):
-        vars(module)["is_by_bits"] = lambda values, dtype: (values.dtype, dtype) == (
-            torch.int8,
-            torch.bfloat16,
-        )
     compile_all(preset_config("phi-3.5-moe"), torch.bfloat16)
     compile_all(preset_config("tiny"), torch.float32)
 

@@ -88,7 +88,7 @@ def test_three_sequences_are_padded_to_four(small_checkpoints: dict[str, Path]) 
     engine.run()
     for index in range(3):
         assert_equals_reference(engine, directory, str(index), prompt(5, index), 3)
-    assert engine.model.captured is not None and engine.model.captured.sizes == {(4, 1)}
+    assert engine.model.captured is not None and engine.model.captured.sizes == {(4, 1, 64)}
 
 
 def test_drafts_are_rows_of_a_captured_step(small_checkpoints: dict[str, Path]) -> None:

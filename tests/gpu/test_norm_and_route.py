@@ -12,14 +12,14 @@ from tests.gpu.device import DEVICE, HALF, MARKS
 
 from actors.checkpoint.weights import Norm
 from actors.dense.router import route
-from actors.gpu.norm_and_route import norm_and_route
+from actors.gpu.norm_and_route import fits, norm_and_route
 
 pytestmark = MARKS
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
 @pytest.mark.parametrize(
-    ("num_tokens", "hidden", "num_experts"), [(1, 4096, 16), (9, 1000, 16), (5, 72, 6), (40, 1536, 64)]
+    ("num_tokens", "hidden", "num_experts"), [(1, 4096, 16), (9, 1000, 16), (5, 72, 6), (40, 1000, 64)]
 )
 def test_it_agrees_with_the_operations_one_by_one(
     num_tokens: int, hidden: int, num_experts: int, dtype: torch.dtype
@@ -54,3 +54,7 @@ def test_of_equal_scores_the_lowest_id_is_taken_first() -> None:
     assert ids.tolist() == [[0, 1]] * 3
     expected = route(torch.zeros(1, 5), 0.01)[1]
     assert torch.allclose(weights.cpu(), expected.expand(3, 2))
+
+
+def test_phi_s_gate_fits_and_one_of_four_times_the_experts_does_not() -> None:
+    assert fits(16, 4096) and not fits(64, 4096) and not fits(17, 4096)

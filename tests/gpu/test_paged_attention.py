@@ -39,7 +39,7 @@ def attend(
     config: ModelConfig, cache: KVCache, chunks: list[Chunk], qkv: torch.Tensor, device: torch.device
 ) -> torch.Tensor:
     """By block table on the device."""
-    batch = build_batch(chunks, BLOCK_SIZE, config.sliding_window, device)
+    batch = build_batch(chunks, BLOCK_SIZE, config.sliding_window).to(device)
     tables = RotaryEmbedding(config.rope, config.head_dim, device).tables(batch.positions, batch.is_long)
     return by_block_table(config, cache, batch, qkv.to(device), tables)
 
@@ -70,7 +70,7 @@ def test_it_agrees_with_attention_over_gathered_rows(config: ModelConfig, dtype:
     chunks = [last_token(rows.sequence(n)) for n in (1, 2, 64, 65, 129, 300)]
     here, there = two_caches(config, rows, dtype)
     qkv = torch.randn(len(chunks), (config.num_heads + 2 * config.num_kv_heads) * config.head_dim).to(dtype)
-    batch = build_batch(chunks, BLOCK_SIZE, config.sliding_window, CPU)
+    batch = build_batch(chunks, BLOCK_SIZE, config.sliding_window)
     tables = RotaryEmbedding(config.rope, config.head_dim, CPU).tables(batch.positions, batch.is_long)
     expected = Attention(config, dtype, CPU)(here, 0, batch, qkv, tables).float()
     result = attend(config, there, chunks, qkv, DEVICE).cpu().float()
@@ -96,7 +96,7 @@ def test_drafts_see_those_before_them() -> None:
     here, there = two_caches(TINY, rows, torch.float32)
     chunk = Chunk(sequence, 130, 131, tuple(sequence.prompt_ids[131:134]))
     qkv = torch.randn(4, (TINY.num_heads + 2 * TINY.num_kv_heads) * TINY.head_dim)
-    batch = build_batch([chunk], BLOCK_SIZE, None, CPU)
+    batch = build_batch([chunk], BLOCK_SIZE, None)
     tables = RotaryEmbedding(TINY.rope, TINY.head_dim, CPU).tables(batch.positions, batch.is_long)
     expected = Attention(TINY, torch.float32, CPU)(here, 0, batch, qkv, tables)
     result = attend(TINY, there, [chunk], qkv, DEVICE).cpu()
@@ -110,7 +110,7 @@ def test_rows_that_pad_the_batch_touch_nothing() -> None:
     qkv = torch.randn(4, (TINY.num_heads + 2 * TINY.num_kv_heads) * TINY.head_dim, device=DEVICE)
     expected = attend(TINY, cache, chunks, qkv[:2], DEVICE)
     before = [part.clone() for part in cache.layer(0)]
-    batch = build_batch(chunks, BLOCK_SIZE, None, DEVICE)
+    batch = build_batch(chunks, BLOCK_SIZE, None).to(DEVICE)
     assert batch.decode is not None
 
     def padded(part: torch.Tensor) -> torch.Tensor:
@@ -144,7 +144,7 @@ def test_a_prompt_s_rows_are_rotated_and_written_beside_decoding_ones() -> None:
     chunks = [last_token(rows.sequence(20)), Chunk(rows.sequence(37), 16, 37)]
     cache = rows.cache(torch.float32, DEVICE)
     before = [part.clone() for part in cache.layer(0)]
-    batch = build_batch(chunks, BLOCK_SIZE, None, DEVICE)
+    batch = build_batch(chunks, BLOCK_SIZE, None).to(DEVICE)
     tables = RotaryEmbedding(config.rope, config.head_dim, DEVICE).tables(batch.positions, batch.is_long)
     qkv = torch.randn(22, 20 * config.head_dim, device=DEVICE)
     queries = PagedAttention(config).rotate_and_write(cache, 0, batch, qkv, tables)
