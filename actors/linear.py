@@ -15,21 +15,33 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
+from actors.checkpoint.quantization import group_size
+from actors.checkpoint.quantized import QuantizedWeight, quantize
 from actors.gpu.available import has_triton
-from actors.kernels.library import Kernels, kernels_for, pack
+from actors.kernels.layer import ProductWeights
+from actors.kernels.library import Kernels, kernels_for, pack, pack_quantized
+from actors.kernels.quantization import Quantization
 from actors.kernels.threads import num_threads
+from actors.quantized_product import make_quantized_product
 
 Product: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """x [rows, in] -> y [rows, out] in x's dtype. At least one row."""
 
 
-def make_product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
-    """The product with weight [out, in] and bias [out]. On a CPU it holds a copy of its own; drop the original."""
+def make_product(
+    weight: torch.Tensor, bias: torch.Tensor | None = None, quantization: str | None = None
+) -> Product:
+    """The product with weight [out, in] and bias [out]. On a CPU it holds a copy of its own; drop the original.
+
+    quantization: one of `actors.checkpoint.quantization.KINDS` that CPUs serve, to hold the weight in so few bits.
+    """
+    if quantization is not None:
+        return _quantized(weight, bias, quantization)
     if weight.device.type != "cpu":
         return DeviceProduct(weight.contiguous(), bias)
     kernels = kernels_for(weight.dtype, weight.shape[1])
     if kernels is not None:
-        return KernelProduct(kernels, weight, bias)
+        return KernelProduct(kernels, weight, bias, weight.dtype)
     if _has_packed_products(weight.dtype):
         return _packed(torch.ops.mkldnn._reorder_linear_weight(weight, None), bias)
     return _plain(weight.clone(), bias)
@@ -61,6 +73,15 @@ def _has_packed_products(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
+def _quantized(weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> Product:
+    few_bits = quantize(weight, kind, group_size(kind, (weight.shape[1],)))
+    kernels = kernels_for(weight.dtype, weight.shape[1])
+    if kernels is not None:
+        return KernelProduct(kernels, few_bits, bias, weight.dtype)
+    product = make_quantized_product(few_bits)
+    return product if bias is None else lambda x: product(x) + bias
+
+
 def _plain(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
     return lambda x: F.linear(x, weight, bias)
 
@@ -87,31 +108,54 @@ def _one_row() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], to
 class KernelProduct:
     """A product by the project's kernels."""
 
-    def __init__(self, kernels: Kernels, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._num_outputs, self._num_inputs = weight.shape
-        self._packed = pack(kernels, weight)
+    def __init__(
+        self,
+        kernels: Kernels,
+        weight: torch.Tensor | QuantizedWeight,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+    ) -> None:
+        """dtype is that of the rows, and of a weight that is not quantized."""
+        if isinstance(weight, QuantizedWeight):
+            self._shape = weight.values.shape
+            self._packed = pack_quantized(kernels, weight.values, weight.scales, weight.num_bits)
+            has_bf16_scales = weight.scales.dtype == torch.bfloat16
+            self._quantized = (weight.num_bits, int(has_bf16_scales), weight.num_inputs_per_scale)
+        else:
+            self._shape = weight.shape
+            self._packed = pack(kernels, weight)
+            self._quantized = (0, 0, 0)
         self._bias = None if bias is None else bias.float()
-        self._is_bf16 = weight.dtype == torch.bfloat16
+        self._is_bf16 = dtype == torch.bfloat16
         self._linear = kernels.linear
-        self.addresses = (self._packed.data_ptr(), 0 if self._bias is None else self._bias.data_ptr())
-        """Of the packed weight and of the float32 bias (0 is none), for as long as this object lives."""
+        self._addresses = (self._packed.data_ptr(), 0 if self._bias is None else self._bias.data_ptr())
+
+    @property
+    def weights(self) -> ProductWeights:
+        """As the kernels of a layer take them, for as long as this object lives."""
+        packed, bias = self._addresses
+        num_bits, has_bf16_scales, group = self._quantized
+        return ProductWeights(
+            packed=packed, bias=bias, quantized=Quantization(group, num_bits, has_bf16_scales)
+        )
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = x.contiguous()
-        num_rows = x.shape[0]
-        out = x.new_empty((num_rows, self._num_outputs))
+        num_rows, (num_outputs, num_inputs) = x.shape[0], self._shape
+        out = x.new_empty((num_rows, num_outputs))
         fault = self._linear(
             x.data_ptr(),
-            *self.addresses,
+            *self._addresses,
             out.data_ptr(),
             num_rows,
-            self._num_outputs,
-            self._num_inputs,
+            num_outputs,
+            num_inputs,
             self._is_bf16,
             num_threads(),
+            *self._quantized,
         )
         if fault:
-            raise MemoryError(f"no memory for a product of {num_rows} rows with {self._num_inputs} inputs")
+            raise MemoryError(f"no memory for a product of {num_rows} rows with {num_inputs} inputs")
         return out
 
 

@@ -50,6 +50,8 @@ class DenseSettings:
     """"auto" (as stored), "bfloat16", "float16" or "float32"."""
     expert_quantization: str | None = None
     """One of `actors.checkpoint.quantization.KINDS`, for experts that this actor computes itself; None is as stored."""
+    dense_quantization: str | None = None
+    """"int8", for attention's projections and the head; None is as stored."""
     device: str = "cpu"
     num_threads: int = 1
     max_model_len: int | None = None

@@ -119,9 +119,15 @@ class ClusterConfig:
         choices=tuple(KINDS),
         actors=True,
     )
+    dense_quantization: str | None = _option(
+        None,
+        "hold attention's projections and the head in 8 bits (cpu alone); none is as stored",
+        choices=("int8",),
+        actors=True,
+    )
     device: str = _option(
         "auto",
-        "auto is cuda where the cluster has a GPU for every actor and expert_quantization allows it, else cpu",
+        "auto is cuda where the cluster has a GPU for every actor and what is quantized allows it, else cpu",
         choices=("auto", "cpu", "cuda"),
         actors=True,
     )
@@ -265,11 +271,24 @@ class ClusterConfig:
         if self.expert_quantization is not None and self.device != "auto":
             subject = f"expert_quantization is {self.expert_quantization!r}"
             check_device(subject, self.expert_quantization, self.device)
+        self._check_dense_quantization()
         if self.port == self.grpc_port:
             raise ValueError(f"grpc_port is {self.grpc_port}, the same as port")
         self._check_tls()
         if self.load_format == "dummy" and self.model is None:
             raise ValueError("model is none, but load_format dummy needs a preset (tiny, mid, phi-3.5-moe)")
+
+    def _check_dense_quantization(self) -> None:
+        if self.dense_quantization is None:
+            return
+        subject = f"dense_quantization is {self.dense_quantization!r}"
+        if self.device == "cuda":
+            raise ValueError(f"{subject}, which needs device cpu, not cuda")
+        kind = self.expert_quantization
+        if kind is not None and "cpu" not in KINDS[kind].devices:
+            raise ValueError(
+                f"{subject}, which needs device cpu, but expert_quantization {kind!r} needs cuda"
+            )
 
     def _check_tls(self) -> None:
         if (self.tls_cert_file is None) != (self.tls_key_file is None):

@@ -68,7 +68,7 @@ def model_source(config: ClusterConfig) -> ModelSource:
 
 
 def choose_device(config: ClusterConfig, fleet: Fleet, num_experts: int) -> str:
-    """ "cpu" or "cuda"; with auto one that serves the experts' quantization, cuda where there is a choice.
+    """ "cpu" or "cuda"; with auto one that serves what is quantized, cuda where there is a choice.
 
     Raises ValueError where cuda is asked for, by name or by a quantization that cuda alone serves, and there are not
     enough GPUs.
@@ -80,6 +80,8 @@ def choose_device(config: ClusterConfig, fleet: Fleet, num_experts: int) -> str:
         raise ValueError(f"device is 'cuda', {shortage}")
     if config.device != "auto":
         return config.device
+    if config.dense_quantization is not None:
+        return "cpu"
     kind = config.expert_quantization
     devices = ("cpu", "cuda") if kind is None else KINDS[kind].devices
     if has_gpus and "cuda" in devices:
@@ -116,6 +118,7 @@ def plan_actors(
             exchange=exchange,
             dtype=config.dtype,
             expert_quantization=config.expert_quantization,
+            dense_quantization=config.dense_quantization,
             device=device,
             num_threads=config.dense_threads or threads.dense,
             max_model_len=config.max_model_len,

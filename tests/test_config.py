@@ -84,6 +84,21 @@ def test_an_unknown_key_is_named_with_the_closest_known_one(key: str, closest: s
             "expert_quantization is 'fp8', which needs device cuda, not cpu",
             id="fp8-on-cpu",
         ),
+        pytest.param(
+            {"dense_quantization": "int4"},
+            "dense_quantization is 'int4', expected one of int8",
+            id="no-such-dense-quantization",
+        ),
+        pytest.param(
+            {"dense_quantization": "int8", "device": "cuda"},
+            "dense_quantization is 'int8', which needs device cpu, not cuda",
+            id="dense-int8-on-cuda",
+        ),
+        pytest.param(
+            {"dense_quantization": "int8", "expert_quantization": "fp8"},
+            "dense_quantization is 'int8', which needs device cpu, but expert_quantization 'fp8' needs cuda",
+            id="dense-int8-beside-fp8",
+        ),
         pytest.param({"dtype": None}, "dtype is None, expected a text", id="none-where-required"),
         pytest.param({"model": ""}, "model is empty", id="empty-name"),
         pytest.param(

@@ -56,6 +56,12 @@ def test_auto_is_a_device_that_serves_the_quantization(fleet: Fleet, kind: str |
     assert {(item.device, item.expert_quantization) for item in planned} == {(device, kind)}
 
 
+def test_auto_is_a_cpu_where_the_dense_part_is_quantized() -> None:
+    planned = plan(GPU_NODES, dense_quantization="int8", expert_quantization="int8")
+    assert {item.device for item in planned} == {"cpu"}
+    assert [item.dense_quantization for item in planned if isinstance(item, DenseSettings)] == ["int8"]
+
+
 def test_auto_without_the_gpus_that_a_quantization_needs_is_refused_with_both_numbers() -> None:
     complaint = (
         "expert_quantization is 'fp8', which needs device cuda, but the cluster has 3 GPUs and .* need 6"

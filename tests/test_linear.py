@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from actors import linear
+from actors.checkpoint.quantization import group_size
+from actors.checkpoint.quantized import dequantize, quantize
 from actors.kernels import library
 from actors.kernels.library import kernels_for
 from actors.linear import make_product, padded_rows, product_name
@@ -59,6 +62,40 @@ def test_the_kernels_give_a_row_the_same_bits_in_any_matrix(dtype: torch.dtype) 
     together = product(x)
     for start, end in ((0, 1), (7, 9), (3, 50), (199, 200), (20, 150)):
         assert torch.equal(product(x[start:end]), together[start:end])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(48, 64), (300, 128), (1024, 1600)])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("by_kernels", [False, True])
+def test_a_quantized_product_is_that_with_the_weights_it_stands_for(
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    num_outputs: int,
+    num_inputs: int,
+    has_bias: bool,
+    by_kernels: bool,
+) -> None:
+    weight = random(num_outputs, num_inputs).to(dtype)
+    bias = random(num_outputs).to(dtype) if has_bias else None
+    if not by_kernels:
+        monkeypatch.setattr(linear, "kernels_for", lambda *_: None)
+    product = make_product(weight, bias, "int8")
+    held = dequantize(quantize(weight, "int8", group_size("int8", (num_inputs,)))).double()
+    x = random(MAX_ROWS + 1, num_inputs).to(dtype)
+    expected = x.double() @ held.T + (0 if bias is None else bias.double())
+    result = product(x)
+    assert result.dtype == dtype
+    rounding = 2 * torch.finfo(dtype).eps * (expected.abs() + 0.2 * num_inputs**0.5)
+    # Rows are written in 16 bits.
+    assert ((result.double() - expected).abs() <= rounding + 2**-15 * num_inputs).all()
+    for num_rows in (1, 5, MAX_ROWS):
+        assert torch.equal(product(x[:num_rows]), result[:num_rows]) or not by_kernels
+
+
+def test_inputs_that_no_group_divides_are_refused() -> None:
+    with pytest.raises(ValueError, match="have 40 inputs, expected multiples of 32"):
+        make_product(random(8, 40), None, "int8")
 
 
 def test_threads_do_not_change_a_bit() -> None:

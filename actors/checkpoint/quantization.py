@@ -84,8 +84,10 @@ def check_device(subject: str, kind: str, device: str) -> None:
         raise ValueError(f"{subject}, which needs device {' or '.join(devices)}, not {device}")
 
 
-def group_size(kind: str, num_inputs: tuple[int, int], device: str = "cpu") -> int | None:
-    """Inputs that share a scale where experts with so many are quantized; None is all of an output's.
+def group_size(
+    kind: str, num_inputs: tuple[int, ...], device: str = "cpu", option: str = "expert_quantization"
+) -> int | None:
+    """Inputs that share a scale where matrices with so many are quantized; None is all of an output's.
 
     To serve from CUDA it is always all of them: there a scale per group costs a good part of the speed that few bits bring.
     Raises ValueError for numbers of inputs that none of the kind's sizes divides.
@@ -97,8 +99,8 @@ def group_size(kind: str, num_inputs: tuple[int, int], device: str = "cpu") -> i
         if size is None or all(number % size == 0 for number in num_inputs):
             return size
     raise ValueError(
-        f"expert_quantization is {kind!r}, but hidden_size and intermediate_size are {num_inputs[0]} and "
-        f"{num_inputs[1]}, expected multiples of {sizes[-1]}"
+        f"{option} is {kind!r}, but its matrices have {' and '.join(map(str, num_inputs))} inputs, expected "
+        f"multiples of {sizes[-1]}"
     )
 
 

@@ -43,6 +43,20 @@ def serving_quantization(asked: str | None, config: ModelConfig, device: torch.d
     return kind
 
 
+def dense_quantization(asked: str | None, config: ModelConfig, device: torch.device) -> str | None:
+    """What attention's projections and the head are served as: one of KINDS, or None for the model's dtype.
+
+    Raises ValueError for what the device or the model's shape does not allow.
+    """
+    if asked is None:
+        return None
+    option = "dense_quantization"
+    if device.type != "cpu":
+        raise ValueError(f"{option} is {asked!r}, which needs device cpu, not {device.type}")
+    group_size(asked, (config.hidden_size, config.num_heads * config.head_dim), option=option)
+    return asked
+
+
 def read_quantized_experts(
     reader: WeightReader,
     config: ModelConfig,

@@ -11,7 +11,7 @@ import torch
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.layout import all_tensors, dense_tensor_names
 from actors.checkpoint.open import open_model
-from actors.checkpoint.read_quantized import serving_quantization
+from actors.checkpoint.read_quantized import dense_quantization, serving_quantization
 from actors.checkpoint.weights import ProgressCallback, read_dense, serving_dtype
 from actors.dense.blocks import BlockPool
 from actors.dense.capacity import Demand, free_cache_bytes, plan_capacity
@@ -171,7 +171,8 @@ class _Loaded:
         config, reader = open_model(settings.source, all_tensors if is_local else dense_tensor_names)
         dtype = serving_dtype(settings.dtype, config)
         meter = _TwoParts(progress)
-        model = DenseModel(config, read_dense(reader, config, dtype, device, meter.first))
+        few_bits = dense_quantization(settings.dense_quantization, config, device)
+        model = DenseModel(config, read_dense(reader, config, dtype, device, meter.first), few_bits)
         quantization = (
             serving_quantization(settings.expert_quantization, config, device) if is_local else None
         )
@@ -182,7 +183,7 @@ class _Loaded:
             else None
         )
         self._config, self._dtype, self._device = config, dtype, device
-        self.products = product_name(dtype, device)
+        self.products = product_name(dtype, device, few_bits)
         if quantization is not None:
             self.products += f", experts {product_name(dtype, device, quantization)}"
         self._links: DenseLinks | None = None

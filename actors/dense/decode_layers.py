@@ -207,5 +207,4 @@ def _norm(norm: Norm) -> NormWeights:
 
 def _product(product: Product) -> ProductWeights:
     assert isinstance(product, KernelProduct)
-    packed, bias = product.addresses
-    return ProductWeights(packed=packed, bias=bias)
+    return product.weights

@@ -29,14 +29,15 @@ from actors.linear import make_product
 class DenseModel:
     """Weights in the layout that the device reads fastest. Holds no state between steps."""
 
-    def __init__(self, config: ModelConfig, weights: DenseWeights) -> None:
+    def __init__(self, config: ModelConfig, weights: DenseWeights, quantization: str | None = None) -> None:
+        """quantization: what `dense_quantization` says, for attention's projections and the head; None is as they are."""
         self.config = config
         self.device = weights.embed.device
         self.dtype = weights.embed.dtype
         self._embed = weights.embed
-        self._layers = [_prepare(layer) for layer in weights.layers]
+        self._layers = [_prepare(layer, quantization) for layer in weights.layers]
         self._norm = weights.norm
-        self._lm_head = make_product(*weights.lm_head)
+        self._lm_head = make_product(*weights.lm_head, quantization)
         self._attention = Attention(config, self.dtype, self.device)
         self._normalise = make_norm(config, self.dtype, self.device)
         self._add_norm = make_add_norm(config, self.device, self._normalise)
@@ -92,13 +93,15 @@ class DenseModel:
         return self._lm_head(self._normalise(x, self._norm)).float()
 
 
-def _prepare(layer: LayerWeights) -> Layer:
+def _prepare(layer: LayerWeights, quantization: str | None) -> Layer:
     parts = (layer.q, layer.k, layer.v)
     biases = [part.bias for part in parts if part.bias is not None]
     return Layer(
         input_norm=layer.input_norm,
-        qkv=make_product(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None),
-        out=make_product(*layer.o),
+        qkv=make_product(
+            torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None, quantization
+        ),
+        out=make_product(*layer.o, quantization),
         post_attention_norm=layer.post_attention_norm,
         gate=make_product(layer.gate),
     )

@@ -16,7 +16,8 @@ import torch
 from actors.checkpoint.quantized import QuantizedExpert, QuantizedWeight, join
 from actors.checkpoint.weights import ExpertWeights
 from actors.kernels.library import Kernels, kernels_for, pack, pack_quantized
-from actors.kernels.serve import Quantization, ServeLayer
+from actors.kernels.quantization import Quantization
+from actors.kernels.serve import ServeLayer
 from actors.kernels.threads import num_threads
 
 _ALIGNMENT = 16

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 
 from actors.checkpoint.quantized import QuantizedExpert, join
 from actors.checkpoint.weights import ExpertWeights
-from actors.expert.quantized_product import make_quantized_product
 from actors.linear import Product, make_product
+from actors.quantized_product import make_quantized_product
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 PackedExpert: TypeAlias = tuple[Product, Product]

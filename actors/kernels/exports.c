@@ -23,13 +23,14 @@ const char *phimoe_kernels(void) { return chosen() ? chosen()->name : NULL; }
 
 int64_t phimoe_block_outputs(void) { return chosen()->block_outputs; }
 
-/* x [M, K], out [M, N]; K is even for bfloat16. */
+/* x [M, K], out [M, N]; K is even for bfloat16. The quantization is num_bits 0 for a weight that is as rows are. */
 int phimoe_linear(
     const void *x, const void *weight, const float *bias, void *out, int64_t M, int64_t N, int64_t K, int is_bf16,
-    int num_threads) {
+    int num_threads, int num_bits, int has_bf16_scales, int64_t group) {
     int64_t starts[2] = {0, M};
     linear_task t = {.x = x, .starts = starts, .weights = &weight, .bias = bias, .out = out, .num_groups = 1, .N = N,
-                     .K = K, .is_bf16 = is_bf16, .num_threads = num_threads};
+                     .K = K, .is_bf16 = is_bf16, .num_threads = num_threads,
+                     .quantized = {group, num_bits, has_bf16_scales}};
     return chosen()->linear(&t);
 }
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 
+from actors.kernels.quantization import Quantization
+
 _ADDRESS, _COUNT, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 
 
 class ProductWeights(ctypes.Structure):
-    _fields_ = (("packed", _ADDRESS), ("bias", _ADDRESS))
+    _fields_ = (("packed", _ADDRESS), ("bias", _ADDRESS), ("quantized", Quantization))
 
 
 class NormWeights(ctypes.Structure):

@@ -23,8 +23,9 @@ class Kernels:
         self.block_outputs: int = library.phimoe_block_outputs()
         """Outputs of one block of a packed weight."""
         self.linear = library.phimoe_linear
-        """(x, weight, bias, out, M, N, K, is_bf16, num_threads) -> 0, 3 out of memory; bias is float32."""
-        self.linear.argtypes = [_POINTER] * 4 + [_COUNT] * 3 + [_INT] * 2
+        """(x, weight, bias, out, M, N, K, is_bf16, num_threads, num_bits, has_bf16_scales, group) -> 0, 3 out of memory; bias
+        is float32, and the last three are as `experts` takes them."""
+        self.linear.argtypes = [_POINTER] * 4 + [_COUNT] * 3 + [_INT] * 4 + [_COUNT]
         self.linear.restype = _INT
         self.experts = library.phimoe_experts
         """(rows, expert_ids, weights, slots, gate_up, down, out, num_tokens, num_choices, num_slots, num_results,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from actors.kernels.quantization import Quantization
+
 _ADDRESS, _COUNT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
@@ -23,12 +25,6 @@ class ServeLink(ctypes.Structure):
         ("num_bytes", _COUNT),
         ("num_sent", _COUNT),
     )
-
-
-class Quantization(ctypes.Structure):
-    """How a weight is packed; num_bits 0: it is as rows are."""
-
-    _fields_ = (("group", _COUNT), ("num_bits", _INT), ("has_bf16_scales", _INT))
 
 
 class ServeLayer(ctypes.Structure):

@@ -89,6 +89,7 @@ typedef struct {
 typedef struct {
     const void *packed;
     const float *bias; /* or NULL */
+    quantization quantized;
 } product_weights;
 
 typedef struct {

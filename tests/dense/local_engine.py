@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from actors.checkpoint.config import ModelConfig
-from actors.checkpoint.read_quantized import serving_quantization
+from actors.checkpoint.read_quantized import dense_quantization, serving_quantization
 from actors.checkpoint.reader import CheckpointReader
 from actors.checkpoint.weights import read_dense
 from actors.dense.blocks import BlockPool
@@ -40,12 +40,14 @@ class LocalEngine:
         park_seconds: float = 60.0,
         dtype: torch.dtype = FLOAT32,
         quantization: str | None = None,
+        dense_kind: str | None = None,
         shares_prefixes: bool = True,
         max_drafts: int = 0,
     ) -> None:
         self.config = ModelConfig.from_directory(directory)
         reader = CheckpointReader(directory)
-        self.model = DenseModel(self.config, read_dense(reader, self.config, dtype, device))
+        few_bits = dense_quantization(dense_kind, self.config, torch.device(device))
+        self.model = DenseModel(self.config, read_dense(reader, self.config, dtype, device), few_bits)
         kind = serving_quantization(quantization, self.config, torch.device(device))
         experts = GroupedExperts.load(reader, self.config, range(16), dtype, device, quantization=kind)
         cache = KVCache(self.config, num_blocks, block_size, dtype, torch.device(device))

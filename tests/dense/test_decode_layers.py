@@ -27,7 +27,12 @@ from tests import small_checkpoints
 CPU = torch.device("cpu")
 BLOCK_SIZE = 4
 CONTEXTS = (3, 17, 40, 61)
-DTYPES = [pytest.param(torch.float32, id="float32"), pytest.param(torch.bfloat16, id="bfloat16")]
+KINDS = [
+    pytest.param((torch.float32, None), id="float32"),
+    pytest.param((torch.bfloat16, None), id="bfloat16"),
+    pytest.param((torch.bfloat16, "int8"), id="int8"),
+]
+"""dtypes and quantizations of the dense part."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +47,16 @@ class Part:
         return self.model.forward(batch, cache, LocalExchange(self.experts.forward))
 
 
-@pytest.fixture(scope="module", params=DTYPES)
+@pytest.fixture(scope="module", params=KINDS)
 def part(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Part:
     spec = next(spec for spec in small_checkpoints.CATALOGUE if spec.name == "wide-heads-window-newer")
     directory: Path = small_checkpoints.write(spec, tmp_path_factory.mktemp("wide"))
     config, reader = ModelConfig.from_directory(directory), CheckpointReader(directory)
-    if norm_kernels(config, request.param, CPU) is None:
+    dtype, quantization = request.param
+    if norm_kernels(config, dtype, CPU) is None:
         pytest.skip("this processor or installation has no kernels")
-    model = DenseModel(config, read_dense(reader, config, request.param, "cpu"))
-    return Part(model, GroupedExperts.load(reader, config, range(16), request.param), config, request.param)
+    model = DenseModel(config, read_dense(reader, config, dtype, "cpu"), quantization)
+    return Part(model, GroupedExperts.load(reader, config, range(16), dtype), config, dtype)
 
 
 def sequence(index: int, num_tokens: int, first_block: int) -> Sequence:

@@ -19,7 +19,8 @@ from actors.checkpoint.tiny_training.questions import draw_fresh_question
 from actors.checkpoint.tiny_training.tokenizer import ChatEncoder
 from tests.dense.local_engine import LocalEngine, greedy
 
-KINDS = (None, "int8", "int4")
+KINDS = ((None, None), ("int8", None), ("int4", None), (None, "int8"), ("int8", "int8"), ("int4", "int8"))
+"""Of the experts, and of attention's projections and the head."""
 _TURNS = (1, 2, 3, 4, 30)
 """Questions of a conversation, in turn; 30 are far behind the crossing."""
 _MAX_ANSWER_TOKENS = 24
@@ -41,7 +42,7 @@ class Quality:
         return math.exp(-sum(self.logprobs) / len(self.logprobs))
 
 
-def measure(quantization: str | None, num_conversations: int) -> Quality:
+def measure(quantization: str | None, dense_kind: str | None, num_conversations: int) -> Quality:
     """The embedded model over the same conversations every time."""
     directory = embedded_directory()
     encoder = ChatEncoder(Tokenizer.from_file(str(directory / "tokenizer.json")))
@@ -51,6 +52,7 @@ def measure(quantization: str | None, num_conversations: int) -> Quality:
         max_batch_tokens=2048,
         dtype=torch.bfloat16,
         quantization=quantization,
+        dense_kind=dense_kind,
     )
     wanted_of: list[list[bool]] = []
     for number in range(num_conversations):
@@ -86,13 +88,13 @@ def measure(quantization: str | None, num_conversations: int) -> Quality:
 
 
 def main() -> None:
-    whole = measure(None, 400)
-    for kind in KINDS:
-        found = whole if kind is None else measure(kind, 400)
+    whole = measure(None, None, 400)
+    for kind, dense_kind in KINDS:
+        found = whole if kind is dense_kind is None else measure(kind, dense_kind, 400)
         same_tokens = sum(a == b for a, b in zip(found.likeliest, whole.likeliest, strict=True))
         same_answers = sum(a == b for a, b in zip(found.answers, whole.answers, strict=True))
         print(
-            f"{kind or 'bfloat16'}: perplexity {found.perplexity:.4f} over {len(found.logprobs)} tokens, likeliest token "
+            f"experts {kind or 'bfloat16'}, dense {dense_kind or 'bfloat16'}: perplexity {found.perplexity:.4f} over {len(found.logprobs)} tokens, likeliest token "
             f"the same {same_tokens / len(whole.likeliest):.2%}, greedy answers the same {same_answers} of {len(whole.answers)}",
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""The embedded model with quantized experts, served by an engine, against itself without."""
+"""The embedded model with quantized experts and dense part, served by an engine, against itself without."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ NUM_CONVERSATIONS = 12
 
 @pytest.fixture(scope="module")
 def whole() -> Quality:
-    return measure(None, NUM_CONVERSATIONS)
+    return measure(None, None, NUM_CONVERSATIONS)
 
 
 @pytest.mark.parametrize(
-    ("kind", "worse", "same"),
-    [pytest.param("int8", 1.01, 0.99, id="int8"), pytest.param("int4", 1.1, 0.95, id="int4")],
+    ("kind", "dense_kind", "worse", "same"),
+    [
+        pytest.param("int8", None, 1.01, 0.99, id="int8"),
+        pytest.param("int4", None, 1.1, 0.95, id="int4"),
+        pytest.param("int8", "int8", 1.01, 0.99, id="int8-and-dense"),
+    ],
 )
 def test_answers_stay_and_perplexity_hardly_rises(
-    whole: Quality, kind: str, worse: float, same: float
+    whole: Quality, kind: str, dense_kind: str | None, worse: float, same: float
 ) -> None:
-    found = measure(kind, NUM_CONVERSATIONS)
+    found = measure(kind, dense_kind, NUM_CONVERSATIONS)
     assert found.logprobs != whole.logprobs
     assert found.perplexity < worse * whole.perplexity
     tokens = [ours == theirs for ours, theirs in zip(found.likeliest, whole.likeliest, strict=True)]

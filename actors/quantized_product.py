@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from actors.checkpoint.quantized import QuantizedWeight, dequantize, from_words, to_words
-from actors.linear import Product
 
 
-def make_quantized_product(weight: QuantizedWeight) -> Product:
+def make_quantized_product(weight: QuantizedWeight) -> Callable[[torch.Tensor], torch.Tensor]:
     """The product with weight [out, in], in float32. What it holds is quantized; what it widens lives for one call."""
     widen = _widening(weight)
     return lambda x: F.linear(x.float(), widen()).to(x.dtype)
