@@ -18,9 +18,12 @@ from __future__ import annotations
 
 from bisect import insort
 from dataclasses import dataclass
+from operator import attrgetter
 
 from actors.dense.blocks import BlockPool
 from actors.dense.sequence import Sequence
+
+_TURN = attrgetter("turn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,8 @@ class Scheduler:
         """Tokens of sequences that were looked up among the cached prefixes, each once."""
         self.num_hit_tokens = 0
         """Of those, tokens that were found and not computed again."""
+        self._preempted: set[Sequence] = set()
+        """By the plan that is being made, or else by the last one."""
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence. It must fit the pool when alone: the front checks that."""
@@ -88,19 +93,14 @@ class Scheduler:
         `max_prefill_tokens` bounds what a step computes of prompts where it has sequences that decode. Where the step
         fails and `commit` is not called, the next plan computes the same tokens again.
         """
-        for sequence in self.running:
-            if self._chooses_other_list(sequence):
-                self.pool.share(sequence, self._find_prefix(sequence))
-        num_preemptions = self.num_preemptions
-        running = sorted(self.running, key=lambda s: s.turn)
-        decoding = [sequence for sequence in running if sequence.num_uncomputed == 1]
-        prefilling = [sequence for sequence in running if sequence.num_uncomputed > 1]
+        self._preempted.clear()
+        decoding, prefilling = self._sort_running()
         chunks: list[Chunk] = []
         budget = self._extend_all(decoding, self.limits.max_batch_tokens, chunks)
         if chunks and max_prefill_tokens is not None:
             budget = min(budget, max_prefill_tokens)
         budget = self._extend_all(prefilling, budget, chunks)
-        while budget > 0 and self.num_preemptions == num_preemptions:
+        while budget > 0 and not self._preempted:
             chunk = self._admit(budget)
             if chunk is None:
                 break
@@ -115,7 +115,23 @@ class Scheduler:
             self.pool.note_computed(chunk.sequence)
 
     def _enqueue(self, sequence: Sequence) -> None:
-        insort(self.waiting, sequence, key=lambda s: s.turn)
+        insort(self.waiting, sequence, key=_TURN)
+
+    def _sort_running(self) -> tuple[list[Sequence], list[Sequence]]:
+        """Those that decode and those in prefill, each in order of their turn and with the list that fits its length."""
+        decoding: list[Sequence] = []
+        prefilling: list[Sequence] = []
+        for sequence in self.running:
+            if self._chooses_other_list(sequence):
+                self.pool.share(sequence, self._find_prefix(sequence))
+            num_uncomputed = sequence.num_uncomputed
+            if num_uncomputed == 1:
+                decoding.append(sequence)
+            elif num_uncomputed > 1:
+                prefilling.append(sequence)
+        decoding.sort(key=_TURN)
+        prefilling.sort(key=_TURN)
+        return decoding, prefilling
 
     def _chooses_other_list(self, sequence: Sequence) -> bool:
         """Take LongRoPE's list by the sequence's length; True where it is another one, and all blocks are given up."""
@@ -132,29 +148,31 @@ class Scheduler:
         return [] if sequence.needs_prompt_logprobs else self.pool.find(sequence)
 
     def _extend_all(self, sequences: list[Sequence], budget: int, chunks: list[Chunk]) -> int:
-        """Add the next tokens of these sequences to the step; the budget that is left."""
+        """Add the next tokens of these running sequences to the step; the budget that is left."""
         for sequence in sequences:
-            if budget > 0 and (chunk := self._extend(sequence, budget, chunks)):
-                chunks.append(chunk)
-                budget -= chunk.num_tokens
+            if budget <= 0:
+                break
+            if sequence in self._preempted:
+                continue
+            start = sequence.num_computed
+            end = min(sequence.num_tokens, start + budget)
+            if self.pool.grow(sequence, end) or self._grow_at_cost_of_later(sequence, end, chunks):
+                chunks.append(Chunk(sequence, start, end))
+                budget -= end - start
         return budget
 
-    def _extend(self, sequence: Sequence, budget: int, chunks: list[Chunk]) -> Chunk | None:
-        """Find room for the next tokens of a running sequence, at the cost of later ones where it must be.
+    def _grow_at_cost_of_later(self, sequence: Sequence, end: int, chunks: list[Chunk]) -> bool:
+        """Find room by preemption; False where the sequence has to wait for those that are in this step already.
 
-        None where the sequence was preempted itself, or has to wait for sequences that are in this step already.
         The first in turn always finds room: it may take everybody's blocks, and it fits the pool when alone.
         """
-        if sequence not in self.running:
-            return None
-        end = sequence.num_computed + min(sequence.num_uncomputed, budget)
+        taken = {chunk.sequence for chunk in chunks}
         while not self.pool.grow(sequence, end):
-            taken = {id(chunk.sequence) for chunk in chunks}
-            later = [s for s in self.running if s.turn > sequence.turn and id(s) not in taken]
+            later = [s for s in self.running if s.turn > sequence.turn and s not in taken]
             if not later:
-                return None
-            self._preempt(max(later, key=lambda s: s.turn))
-        return Chunk(sequence, sequence.num_computed, end)
+                return False
+            self._preempt(max(later, key=_TURN))
+        return True
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -162,6 +180,7 @@ class Scheduler:
         sequence.restart()
         self._enqueue(sequence)
         self.num_preemptions += 1
+        self._preempted.add(sequence)
 
     def _admit(self, budget: int) -> Chunk | None:
         """Move the first waiting sequence to the running ones if all of its present tokens find room."""

@@ -45,12 +45,12 @@ class Sequence:
     """How many of its blocks, from the first one, have a name or are held by others as well: they are not written to."""
     num_cached_tokens: int | None = None
     """Tokens that were found computed when it was admitted first; None before."""
+    turn: tuple[int, int] = field(init=False)
+    """Its place in the order: lower ones go first and are preempted last. It never changes."""
     _hashes: list[bytes] = field(default_factory=list)
 
-    @property
-    def turn(self) -> tuple[int, int]:
-        """Its place in the order: lower ones go first and are preempted last. It never changes."""
-        return self.arrival + AGING_ARRIVALS * (self.priority - self.is_resumed), self.arrival
+    def __post_init__(self) -> None:
+        self.turn = self.arrival + AGING_ARRIVALS * (self.priority - self.is_resumed), self.arrival
 
     @property
     def num_tokens(self) -> int:
