@@ -13,7 +13,7 @@ from actors.checkpoint.quantized import QuantizedExpert, QuantizedWeight, from_w
 from actors.checkpoint.reader import WeightReader
 from actors.checkpoint.weights import Meter, ProgressCallback, read_expert, validate_experts
 from actors.errors import TensorMismatchError
-from actors.gpu.available import has_triton
+from actors.gpu.available import has_fp8, has_triton
 
 
 def serving_quantization(asked: str | None, config: ModelConfig, device: torch.device) -> str | None:
@@ -34,6 +34,8 @@ def serving_quantization(asked: str | None, config: ModelConfig, device: torch.d
             f"{subject}, which device cuda serves with Triton alone: expected triton to be installed, and a GPU of "
             f"compute capability 8.0 or more"
         )
+    if kind == "fp8" and not has_fp8(device):
+        raise ValueError(f"{subject}, which needs a GPU of compute capability 8.9 or more")
     if stored is None:
         group_size(kind, (config.hidden_size, config.intermediate_size), device.type)
     elif asked not in (None, kind):

@@ -309,7 +309,22 @@ def test_tensors_that_do_not_fit_are_named(directory: Path, kind: str, tmp_path:
 
 @pytest.fixture
 def with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.checkpoint.read_quantized.has_triton", lambda device: device.type == "cuda")
+    for name in ("has_triton", "has_fp8"):
+        monkeypatch.setattr(f"actors.checkpoint.read_quantized.{name}", lambda device: device.type == "cuda")
+
+
+def test_a_gpu_that_cannot_read_fp8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.gpu.available.importlib.util.find_spec", lambda _: object())
+    monkeypatch.setattr("actors.checkpoint.read_quantized.has_triton", lambda _: True)
+    config = ModelConfig.from_directory(embedded_directory())
+    for capability, is_served in (((8, 0), False), ((8, 9), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert serving_quantization("int8", config, CUDA) == "int8"
+        if is_served:
+            assert serving_quantization("fp8", config, CUDA) == "fp8"
+            continue
+        with pytest.raises(ValueError, match=r"'fp8', which needs a GPU of compute capability 8\.9 or more"):
+            serving_quantization("fp8", config, CUDA)
 
 
 @pytest.mark.usefixtures("with_triton")
@@ -353,7 +368,7 @@ def test_groups_must_divide_the_inputs_where_there_are_groups(kind: str, with_tr
     if kind == "fp8":
         assert serving_quantization(kind, narrow, CUDA) == kind
         return
-    with pytest.raises(ValueError, match="are 128 and 80, expected multiples of 32"):
+    with pytest.raises(ValueError, match="have 128 and 80 inputs, expected multiples of 32"):
         serving_quantization(kind, narrow, CPU)
 
 
