@@ -115,6 +115,11 @@ def test_what_bench_writes_is_read(tmp_path: Path, capsys: pytest.CaptureFixture
              "220G", "--core-bandwidth-share", "1"),
             id="one-process-one-thread",
         ),
+        pytest.param(
+            (68, 124, 223, 303),
+            ("--bandwidth-gbps", "26", "--link-latency-us", "40", "--step-overhead-ms", "2"),
+            id="another-machine",
+        ),
     ],
 )  # fmt: skip
 def test_the_readmes_decode_figures_are_within_25_percent(
