@@ -117,8 +117,8 @@ def _products(
 ):
     """[OUTPUTS, NUM_PARTS] float32: weights times x [INPUTS], those that share one of several scales added up and scaled."""
     if w.dtype == tl.int8:
-        # Triton widens whole numbers to bfloat16 by their bits, without a conversion.
-        w = w.to(tl.bfloat16)
+        # By way of the row's dtype, which holds them: Triton widens whole numbers to bfloat16 by their bits.
+        w = w.to(x.dtype)
     products = w.to(tl.float32) * x.to(tl.float32)[None, :]
     if IS_GROUPED:
         num_scales: tl.constexpr = NUM_INPUTS // PER_SCALE

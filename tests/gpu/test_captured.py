@@ -53,7 +53,10 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     def yes(device: torch.device) -> bool:
         return True
 
-    def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> linear.DeviceProduct:
+    def product(
+        weight: torch.Tensor, bias: torch.Tensor | None = None, quantization: str | None = None
+    ) -> linear.DeviceProduct:
+        assert quantization is None
         return linear.DeviceProduct(weight.contiguous(), bias)
 
     def no_kernels(*_: object) -> None:
