@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from actors.checkpoint.quantization import KINDS, check_device
+from actors.checkpoint.quantization import DENSE_DEVICES, KINDS, check_device
 
 NUM_EXPERTS = 16
 """Logical experts of a PhiMoE layer; the most expert actors that can have work."""
@@ -270,7 +270,7 @@ class ClusterConfig:
             )
         if self.expert_quantization is not None and self.device != "auto":
             subject = f"expert_quantization is {self.expert_quantization!r}"
-            check_device(subject, self.expert_quantization, self.device)
+            check_device(subject, KINDS[self.expert_quantization].devices, self.device)
         self._check_dense_quantization()
         if self.port == self.grpc_port:
             raise ValueError(f"grpc_port is {self.grpc_port}, the same as port")
@@ -282,8 +282,8 @@ class ClusterConfig:
         if self.dense_quantization is None:
             return
         subject = f"dense_quantization is {self.dense_quantization!r}"
-        if self.device == "cuda":
-            raise ValueError(f"{subject}, which needs device cpu, not cuda")
+        if self.device != "auto":
+            check_device(subject, DENSE_DEVICES, self.device)
         kind = self.expert_quantization
         if kind is not None and "cpu" not in KINDS[kind].devices:
             raise ValueError(

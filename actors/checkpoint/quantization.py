@@ -77,9 +77,12 @@ class StoredQuantization:
         return self.format == PACKED
 
 
-def check_device(subject: str, kind: str, device: str) -> None:
-    """Raises ValueError where devices of this type ("cpu", "cuda") do not serve the kind; `subject` says who asks for it."""
-    devices = KINDS[kind].devices
+DENSE_DEVICES = ("cpu",)
+"""Types of the devices that serve attention's projections and the head in few bits."""
+
+
+def check_device(subject: str, devices: tuple[str, ...], device: str) -> None:
+    """Raises ValueError where a device of this type ("cpu", "cuda") is none of these; `subject` says what needs one."""
     if device not in devices:
         raise ValueError(f"{subject}, which needs device {' or '.join(devices)}, not {device}")
 

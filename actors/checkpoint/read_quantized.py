@@ -8,7 +8,7 @@ import torch
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.layout import Shape, expert_matrices, stored_parts
-from actors.checkpoint.quantization import check_device, group_size
+from actors.checkpoint.quantization import DENSE_DEVICES, KINDS, check_device, group_size
 from actors.checkpoint.quantized import QuantizedExpert, QuantizedWeight, from_words, quantize
 from actors.checkpoint.reader import WeightReader
 from actors.checkpoint.weights import Meter, ProgressCallback, read_expert, validate_experts
@@ -28,7 +28,7 @@ def serving_quantization(asked: str | None, config: ModelConfig, device: torch.d
     subject = (
         f"expert_quantization is {asked!r}" if stored is None else f"the experts are stored as {stored.kind}"
     )
-    check_device(subject, kind, device.type)
+    check_device(subject, KINDS[kind].devices, device.type)
     if device.type == "cuda" and not has_triton(device):
         raise ValueError(
             f"{subject}, which device cuda serves with Triton alone: expected triton to be installed, and a GPU of "
@@ -53,8 +53,7 @@ def dense_quantization(asked: str | None, config: ModelConfig, device: torch.dev
     if asked is None:
         return None
     option = "dense_quantization"
-    if device.type != "cpu":
-        raise ValueError(f"{option} is {asked!r}, which needs device cpu, not {device.type}")
+    check_device(f"{option} is {asked!r}", DENSE_DEVICES, device.type)
     group_size(asked, (config.hidden_size, config.num_heads * config.head_dim), option=option)
     return asked
 

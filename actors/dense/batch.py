@@ -14,7 +14,6 @@ the same blocks.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -53,10 +52,10 @@ class DecodeRows:
     """The most positions that a row sees, or more."""
 
     def to(self, device: torch.device) -> DecodeRows:
-        """On the device, in one copy; what lies behind a row's end in the table may differ."""
+        """On the device, in one copy."""
         if device.type == "cpu":
             return self
-        num_rows, places = len(self.ends), _aligned(len(self.ends))
+        num_rows, places = len(self.ends), aligned_places(len(self.ends))
         numbers = torch.zeros(2 * places + self.block_table.numel(), dtype=torch.int32)
         numbers[:num_rows], numbers[places : places + num_rows] = self.starts, self.ends
         numbers[2 * places :] = self.block_table.flatten()
@@ -205,7 +204,7 @@ def _block_table(chunks: list[Chunk], counts: list[int]) -> npt.NDArray[np.int32
 
     Rows are put together as bytes: one copy of each, where NumPy takes a call for each.
     """
-    held = [array("i", chunk.sequence.blocks) for chunk in chunks]
+    held = [chunk.sequence.blocks for chunk in chunks]
     num_bytes = max(map(len, held)) * _INT32_BYTES
     rows = [
         blocks.tobytes().ljust(num_bytes, b"\0") * count for blocks, count in zip(held, counts, strict=False)
@@ -234,7 +233,7 @@ def _decode_rows(
     )
 
 
-def _aligned(num_rows: int) -> int:
+def aligned_places(num_rows: int) -> int:
     """Places of int32 for so many rows, so that what follows begins at a multiple of 16 bytes: kernels are compiled once more
     for addresses that do not."""
     return -(-num_rows // _ALIGNED_INT32) * _ALIGNED_INT32

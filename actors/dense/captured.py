@@ -16,7 +16,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 
-from actors.dense.batch import DecodeRows, StepBatch
+from actors.dense.batch import DecodeRows, StepBatch, aligned_places
 from actors.dense.kv_cache import KVCache
 from actors.exchange.interface import Exchange
 from actors.exchange.local import Combined, LocalExchange
@@ -31,8 +31,6 @@ _SLOTS = 3
 """Their row in the numbers of a step."""
 _NO_SLOT = -1
 """Of a row that only pads the batch."""
-_ALIGNED = 4
-"""So many int32 are 16 bytes: kernels are compiled once more for addresses that are no multiples of it."""
 
 Size: TypeAlias = tuple[int, int, int]
 """Batch bucket, bucket of parts, bucket of blocks."""
@@ -147,7 +145,7 @@ class _Inputs:
 
     def __init__(self, num_rows: int, width: int, block_size: int, device: torch.device) -> None:
         self._num_rows, self._width, self._block_size = num_rows, width, block_size
-        self._places = -(-num_rows // _ALIGNED) * _ALIGNED
+        self._places = aligned_places(num_rows)
         size = 8 * num_rows + 2 * self._places + num_rows * width
         self._there = torch.zeros(size, dtype=torch.int32, device=device)
         self._here = torch.zeros(size, dtype=torch.int32, pin_memory=device.type == "cuda")

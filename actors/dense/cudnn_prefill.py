@@ -33,7 +33,8 @@ def has_cudnn(config: ModelConfig, device: torch.device) -> bool:
 
 
 def make_cudnn_prefill(window: int | None, other: Prefill) -> Prefill:
-    """cuDNN for whole chunks without anything outside the window, `other` for the rest."""
+    """cuDNN for whole chunks without anything outside the window, `other` for the rest. Needs Triton."""
+    from actors.gpu.merge import merge
 
     def prefill(
         rows: PrefillRows, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
@@ -45,8 +46,6 @@ def make_cudnn_prefill(window: int | None, other: Prefill) -> Prefill:
         if rows.start == 0:
             return own.reshape(queries.shape[0], -1)
         before, sums = _attend(queries, keys[: rows.start], values[: rows.start], is_causal=False)
-        from actors.gpu.merge import merge
-
         return merge(own, own_sums, before, sums)
 
     return prefill

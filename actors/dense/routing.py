@@ -17,10 +17,11 @@ from actors.dense.router import make_route
 from actors.gpu.available import has_triton
 from actors.linear import DeviceProduct
 
-NormAndRoute: TypeAlias = Callable[
-    [torch.Tensor, torch.Tensor, Layer], tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-]
-"""(x [T, H], added [T, H], layer) -> x + added, its norm, expert ids [T, K] int64 and weights [T, K] float32."""
+Routed: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""x + added and its norm, [T, H] each, expert ids [T, K] int64 and weights [T, K] float32."""
+
+NormAndRoute: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Layer], Routed]
+"""(x [T, H], added [T, H], layer) -> what comes of it."""
 
 
 def make_norm_and_route(
@@ -29,9 +30,7 @@ def make_norm_and_route(
     """One operation after the other, or one kernel for few tokens on CUDA with Triton."""
     route, jitter = make_route(dtype, device), config.router_jitter
 
-    def one_by_one(
-        x: torch.Tensor, added: torch.Tensor, layer: Layer
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def one_by_one(x: torch.Tensor, added: torch.Tensor, layer: Layer) -> Routed:
         total, normed = add_norm(x, added, layer.post_attention_norm)
         return total, normed, *route(layer.gate(normed), jitter)
 
@@ -45,9 +44,7 @@ def _in_one_kernel(config: ModelConfig, for_many: NormAndRoute) -> NormAndRoute:
         return for_many
     eps, jitter = config.layer_norm_eps, config.router_jitter
 
-    def for_few_or_many(
-        x: torch.Tensor, added: torch.Tensor, layer: Layer
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def for_few_or_many(x: torch.Tensor, added: torch.Tensor, layer: Layer) -> Routed:
         if x.shape[0] > MOST_TOKENS:
             return for_many(x, added, layer)
         assert isinstance(layer.gate, DeviceProduct)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import MutableSequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -31,8 +30,8 @@ class Sequence:
     """Lower goes first."""
     is_resumed: bool = False
     """Whether it ran elsewhere before; somebody is reading it already, so it goes one level ahead."""
-    blocks: MutableSequence[int] = field(default_factory=partial(array, "i"))
-    """KV blocks in order of position; an array, which a step copies at once."""
+    blocks: array[int] = field(default_factory=partial(array, "i"))
+    """KV blocks in order of position, int32: a step copies them at once."""
     num_computed: int = 0
     is_long: bool = False
     """Which LongRoPE list its cached keys were rotated with."""

@@ -7,25 +7,14 @@ No step asks the device anything: the number of results is the caller's, the gro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 
-from actors.expert.stacks import Expert, stack_experts
+from actors.expert.stacks import StackedLayer
 
 
-class GroupedMatmulLayer:
-    """Weights of all slots in two stacks."""
-
-    def __init__(self, slots: torch.Tensor, experts: Iterable[Expert]) -> None:
-        """slots [E + 1] int64 on the device: expert id -> slot, with id -1 at the end."""
-        self._slots = slots
-        self._stacks = stack_experts(int((slots >= 0).sum()), experts)
-
-    def expert(self, slot: int) -> Expert:
-        """As LayerExperts.expert."""
-        return self._stacks.expert(slot)
+class GroupedMatmulLayer(StackedLayer):
+    """Both products by `grouped_mm`."""
 
     def __call__(
         self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int

@@ -71,7 +71,20 @@ class Stacks:
         )
 
 
-def stack_experts(num_slots: int, experts: Iterable[Expert]) -> Stacks:
+class StackedLayer:
+    """Weights of all slots in two stacks."""
+
+    def __init__(self, slots: torch.Tensor, experts: Iterable[Expert]) -> None:
+        """slots [E + 1] int64 on the device: expert id -> slot, with id -1 at the end."""
+        self._slots = slots
+        self._stacks = _stack(int((slots >= 0).sum()), experts)
+
+    def expert(self, slot: int) -> Expert:
+        """As LayerExperts.expert."""
+        return self._stacks.expert(slot)
+
+
+def _stack(num_slots: int, experts: Iterable[Expert]) -> Stacks:
     """Copies one expert at a time into stacks that are allocated once, on the device that the first is on. At least one expert."""
     stacks: Stacks | None = None
     for slot, expert in enumerate(experts):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from actors.exchange.combine import add_choices
-from actors.expert.stacks import Expert, stack_experts
+from actors.expert.stacks import Expert, StackedLayer
 from actors.gpu.experts import first_products, products
 from actors.gpu.one_token import one_token, suits
 from actors.gpu.sort import Entries, sort_entries
@@ -27,18 +27,12 @@ _MOST_ENTRIES = 2048
 """Of more, `grouped_mm` is the faster second product. The first, which gathers its rows and ends with silu, is never slower here."""
 
 
-class TritonLayer:
-    """Weights of all slots in two stacks."""
+class TritonLayer(StackedLayer):
+    """The way that suits dtype and number of rows."""
 
     def __init__(self, slots: torch.Tensor, experts: Iterable[Expert]) -> None:
-        """slots [E + 1] int64 on the device: expert id -> slot, with id -1 at the end."""
-        self._slots = slots
-        self._stacks = stack_experts(int((slots >= 0).sum()), experts)
+        super().__init__(slots, experts)
         self._takes_one_token = suits(self._stacks)
-
-    def expert(self, slot: int) -> Expert:
-        """As LayerExperts.expert."""
-        return self._stacks.expert(slot)
 
     def __call__(
         self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int
@@ -46,7 +40,7 @@ class TritonLayer:
         """As GroupedExperts.forward; an expert of another rank is not noticed."""
         entries = self._sort(expert_ids)
         if self._is_for_grouped_mm(rows, expert_ids):
-            return weigh(self._by_grouped_mm(rows, entries, num_results), entries, weights, num_results)
+            return weigh(self._by_grouped_mm(rows, entries, num_results), entries, weights)
         return products(rows, entries, weights, num_results, entries.targets, self._stacks)
 
     def combined(self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

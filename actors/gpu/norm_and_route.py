@@ -8,13 +8,12 @@ one by one are faster.
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import torch
 import triton
 import triton.language as tl
 
 from actors.checkpoint.weights import Norm
+from actors.dense.routing import Routed
 from actors.gpu.add_norm import normalised
 from actors.gpu.route import choose_two
 
@@ -22,8 +21,6 @@ MOST_TOKENS = 64
 
 _MOST_WEIGHTS = 1 << 16
 """Of a gate, filled up to powers of two, that fits the registers of a program."""
-
-Routed: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def fits(num_experts: int, hidden_size: int) -> bool:

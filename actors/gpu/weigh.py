@@ -15,10 +15,10 @@ _FEATURES = 1024
 """Per program."""
 
 
-def weigh(products: torch.Tensor, entries: Entries, weights: torch.Tensor, num_results: int) -> torch.Tensor:
+def weigh(products: torch.Tensor, entries: Entries, weights: torch.Tensor) -> torch.Tensor:
     """Results [num_results, H] as `GroupedExperts.forward`, of products [num_results, H] and weights [T, K]."""
     results = torch.empty_like(products)
-    hidden = products.shape[1]
+    num_results, hidden = products.shape
     _weigh[(num_results, triton.cdiv(hidden, _FEATURES))](
         products,
         entries.order,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def sequence(index: int, num_tokens: int, first_block: int) -> Sequence:
         params=SamplingParams(max_tokens=1, seed=0),
         arrival=index,
     )
-    made.blocks = list(range(first_block, first_block + -(-num_tokens // BLOCK_SIZE)))
+    made.blocks = array("i", range(first_block, first_block + -(-num_tokens // BLOCK_SIZE)))
     return made
 
 

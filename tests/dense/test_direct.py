@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from array import array
 from collections.abc import Callable
 from functools import cache
 
@@ -54,7 +55,7 @@ def step(num_rows: int, exchange: Exchange) -> torch.Tensor:
             params=SamplingParams(max_tokens=1, seed=0),
             arrival=index,
         )
-        made.blocks = [index]
+        made.blocks = array("i", [index])
         chunks.append(Chunk(made, 0, 1))
     cache = KVCache(CONFIG, num_rows, BLOCK_SIZE, torch.float32, CPU)
     return model().forward(build_batch(chunks, BLOCK_SIZE, None), cache, exchange)

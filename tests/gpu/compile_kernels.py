@@ -112,7 +112,7 @@ def compile_experts(stacks: Stacks, hidden: int, dtype: torch.dtype, sizes: tupl
         entries = sort_entries(ids, slots, stacks.num_slots)
         rows = torch.zeros(num_tokens, hidden, dtype=dtype)
         results = products(rows, entries, weights, 2 * num_tokens, entries.order, stacks)
-        weigh(results, entries, weights, 2 * num_tokens)
+        weigh(results, entries, weights)
         weigh_and_add(results, entries, weights)
 
 
