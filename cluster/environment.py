@@ -28,6 +28,10 @@ _ALWAYS = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Serve's controller looks after its replicas so often; at its default of 0.1 that takes 3 % of a core.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # Every process of Ray would count what each of its timers does, and some go off a hundred times a second.
+    "RAY_event_stats": "0",
     # Serve kills a door that is not up after three times as long; its default of 5 is too little on cores where all
     # actors start at the same time.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
