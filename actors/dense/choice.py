@@ -36,18 +36,18 @@ def choose_by_kernels(scores: torch.Tensor, sequences: list[Sequence]) -> list[i
     kernels = load()
     assert kernels is not None
     scores = scores.contiguous()
-    filters = torch.tensor([_filters(sequence) for sequence in sequences], dtype=torch.float64)
+    drawn_by = torch.tensor([filters(sequence) for sequence in sequences], dtype=torch.float64)
     token_ids = torch.empty(len(sequences), dtype=torch.int64)
     if kernels.sample(
-        scores.data_ptr(), filters.data_ptr(), token_ids.data_ptr(), *scores.shape, num_threads()
+        scores.data_ptr(), drawn_by.data_ptr(), token_ids.data_ptr(), *scores.shape, num_threads()
     ):
         raise MemoryError(f"no memory for the choice among {scores.shape[1]} tokens")
     chosen: list[int] = token_ids.tolist()
     return chosen
 
 
-def _filters(sequence: Sequence) -> tuple[float, float, float, float, float]:
-    """As the kernel takes them."""
+def filters(sequence: Sequence) -> tuple[float, float, float, float, float]:
+    """How a row's token is to be drawn, as the kernel takes it."""
     params = sequence.params
     is_random = params.temperature > 0
     draw = uniform(params.seed, sequence.num_tokens) if is_random else 0.0

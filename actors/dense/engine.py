@@ -71,7 +71,7 @@ class Engine:
     ) -> None:
         """park_seconds: how long sequences wait here between two steps while some expert has no holder. max_drafts: of one
         sequence in one step; 0 is no speculation."""
-        self._steps = Steps(model, cache, scheduler.pool.block_size)
+        self._steps = Steps(model, cache)
         self._eos_token_ids = frozenset(model.config.eos_token_ids)
         self._scheduler = scheduler
         self._emit = emit

@@ -17,6 +17,7 @@ class KVCache:
         self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         rows = num_blocks * block_size
+        self.block_size = block_size
         # Not zeroed: memory that no sequence has touched yet is not resident, and attention never reads it unmasked.
         self._data = torch.empty(
             config.num_layers, 2, rows, config.num_kv_heads, config.head_dim, dtype=dtype, device=device

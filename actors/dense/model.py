@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import DenseWeights, LayerWeights
 from actors.dense.attention import Attention
-from actors.dense.batch import IsNarrow, StepBatch, has_one_token
+from actors.dense.batch import IsNarrow, StepBatch, build_batch, has_one_token
 from actors.dense.captured import Experts, make_captured
+from actors.dense.decode_head import DecodeHead
 from actors.dense.decode_layers import DecodeLayers, Layer
 from actors.dense.kv_cache import KVCache
 from actors.dense.norm import make_add_norm, make_norm
 from actors.dense.rope import RotaryEmbedding
 from actors.dense.routing import make_norm_and_route
+from actors.dense.scheduler import Chunk
 from actors.exchange.interface import Exchange
 from actors.linear import make_product
 
@@ -43,7 +45,9 @@ class DenseModel:
         self._add_norm = make_add_norm(config, self.device, self._normalise)
         self.captured = make_captured(self._compute, self.device)
         """Steps that are repeated as CUDA graphs; None where there are none."""
-        self._decode_layers = DecodeLayers.make(config, self._layers, self.dtype, self.device)
+        self._decode_layers = DecodeLayers.make(config, self._embed, self._layers)
+        self.decode_head = DecodeHead.make(config, self._norm, self._lm_head)
+        """Draws tokens; None where `logits` and a sampler do."""
         self.is_narrow: IsNarrow = (
             has_one_token if self._decode_layers is None else self._decode_layers.is_narrow
         )
@@ -52,20 +56,26 @@ class DenseModel:
         self._rope = RotaryEmbedding(config.rope, config.head_dim, self.device)
 
     @torch.inference_mode()
-    def forward(self, batch: StepBatch, cache: KVCache, exchange: Exchange) -> torch.Tensor:
-        """Last layer's output [T, H], before the final norm, for a batch on the host; writes its keys and values to the cache.
+    def step(self, chunks: list[Chunk], cache: KVCache, exchange: Exchange) -> torch.Tensor:
+        """Last layer's output [T, H], before the final norm, for the rows of chunks, of which the narrow ones must come first; writes
+        their keys and values to the cache.
 
-        It may be overwritten by the next call. Raises ExchangeError; nothing but this step's own cache rows has changed then.
+        It may be overwritten by the next call. Raises ExchangeError, and IndexError for a token that the model does not
+        have; nothing but this step's own cache rows has changed then.
         """
+        if self._decode_layers is not None and self.is_narrow(chunks[-1]):
+            return self._decode_layers.forward(chunks, cache, exchange)
+        batch = build_batch(chunks, cache.block_size, self.config.sliding_window, self.is_narrow)
+        return self.forward(batch, cache, exchange)
+
+    @torch.inference_mode()
+    def forward(self, batch: StepBatch, cache: KVCache, exchange: Exchange) -> torch.Tensor:
+        """The same for a batch on the host, operation by operation or as a CUDA graph."""
         if self.captured is not None:
             captured = self.captured.forward(batch, cache, exchange)
             if captured is not None:
                 return captured
         batch = batch.to(self.device)
-        if self._decode_layers is not None and not batch.prefills:
-            x = F.embedding(batch.token_ids, self._embed)
-            tables = self._rope.tables(batch.positions, batch.is_long)
-            return self._decode_layers.forward(x, batch, cache, exchange, tables)
 
         def experts(
             layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor

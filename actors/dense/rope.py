@@ -38,6 +38,29 @@ class RotaryEmbedding:
         return (angles.cos() * mscale)[:, None], (angles.sin() * mscale)[:, None]
 
 
+class RotaryTables:
+    """The tables of all positions from 0 on, for as many as were needed so far."""
+
+    _AT_FIRST = 4096
+
+    def __init__(self, rope: RotaryEmbedding, is_long: bool) -> None:
+        self._rope, self._is_long = rope, is_long
+        self._num_positions = 0
+        self._tables = self._make(0)
+
+    def addresses(self, num_positions: int) -> tuple[int, int]:
+        """Where cos and sin [P, D / 2] are in memory, P not below num_positions. Until the next call."""
+        if num_positions > self._num_positions:
+            more = max(num_positions, 2 * self._num_positions, self._AT_FIRST)
+            self._tables, self._num_positions = self._make(more), more
+        cos, sin = self._tables
+        return cos.data_ptr(), sin.data_ptr()
+
+    def _make(self, num_positions: int) -> Tables:
+        positions = torch.arange(num_positions)
+        return self._rope.tables(positions, torch.full_like(positions, self._is_long))
+
+
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate x [T, A, D] by the tables: feature i pairs with feature i + D / 2. Same dtype as x."""
     first, second = x.float().chunk(2, dim=-1)

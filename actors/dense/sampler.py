@@ -32,6 +32,11 @@ def sample(
 ) -> list[Sample]:
     """One token per row of logits [B, V] float32, for the position after each sequence's last token."""
     token_ids = choose(adjust(logits, sequences, eos_token_ids), sequences)
+    return with_reports(logits, token_ids, sequences)
+
+
+def with_reports(logits: torch.Tensor, token_ids: list[int], sequences: list[Sequence]) -> list[Sample]:
+    """The tokens that rows of logits [B, V] drew, with log-probabilities where a sequence reports them."""
     reports: list[TokenLogprobs | None] = [None] * len(sequences)
     for row, sequence in enumerate(sequences):
         if sequence.params.logprobs is not None:
@@ -65,7 +70,7 @@ def token_logprobs(logits: torch.Tensor, token_ids: list[int], num_top: int) -> 
 
 def adjust(logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, ...]) -> torch.Tensor:
     """Logits after minimum length, penalties and bias; the input itself where no row asks for any."""
-    rows = [row for row, sequence in enumerate(sequences) if _is_adjusted(sequence)]
+    rows = [row for row, sequence in enumerate(sequences) if is_adjusted(sequence)]
     if not rows:
         return logits
     adjusted = logits.clone()
@@ -83,7 +88,8 @@ def adjust(logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: tuple
     return adjusted
 
 
-def _is_adjusted(sequence: Sequence) -> bool:
+def is_adjusted(sequence: Sequence) -> bool:
+    """Whether a row's token is not drawn from its logits as they are."""
     params = sequence.params
     has_penalty = params.repetition_penalty != 1.0 or params.frequency_penalty or params.presence_penalty
     return bool(has_penalty or params.logit_bias or _is_short(sequence))

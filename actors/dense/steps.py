@@ -10,7 +10,6 @@ from itertools import islice
 
 import torch
 
-from actors.dense.batch import build_batch
 from actors.dense.device_sampler import make_sampler
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
@@ -37,17 +36,16 @@ class Drawn:
 class Steps:
     """The model of a dense actor, its cache and its sampler."""
 
-    def __init__(self, model: DenseModel, cache: KVCache, block_size: int) -> None:
-        self._model, self._cache, self._block_size = model, cache, block_size
+    def __init__(self, model: DenseModel, cache: KVCache) -> None:
+        self._model, self._cache = model, cache
         self._sample = make_sampler(model.device)
+        self._draw = model.decode_head or self._draw_from_logits
 
     def compute(self, chunks: list[Chunk], exchange: Exchange) -> Drawn:
         """Raises ExchangeError, and whatever a sequence that cannot be computed makes the model raise."""
         model = self._model
         chunks = sorted(chunks, key=model.is_narrow, reverse=True)
-        window = model.config.sliding_window
-        batch = build_batch(chunks, self._block_size, window, model.is_narrow)
-        x = model.forward(batch, self._cache, exchange)
+        x = model.step(chunks, self._cache, exchange)
         placed = list(zip(chunks, _last_rows(chunks), strict=True))
         prompt_logprobs = self._prompt_logprobs(placed, x)
         samples = self._samples([(chunk, last) for chunk, last in placed if chunk.samples], x)
@@ -58,10 +56,12 @@ class Steps:
         if not ends:
             return []
         rows = [row for chunk, last in ends for row in range(last, last + 1 + len(chunk.drafts))]
-        logits = self._model.logits(_pick(x, rows))
-        sequences = _sampling([chunk for chunk, _ in ends])
-        drawn = iter(self._sample(logits, sequences, self._model.config.eos_token_ids))
+        drawn = iter(self._draw(x, rows, _sampling([chunk for chunk, _ in ends])))
         return [(chunk, list(islice(drawn, 1 + len(chunk.drafts)))) for chunk, _ in ends]
+
+    def _draw_from_logits(self, x: torch.Tensor, rows: list[int], sequences: list[Sequence]) -> list[Sample]:
+        logits = self._model.logits(_pick(x, rows))
+        return self._sample(logits, sequences, self._model.config.eos_token_ids)
 
     def _prompt_logprobs(
         self, placed: list[tuple[Chunk, int]], x: torch.Tensor

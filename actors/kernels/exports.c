@@ -77,6 +77,8 @@ int phimoe_sample(
 
 int phimoe_decode_layer(const layer_task *task, const layer_weights *weights) { return chosen()->layer(task, weights); }
 
+int phimoe_decode_head(const head_task *task) { return chosen()->head(task); }
+
 int phimoe_decode_step(
     layer_task *task, const layer_weights *weights, int64_t num_layers, turn_task *turn, int64_t *layer) {
     return chosen()->step(task, weights, num_layers, turn, layer);

@@ -1,4 +1,4 @@
-"""The structures of `phimoe_decode_layer`, field for field as tasks.h has them."""
+"""The structures of a decoding step, field for field as tasks.h has them."""
 
 from __future__ import annotations
 
@@ -59,6 +59,53 @@ class LayerTask(ctypes.Structure):
         ("num_experts", _COUNT),
         ("eps", _FLOAT),
         ("jitter", _FLOAT),
+        ("is_bf16", _INT),
+        ("num_threads", _INT),
+    )
+
+
+class RowsTask(ctypes.Structure):
+    """The rows of a step, before its layers."""
+
+    _fields_ = (
+        ("rows", _ADDRESS),
+        ("embedding", _ADDRESS),
+        ("cos_tables", _ADDRESS * 2),
+        ("sin_tables", _ADDRESS * 2),
+        ("x", _ADDRESS),
+        ("cos", _ADDRESS),
+        ("sin", _ADDRESS),
+        ("slots", _ADDRESS),
+        ("block_table", _ADDRESS),
+        ("starts", _ADDRESS),
+        ("ends", _ADDRESS),
+        ("num_rows", _COUNT),
+        ("vocabulary", _COUNT),
+        ("row_bytes", _COUNT),
+        ("num_angles", _COUNT),
+        ("block_size", _COUNT),
+        ("table_stride", _COUNT),
+        ("window", _COUNT),
+    )
+
+
+class HeadTask(ctypes.Structure):
+    """The rows that draw a token, behind the layers."""
+
+    _fields_ = (
+        ("x", _ADDRESS),
+        ("picked", _ADDRESS),
+        ("norm", NormWeights),
+        ("product", ProductWeights),
+        ("normed", _ADDRESS),
+        ("scores", _ADDRESS),
+        ("logits", _ADDRESS),
+        ("filters", _ADDRESS),
+        ("token_ids", _ADDRESS),
+        ("num_rows", _COUNT),
+        ("hidden_size", _COUNT),
+        ("vocabulary", _COUNT),
+        ("eps", _FLOAT),
         ("is_bf16", _INT),
         ("num_threads", _INT),
     )

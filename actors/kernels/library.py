@@ -52,6 +52,14 @@ class Kernels:
         float64 [num_rows, 5]: temperature, top_k, top_p, min_p, draw."""
         self.sample.argtypes = [_POINTER] * 3 + [_COUNT] * 2 + [_INT]
         self.sample.restype = _INT
+        self.fill_rows = library.phimoe_fill_rows
+        """(task) -> 0, 4 for a token that is not in the vocabulary; the structure `RowsTask` of `actors.kernels.layer`."""
+        self.fill_rows.argtypes = [_POINTER]
+        self.fill_rows.restype = _INT
+        self.decode_head = library.phimoe_decode_head
+        """(task) -> 0, 3 out of memory; the structure `HeadTask` of `actors.kernels.layer`."""
+        self.decode_head.argtypes = [_POINTER]
+        self.decode_head.restype = _INT
         self.decode_layer = library.phimoe_decode_layer
         """(step, layer) -> 0, 3 out of memory; addresses of the structures of `actors.kernels.layer`."""
         self.decode_layer.argtypes = [_POINTER] * 2
@@ -62,7 +70,7 @@ class Kernels:
         self.share_cores.restype = None
         self.decode_step = library.phimoe_decode_step
         """(step, layers, num_layers, turns, layer) -> 0, 3 out of memory, 16 stopped within a layer's exchange; layers from
-        `layer` on, which is then the first that is not complete. Structures of `actors.kernels.layer` and `.turn`."""
+        `layer` on, which is then the first that is not complete; x is complete if none is left. Structures of `actors.kernels.layer` and `.turn`."""
         self.decode_step.argtypes = [_POINTER, _POINTER, _COUNT, _POINTER, _POINTER]
         self.decode_step.restype = _INT
         self.serve_links = library.phimoe_serve_links

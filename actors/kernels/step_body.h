@@ -11,8 +11,8 @@ static void add_choices(const turn_task *t, int64_t num_rows, int64_t H, int is_
     }
 }
 
-/* Layers from *layer on; *layer is then the first that is not complete. DONE, NO_MEMORY, or TURN_UNFINISHED: that layer's rows are
- * on their way. */
+/* Layers from *layer on; *layer is then the first that is not complete, and x is complete if none is left. DONE, NO_MEMORY, or
+ * TURN_UNFINISHED: that layer's rows are on their way. */
 static int step_run(layer_task *task, const layer_weights *weights, int64_t num_layers, turn_task *turn, int64_t *layer) {
     for (; *layer < num_layers; ++*layer) {
         int fault = layer_run(task, weights + *layer);
@@ -23,5 +23,7 @@ static int step_run(layer_task *task, const layer_weights *weights, int64_t num_
         add_choices(turn, task->num_sequences, task->hidden_size, task->is_bf16);
         task->combined = turn->combined;
     }
+    if (task->combined) add_rows(task->x, task->combined, task->num_sequences * task->hidden_size, task->is_bf16);
+    task->combined = NULL;
     return DONE;
 }

@@ -7,7 +7,7 @@
 #include "pool.h"
 #include "turn.h"
 
-enum { DONE = 0, FOREIGN_EXPERT = 1, WRONG_COUNT = 2, NO_MEMORY = 3 };
+enum { DONE = 0, FOREIGN_EXPERT = 1, WRONG_COUNT = 2, NO_MEMORY = 3, UNKNOWN_TOKEN = 4 };
 
 /* How a quantized weight is packed (quantized_body.h). */
 typedef struct {
@@ -96,6 +96,31 @@ typedef struct {
     const void *gain, *shift;
 } norm_weights;
 
+/* A token of a decoding step. actors/dense/step_rows.py has the same fields. */
+typedef struct {
+    int64_t token_id, position;
+    int64_t is_long; /* 1: LongRoPE's long list, 0: the short one */
+    const int32_t *blocks; /* of its sequence, in order of position */
+} decode_row;
+
+/* The rows of a step, as layer_task has them. actors/kernels/layer.py has the same fields.
+ *
+ * Legend: B rows, H hidden, V vocabulary, D head dimension, P positions. */
+typedef struct {
+    const decode_row *rows; /* [B] */
+    const void *embedding;  /* [V, H] */
+    const float *cos_tables[2], *sin_tables[2]; /* [P, D / 2] of the short list and of the long one */
+    void *x;                /* from here on out */
+    float *cos, *sin;
+    int64_t *slots;
+    int32_t *block_table, *starts, *ends;
+    int64_t num_rows, vocabulary, row_bytes, num_angles, block_size, table_stride;
+    int64_t window; /* positions that a row sees; 0: all before it */
+} rows_task;
+
+/* DONE, or UNKNOWN_TOKEN, and nothing is written. */
+int phimoe_fill_rows(const rows_task *t);
+
 /* A layer without its experts, and its cache. actors/kernels/layer.py has the same fields. */
 typedef struct {
     norm_weights input_norm;
@@ -125,6 +150,24 @@ typedef struct {
     int is_bf16, num_threads;
 } layer_task;
 
+/* From rows of the last layer to their next tokens. actors/kernels/layer.py has the same fields.
+ *
+ * Legend: R rows that are asked for, H hidden, V vocabulary. */
+typedef struct {
+    const void *x;         /* [*, H] */
+    const int64_t *picked; /* [R]: which of x */
+    norm_weights norm;
+    product_weights product;
+    void *normed;  /* [R, H]: room */
+    void *scores;  /* [R, V]: room, in bfloat16 */
+    float *logits; /* [R, V]: out */
+    const sample_filters *filters; /* [R], or NULL: no token is drawn */
+    int64_t *token_ids;            /* [R]: out */
+    int64_t num_rows, hidden_size, vocabulary;
+    float eps;
+    int is_bf16, num_threads;
+} head_task;
+
 /* scores [T, E] -> ids [T, 2], weights [T, 2]. At most 256 experts, at least 2. */
 void phimoe_route(
     const void *scores, int64_t num_tokens, int64_t num_experts, float jitter, int64_t *ids, float *weights,
@@ -143,6 +186,7 @@ typedef struct {
     void (*norm)(const norm_task *);
     int (*sample)(const sample_task *); /* DONE or NO_MEMORY */
     int (*layer)(const layer_task *, const layer_weights *); /* DONE or NO_MEMORY */
+    int (*head)(const head_task *); /* DONE or NO_MEMORY */
     int (*step)(layer_task *, const layer_weights *, int64_t, turn_task *, int64_t *);
 } kernel_table;
 

@@ -44,8 +44,7 @@ class Part:
     dtype: torch.dtype
 
     def step(self, chunks: list[Chunk], cache: KVCache) -> torch.Tensor:
-        batch = build_batch(chunks, BLOCK_SIZE, self.config.sliding_window, self.model.is_narrow)
-        return self.model.forward(batch, cache, LocalExchange(self.experts.forward))
+        return self.model.step(chunks, cache, LocalExchange(self.experts.forward)).clone()
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -123,13 +122,11 @@ def test_a_narrow_chunk_computes_what_a_wide_one_does(part: Part) -> None:
         pytest.skip("scores that are rounded elsewhere may choose another expert")
     prompt = sequence(0, 40, 0)
     chunk = Chunk(prompt, 0, len(prompt.prompt_ids))
-    narrow, wide = (
-        part.model.forward(
-            build_batch([chunk], BLOCK_SIZE, part.config.sliding_window, is_narrow),
-            KVCache(part.config, len(prompt.blocks), BLOCK_SIZE, part.dtype, CPU),
-            LocalExchange(part.experts.forward),
-        )
-        for is_narrow in (part.model.is_narrow, has_one_token)
+    narrow = part.step([chunk], KVCache(part.config, len(prompt.blocks), BLOCK_SIZE, part.dtype, CPU))
+    wide = part.model.forward(
+        build_batch([chunk], BLOCK_SIZE, part.config.sliding_window, has_one_token),
+        KVCache(part.config, len(prompt.blocks), BLOCK_SIZE, part.dtype, CPU),
+        LocalExchange(part.experts.forward),
     )
     torch.testing.assert_close(narrow, wide, rtol=1e-4, atol=1e-4)
 
@@ -155,9 +152,10 @@ def test_another_cache_is_another_cache(part: Part) -> None:
 
 
 def test_the_kernels_serve_wherever_they_can(part: Part) -> None:
-    assert DecodeLayers.make(part.config, [], part.dtype, CPU) is not None
-    assert DecodeLayers.make(part.config, [], torch.float16, CPU) is None
-    assert DecodeLayers.make(part.config, [], part.dtype, torch.device("cuda")) is None
+    shape = (part.config.vocab_size, part.config.hidden_size)
+    assert DecodeLayers.make(part.config, torch.empty(shape, dtype=part.dtype), []) is not None
+    assert DecodeLayers.make(part.config, torch.empty(shape, dtype=torch.float16), []) is None
+    assert DecodeLayers.make(part.config, torch.empty(shape, dtype=part.dtype, device="meta"), []) is None
 
 
 def test_the_norm_is_torchs(part: Part) -> None:

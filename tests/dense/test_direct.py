@@ -13,7 +13,6 @@ import torch
 
 from actors.checkpoint.dummy import DummyReader
 from actors.checkpoint.weights import read_dense
-from actors.dense.batch import build_batch
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
 from actors.dense.norm import norm_kernels
@@ -58,7 +57,7 @@ def step(num_rows: int, exchange: Exchange) -> torch.Tensor:
         made.blocks = array("i", [index])
         chunks.append(Chunk(made, 0, 1))
     cache = KVCache(CONFIG, num_rows, BLOCK_SIZE, torch.float32, CPU)
-    return model().forward(build_batch(chunks, BLOCK_SIZE, None), cache, exchange)
+    return model().step(chunks, cache, exchange).clone()
 
 
 @cache

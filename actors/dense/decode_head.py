@@ -1,0 +1,86 @@
+"""From the last layer's rows to their next tokens on a CPU: pick, norm, product and choice in one call of the kernels.
+
+The bits are those of `DenseModel.logits` and of the choice by kernels (`choice.py`); what is saved is the time between them, and
+the memory that logits would be written to for the first time in every step.
+
+Legend: R rows that draw a token, C rows that there is room for, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+
+import torch
+
+from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.weights import Norm
+from actors.dense.choice import choose_by_kernels, filters
+from actors.dense.norm import norm_kernels
+from actors.dense.sampler import Sample, is_adjusted, sample, with_reports
+from actors.dense.sequence import Sequence
+from actors.kernels.layer import HeadTask, NormWeights
+from actors.kernels.library import Kernels
+from actors.kernels.threads import num_threads
+from actors.linear import KernelProduct, Product
+
+
+class DecodeHead:
+    """The norm, the head and the sampler of one model. `make` it, where device, dtype and shapes allow. One thread uses it."""
+
+    def __init__(self, kernels: Kernels, config: ModelConfig, norm: Norm, product: KernelProduct) -> None:
+        self._run = kernels.decode_head
+        self._config = config
+        # Addresses are all that the task has of these.
+        self._norm, self._product = norm, product
+        self._dtype = norm.weight.dtype
+        self._use_room(1)
+
+    @staticmethod
+    def make(config: ModelConfig, norm: Norm, product: Product) -> DecodeHead | None:
+        """None where the kernels do not take device, dtype or shapes."""
+        kernels = norm_kernels(config, norm.weight.dtype, norm.weight.device)
+        if kernels is None or not isinstance(product, KernelProduct):
+            return None
+        return DecodeHead(kernels, config, norm, product)
+
+    def __call__(self, x: torch.Tensor, rows: list[int], sequences: list[Sequence]) -> list[Sample]:
+        """One token per row of x [*, H] that is named, for the position after the last token of its sequence [R]."""
+        count = len(rows)
+        if count > len(self._logits):
+            self._use_room(1 << (count - 1).bit_length())
+        task, picked, token_ids = self._task, array("q", rows), array("q", rows)
+        is_plain = not any(map(is_adjusted, sequences))
+        values = array(
+            "d", [value for sequence in sequences for value in filters(sequence)] if is_plain else []
+        )
+        task.x = x.data_ptr()
+        task.picked = picked.buffer_info()[0]
+        task.filters = values.buffer_info()[0] if is_plain else None
+        task.token_ids = token_ids.buffer_info()[0]
+        task.num_rows = count
+        task.num_threads = num_threads()
+        if self._run(ctypes.addressof(task)):
+            raise MemoryError(f"no memory for the next tokens of {count} rows")
+        logits = self._logits[:count]
+        if not is_plain:
+            return sample(choose_by_kernels, logits, sequences, self._config.eos_token_ids)
+        return with_reports(logits, token_ids.tolist(), sequences)
+
+    def _use_room(self, num_rows: int) -> None:
+        config = self._config
+        is_bf16 = self._dtype == torch.bfloat16
+        self._normed = torch.empty((num_rows, config.hidden_size), dtype=self._dtype)
+        self._scores = torch.empty((num_rows if is_bf16 else 0, config.vocab_size), dtype=self._dtype)
+        self._logits = torch.empty((num_rows, config.vocab_size), dtype=torch.float32)
+        self._task = HeadTask(
+            norm=NormWeights(gain=self._norm.weight.data_ptr(), shift=self._norm.bias.data_ptr()),
+            product=self._product.weights,
+            normed=self._normed.data_ptr(),
+            scores=self._scores.data_ptr(),
+            logits=self._logits.data_ptr(),
+            hidden_size=config.hidden_size,
+            vocabulary=config.vocab_size,
+            eps=config.layer_norm_eps,
+            is_bf16=is_bf16,
+        )
