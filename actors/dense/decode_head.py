@@ -62,10 +62,11 @@ class DecodeHead:
         task.num_threads = num_threads()
         if self._run(ctypes.addressof(task)):
             raise MemoryError(f"no memory for the next tokens of {count} rows")
-        logits = self._logits[:count]
         if not is_plain:
-            return sample(choose_by_kernels, logits, sequences, self._config.eos_token_ids)
-        return with_reports(logits, token_ids.tolist(), sequences)
+            return sample(choose_by_kernels, self._logits[:count], sequences, self._config.eos_token_ids)
+        if all(sequence.params.logprobs is None for sequence in sequences):
+            return [Sample(token_id, None) for token_id in token_ids]
+        return with_reports(self._logits[:count], token_ids.tolist(), sequences)
 
     def _use_room(self, num_rows: int) -> None:
         config = self._config

@@ -85,7 +85,7 @@ class DecodeLayers:
             self._weights = (LayerWeights * len(addresses))(*addresses)
         rows = self._rows
         rows.fill(chunks, cache)
-        task, x, routed = rows.task, rows.x, rows.routed
+        task, x = rows.task, rows.x
         combined: torch.Tensor | None = None
         layer, num_layers = 0, len(self._layers)
         while layer < num_layers:
@@ -96,13 +96,13 @@ class DecodeLayers:
                     self._decode_layer(ctypes.addressof(task), ctypes.addressof(self._weights[layer])), x
                 )
                 # What was dispatched is nobody's any longer when the next layer writes to it.
-                combined = exchange.combine(exchange.dispatch(layer, *routed)).contiguous()
+                combined = exchange.combine(exchange.dispatch(layer, *rows.routed)).contiguous()
                 layer += 1
                 continue
             reached = self._run(task, turns, layer, x)
             if reached == num_layers:
                 return x
-            combined = exchange.combine(exchange.take_over(reached, *routed)).contiguous()
+            combined = exchange.combine(exchange.take_over(reached, *rows.routed)).contiguous()
             layer = reached + 1
         return x if combined is None else x.add_(combined)
 

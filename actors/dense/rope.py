@@ -46,19 +46,21 @@ class RotaryTables:
     def __init__(self, rope: RotaryEmbedding, is_long: bool) -> None:
         self._rope, self._is_long = rope, is_long
         self._num_positions = 0
-        self._tables = self._make(0)
+        self._make(0)
 
     def addresses(self, num_positions: int) -> tuple[int, int]:
         """Where cos and sin [P, D / 2] are in memory, P not below num_positions. Until the next call."""
         if num_positions > self._num_positions:
             more = max(num_positions, 2 * self._num_positions, self._AT_FIRST)
-            self._tables, self._num_positions = self._make(more), more
-        cos, sin = self._tables
-        return cos.data_ptr(), sin.data_ptr()
+            self._make(more)
+        return self._addresses
 
-    def _make(self, num_positions: int) -> Tables:
+    def _make(self, num_positions: int) -> None:
         positions = torch.arange(num_positions)
-        return self._rope.tables(positions, torch.full_like(positions, self._is_long))
+        self._num_positions = num_positions
+        self._tables = self._rope.tables(positions, torch.full_like(positions, self._is_long))
+        cos, sin = self._tables
+        self._addresses = cos.data_ptr(), sin.data_ptr()
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

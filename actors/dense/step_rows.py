@@ -46,22 +46,18 @@ class StepRows:
         self._kernels, self._config, self._embedding = kernels, config, embedding.contiguous()
         rope = RotaryEmbedding(config.rope, config.head_dim, embedding.device)
         self._short, self._long = RotaryTables(rope, False), RotaryTables(rope, True)
-        self._num_rows = 0
         self._room = _Room.make(config, self._embedding, 1)
         self._table = torch.empty(0, dtype=torch.int32)
         self._filled = RowsTask()
         self.task = LayerTask()
         """What the layers' kernels are given."""
+        self.x = self._room.x
+        """[B, H]: the residual stream."""
         self._use_room()
 
     @property
-    def x(self) -> torch.Tensor:
-        """[B, H]: the residual stream."""
-        return self._room.x[: self._num_rows]
-
-    @property
     def routed(self) -> Routed:
-        room, count = self._room, self._num_rows
+        room, count = self._room, len(self.x)
         return Routed(room.normed[:count], room.expert_ids[:count], room.expert_weights[:count])
 
     def fill(self, chunks: list[Chunk], cache: KVCache) -> int:
@@ -69,17 +65,18 @@ class StepRows:
         numbers, short, long = _numbers(chunks)
         count = len(numbers) // _NUMBERS_PER_ROW
         stride = -(-max(short, long) // cache.block_size)
-        self._num_rows = count
         if count > len(self._room.x):
             self._room = _Room.make(self._config, self._embedding, 1 << (count - 1).bit_length())
             self._use_room()
+        if count != len(self.x):
+            self.x = self._room.x[:count]
         if count * stride > len(self._table):
             self._table = torch.empty(1 << (count * stride).bit_length(), dtype=torch.int32)
+            self._filled.block_table = self.task.block_table = self._table.data_ptr()
         filled, task = self._filled, self.task
         for index, (tables, positions) in enumerate(((self._short, short), (self._long, long))):
             filled.cos_tables[index], filled.sin_tables[index] = tables.addresses(positions)
         filled.rows = numbers.buffer_info()[0]
-        filled.block_table = task.block_table = self._table.data_ptr()
         filled.num_rows = task.num_sequences = count
         filled.table_stride = task.table_stride = stride
         filled.block_size = task.block_size = cache.block_size
@@ -91,7 +88,10 @@ class StepRows:
 
     def _use_room(self) -> None:
         config, room, embedding = self._config, self._room, self._embedding
+        self.x = room.x
+        table = self._table.data_ptr()
         self._filled = RowsTask(
+            block_table=table,
             embedding=embedding.data_ptr(),
             x=room.x.data_ptr(),
             cos=room.cos.data_ptr(),
@@ -105,6 +105,7 @@ class StepRows:
             window=config.sliding_window or 0,
         )
         self.task = LayerTask(
+            block_table=table,
             x=room.x.data_ptr(),
             normed=room.normed.data_ptr(),
             qkv=room.qkv.data_ptr(),

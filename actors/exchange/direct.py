@@ -2,7 +2,7 @@
 
     begin       nothing is under way, every expert has a holder in good standing: the kernels may go ahead
     (kernels)   layer after layer: send, wait, add up (actors/kernels/turn.c)
-    end         what was learnt meanwhile: how long answers took, how often experts were chosen
+    end         what was learnt meanwhile: how long answers took
     take_over   the kernels have stopped within a layer, for whatever reason: what they left becomes a dispatch as any other,
     hand_back   and the links go on where the kernels were
 
@@ -15,6 +15,7 @@ Legend: B sequences, H hidden, K experts per token, E experts, P peers, L layers
 from __future__ import annotations
 
 import ctypes
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,9 +59,9 @@ class DirectTurns:
         self._holders = np.full((num_experts, num_peers), NOBODY, dtype=np.int32)
         for expert, able in enumerate(sender.table.holders):
             self._holders[expert, : len(able)] = able
-        self._patience = np.zeros(_NUM_SIZES, dtype=np.int64)
-        self._took = np.zeros((2, num_layers, num_peers), dtype=np.int64)
-        self._expert_rows = np.zeros((num_layers, num_experts), dtype=np.int64)
+        self._patience = array("q", bytes(8 * _NUM_SIZES))
+        self._answers = array("q", bytes(16 * num_layers * num_peers))
+        self._counts = load.table(num_layers)
         self._owners = np.zeros(num_experts, dtype=np.int32)
         self._places: npt.NDArray[np.uintp] = np.zeros(2 * MAX_ROWS, dtype=np.uintp)
         self._peers = (TurnPeer * num_peers)(
@@ -77,10 +78,9 @@ class DirectTurns:
         self.task = TurnTask(
             peers=ctypes.addressof(self._peers),
             holders=self._holders.ctypes.data,
-            patience_ns=self._patience.ctypes.data,
-            took_ns=self._took[0].ctypes.data,
-            took_results=self._took[1].ctypes.data,
-            expert_rows=self._expert_rows.ctypes.data,
+            patience_ns=self._patience.buffer_info()[0],
+            answers=self._answers.buffer_info()[0],
+            expert_rows=self._counts.ctypes.data,
             places=self._places.ctypes.data,
             owners=self._owners.ctypes.data,
             num_peers=num_peers,
@@ -116,10 +116,12 @@ class DirectTurns:
     def begin(self, x: torch.Tensor) -> None:
         """Prepare a step of sequences whose rows are like x [B, H]."""
         seconds = self._sender.patience.seconds
-        for size in range(1, (2 * MAX_ROWS).bit_length() + 1):
+        for size in range(1, (2 * len(x)).bit_length() + 1):
             self._patience[size] = int(seconds(1 << (size - 1)) * 1e9)
-        self._took[:] = 0
-        self._expert_rows[:] = 0
+        if self._counts is not (counts := self._load.table(self.num_layers)):
+            self._counts = counts
+            self.task.expert_rows = counts.ctypes.data
+        self.task.num_answers = 0
         if self.combined is None or self.combined.shape != x.shape or self.combined.dtype != x.dtype:
             self.combined = torch.empty_like(x)
         self.task.combined = self.combined.data_ptr()
@@ -129,10 +131,9 @@ class DirectTurns:
     def end(self) -> None:
         """Take note of what the kernels have done since `begin`."""
         self._sender.next_sequence = self.task.next_sequence
-        took_ns, took_results = self._took
-        for layer, place in np.argwhere(took_ns).tolist():
-            self._sender.patience.learn(int(took_results[layer, place]), int(took_ns[layer, place]) * 1e-9)
-        self._load.add(self._expert_rows)
+        learn, answers = self._sender.patience.learn, self._answers
+        for place in range(0, 2 * self.task.num_answers, 2):
+            learn(answers[place], answers[place + 1] * 1e-9)
 
     def take_over(
         self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor

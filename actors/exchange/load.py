@@ -12,28 +12,20 @@ class ExpertLoad:
 
     def __init__(self, num_experts: int) -> None:
         self.num_experts = num_experts
-        self._of_layer: dict[int, Ids] = {}
+        self._rows: Ids = np.zeros((0, num_experts), dtype=np.int64)
+
+    def table(self, num_layers: int) -> Ids:
+        """[layers, E] for so many layers or more, for whoever counts by adding to it; another one after a call for more."""
+        if num_layers > len(self._rows):
+            table = np.zeros((num_layers, self.num_experts), dtype=np.int64)
+            table[: len(self._rows)] = self._rows
+            self._rows = table
+        return self._rows
 
     def count(self, layer: int, expert_ids: Ids) -> None:
         """Take note of routes [T, K], all of them valid."""
-        counts = np.bincount(expert_ids.reshape(-1), minlength=self.num_experts)
-        present = self._of_layer.get(layer)
-        if present is None:
-            self._of_layer[layer] = counts
-        else:
-            present += counts
-
-    def add(self, rows: Ids) -> None:
-        """Take note of so many rows of each expert, [layers, E] from layer 0 on."""
-        for layer, counts in enumerate(rows):
-            if not counts.any():
-                continue
-            present = self._of_layer.get(layer)
-            if present is None:
-                self._of_layer[layer] = counts.copy()
-            else:
-                present += counts
+        self.table(layer + 1)[layer] += np.bincount(expert_ids.reshape(-1), minlength=self.num_experts)
 
     def rows(self) -> tuple[tuple[int, ...], ...]:
         """[layers][experts] since the start."""
-        return tuple(tuple(counts.tolist()) for _, counts in sorted(self._of_layer.items()))
+        return tuple(map(tuple, self._rows.tolist()))

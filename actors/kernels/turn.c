@@ -165,8 +165,9 @@ int phimoe_turn(
     for (int64_t i = 0; i < t->num_peers; i++) {
         turn_peer *p = t->peers + i;
         if (!p->num_results) continue;
-        t->took_ns[layer * t->num_peers + i] = p->answered_ns - p->sent_ns;
-        t->took_results[layer * t->num_peers + i] = p->num_results;
+        int64_t *answer = t->answers + 2 * t->num_answers++;
+        answer[0] = p->num_results;
+        answer[1] = p->answered_ns - p->sent_ns;
     }
     return TURN_DONE;
 }

@@ -23,13 +23,13 @@ typedef struct {
     turn_peer *peers;       /* [P] */
     const int32_t *holders; /* [E, P]: peers that hold an expert, then -1 */
     const int64_t *patience_ns; /* [64]: how long an answer may take, by the number of bits of its number of rows */
-    int64_t *took_ns;       /* [L, P]: out, how long each answer took; untouched where none came */
-    int64_t *took_results;  /* [L, P]: out, rows of that answer */
+    int64_t *answers;       /* [L * P, 2]: out, rows of each answer that came, and how long it took in nanoseconds */
     int64_t *expert_rows;   /* [L, E]: out, rows of each expert are added */
     const uint8_t **places; /* [B, 2]: room */
     int32_t *owners;        /* [E]: out, who was asked for an expert in the last layer */
     void *combined;         /* [B, H]: out */
     int64_t num_peers, num_experts, magic, next_sequence, row_bytes, bell;
+    int64_t num_answers; /* out */
 } turn_task;
 
 enum { TURN_DONE = 0, TURN_UNFINISHED = 16 };

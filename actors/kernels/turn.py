@@ -32,8 +32,7 @@ class TurnTask(ctypes.Structure):
         ("peers", _ADDRESS),
         ("holders", _ADDRESS),
         ("patience_ns", _ADDRESS),
-        ("took_ns", _ADDRESS),
-        ("took_results", _ADDRESS),
+        ("answers", _ADDRESS),
         ("expert_rows", _ADDRESS),
         ("places", _ADDRESS),
         ("owners", _ADDRESS),
@@ -44,4 +43,5 @@ class TurnTask(ctypes.Structure):
         ("next_sequence", _COUNT),
         ("row_bytes", _COUNT),
         ("bell", _COUNT),
+        ("num_answers", _COUNT),
     )
