@@ -30,6 +30,8 @@ _ALWAYS = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
     # Serve's controller looks after its replicas so often; at its default of 0.1 that takes 3 % of a core.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # So often every door and replica of Serve brings its numbers together; at its default of 100 that takes 1 %.
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
     # Every process of Ray would count what each of its timers does, and some go off a hundred times a second.
     "RAY_event_stats": "0",
     # Serve kills a door that is not up after three times as long; its default of 5 is too little on cores where all

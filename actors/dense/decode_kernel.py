@@ -25,7 +25,7 @@ def decode_kernel(config: ModelConfig, dtype: torch.dtype, device: torch.device)
     """The kernel for a model, None where there is none for dtype, device or shapes."""
     kernels = kernels_for(dtype) if device.type == "cpu" else None
     shapes = (config.num_heads, config.num_kv_heads, config.head_dim)
-    if kernels is None or not kernels.can_attend(*shapes):
+    if kernels is None or not kernels.can_attend(config.head_dim):
         return None
     width, is_bf16, attend = (
         config.num_heads * config.head_dim,

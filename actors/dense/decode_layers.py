@@ -64,8 +64,7 @@ class DecodeLayers:
     def make(config: ModelConfig, embedding: torch.Tensor, layers: Sequence[Layer]) -> DecodeLayers | None:
         """None where the kernels do not take device, dtype or shapes. embedding: [V, H]."""
         kernels = norm_kernels(config, embedding.dtype, embedding.device)
-        shapes = (config.num_heads, config.num_kv_heads, config.head_dim)
-        if kernels is None or not kernels.can_attend(*shapes) or config.num_experts > _MAX_EXPERTS:
+        if kernels is None or not kernels.can_attend(config.head_dim) or config.num_experts > _MAX_EXPERTS:
             return None
         products = [product for layer in layers for product in (layer.qkv, layer.out, layer.gate)]
         if not all(isinstance(product, KernelProduct) for product in products):

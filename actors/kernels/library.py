@@ -35,8 +35,8 @@ class Kernels:
         self.experts.argtypes = [_POINTER] * 7 + [_COUNT] * 6 + [_INT] * 4 + [_COUNT] * 2
         self.experts.restype = _INT
         self.can_attend = library.phimoe_can_attend
-        """(num_heads, num_groups, head_dim) -> whether `decode_attention` takes such shapes."""
-        self.can_attend.argtypes = [_COUNT] * 3
+        """(head_dim) -> whether `decode_attention` takes such heads."""
+        self.can_attend.argtypes = [_COUNT]
         self.can_attend.restype = _INT
         self.decode_attention = library.phimoe_decode_attention
         """(qkv, cos, sin, keys, values, slots, block_table, starts, ends, out, num_sequences, num_heads, num_groups,

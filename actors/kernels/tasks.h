@@ -173,7 +173,6 @@ void phimoe_route(
     const void *scores, int64_t num_tokens, int64_t num_experts, float jitter, int64_t *ids, float *weights,
     int is_bf16);
 
-#define MAX_GROUP 16 /* query heads of one key-value head */
 #define MAX_DIM 256
 
 typedef struct {
