@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import aiohttp
 import msgspec
 
 from cluster.bench.sse import EventReader
@@ -102,29 +102,29 @@ class BenchError(Exception):
 
 def open_client(
     headers: Mapping[str, str], verify: ssl.SSLContext | bool, timeout_seconds: float
-) -> httpx.AsyncClient:
-    """A client that opens as many connections as there are calls under way."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=600)
-    return httpx.AsyncClient(
+) -> aiohttp.ClientSession:
+    """A client that opens as many connections as there are calls under way. It parses in C: a slow one would be measured as well.
+
+    Call it within a running loop. timeout_seconds: for each wait, not for a whole call.
+    """
+    return aiohttp.ClientSession(
         headers={"Accept-Encoding": "identity", **headers},
-        verify=verify,
-        timeout=timeout_seconds,
-        limits=limits,
-        trust_env=False,
+        connector=aiohttp.TCPConnector(ssl=verify, limit=0, keepalive_timeout=600),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeout_seconds, sock_read=timeout_seconds),
+        auto_decompress=False,
     )
 
 
-async def first_model(client: httpx.AsyncClient, url: str) -> str:
+async def first_model(client: aiohttp.ClientSession, url: str) -> str:
     """The first of `/v1/models`. Raises BenchError."""
     try:
-        response = await client.get(f"{url}/v1/models")
-        response.raise_for_status()
-        return str(response.json()["data"][0]["id"])
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
+        async with client.get(f"{url}/v1/models", raise_for_status=True) as response:
+            return str(msgspec.json.decode(await response.read())["data"][0]["id"])
+    except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
         raise BenchError(f"{url}/v1/models did not name a model: {_words(error)}") from error
 
 
-async def send(client: httpx.AsyncClient, target: Target, call: Call, start: float) -> Outcome:
+async def send(client: aiohttp.ClientSession, target: Target, call: Call, start: float) -> Outcome:
     """Send one call and follow it to its end. `start` is the `perf_counter` of the load's start. Never raises but
     for cancellation: what went wrong is in `Outcome.error`."""
     progress = _Progress(start)
@@ -132,15 +132,10 @@ async def send(client: httpx.AsyncClient, target: Target, call: Call, start: flo
     sent = time.perf_counter() - start
     try:
         content = msgspec.json.encode(body_of(target, call))
-        request = client.build_request(
-            "POST", target.url + path, content=content, headers={"Content-Type": "application/json"}
-        )
-        response = await client.send(request, stream=True)
-        try:
+        headers = {"Content-Type": "application/json"}
+        async with client.post(target.url + path, data=content, headers=headers) as response:
             await _follow(response, target.is_streamed, progress)
-        finally:
-            await response.aclose()
-    except (httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError, asyncio.TimeoutError) as error:
+    except (aiohttp.ClientError, msgspec.MsgspecError, asyncio.TimeoutError) as error:
         progress.error = _words(error)
     return Outcome(
         sent_seconds=sent,
@@ -209,19 +204,21 @@ class _Progress:
             self.marks.append(Mark(seconds, count))
 
 
-async def _follow(response: httpx.Response, is_streamed: bool, progress: _Progress) -> None:
-    if response.status_code != 200:
-        text = (await response.aread()).decode("utf-8", "replace").strip()
-        progress.error = f"HTTP {response.status_code}: {text[:200]}"
+async def _follow(response: aiohttp.ClientResponse, is_streamed: bool, progress: _Progress) -> None:
+    if response.status != 200:
+        text = (await response.read()).decode("utf-8", "replace").strip()
+        progress.error = f"HTTP {response.status}: {text[:200]}"
         return
     if not is_streamed:
-        body = _decode(await response.aread())
+        body = _decode(await response.read())
         if body.usage is not None:
             progress.num_prompt_tokens = body.usage.prompt_tokens
             progress.num_output_tokens = body.usage.completion_tokens or 0
         return
     reader, is_done = EventReader(), False
-    async for chunk in response.aiter_raw():  # to the very end, so that the connection can be used again
+    async for (
+        chunk
+    ) in response.content.iter_any():  # to the very end, so that the connection can be used again
         seconds = time.perf_counter() - progress.start
         for data in reader.feed(chunk):
             if data == b"[DONE]":

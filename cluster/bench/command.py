@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import httpx
+import aiohttp
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -240,7 +240,7 @@ async def _measure_all(plan: _Plan, args: argparse.Namespace, errors: Console) -
 
 
 async def _measure(
-    client: httpx.AsyncClient,
+    client: aiohttp.ClientSession,
     target: Target,
     what: _What,
     round_index: int,

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import httpx
+import aiohttp
 
 from cluster.bench.client import BenchError, Outcome, Target
 from cluster.bench.figures import steady_rate
@@ -62,7 +62,7 @@ class DecodeRate:
 
 
 async def decode_rates(
-    client: httpx.AsyncClient, target: Target, plan: DecodePlan, tick: Callable[[], None]
+    client: aiohttp.ClientSession, target: Target, plan: DecodePlan, tick: Callable[[], None]
 ) -> list[DecodeRate]:
     """One figure per batch size. Raises BenchError when a call fails or ends early, since no rate is then true."""
     seed = plan.seed

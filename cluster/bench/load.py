@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import httpx
+import aiohttp
 
 from cluster.bench.client import Outcome, Target, send
 from cluster.bench.workload import Call, RandomCalls, arrival_seconds, repeat_calls
@@ -45,7 +45,7 @@ class LoadPlan:
 
 
 async def run_load(
-    client: httpx.AsyncClient, target: Target, plan: LoadPlan, round_index: int, tick: Tick
+    client: aiohttp.ClientSession, target: Target, plan: LoadPlan, round_index: int, tick: Tick
 ) -> list[Outcome]:
     """Warm up, then send the load. Rounds differ in their random prompts and arrivals, servers within a round do not."""
     seed = plan.seed + 2 * round_index
@@ -60,7 +60,7 @@ async def run_load(
 
 
 async def closed_loop(
-    client: httpx.AsyncClient, target: Target, calls: Sequence[Call], concurrency: int, tick: Tick
+    client: aiohttp.ClientSession, target: Target, calls: Sequence[Call], concurrency: int, tick: Tick
 ) -> list[Outcome]:
     """Keep `concurrency` calls under way until all are answered; outcomes in the order in which they ended."""
     start = time.perf_counter()
@@ -78,7 +78,11 @@ async def closed_loop(
 
 
 async def open_loop(
-    client: httpx.AsyncClient, target: Target, calls: Sequence[Call], arrivals: Iterable[float], tick: Tick
+    client: aiohttp.ClientSession,
+    target: Target,
+    calls: Sequence[Call],
+    arrivals: Iterable[float],
+    tick: Tick,
 ) -> list[Outcome]:
     """Send each call at its arrival time, however many are still under way."""
     start = time.perf_counter()

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import httpx
+import aiohttp
 
 from cluster.bench.client import BenchError, Outcome, Target
 from cluster.bench.load import closed_loop
@@ -58,7 +58,7 @@ class PrefixTimes:
 
 
 async def prefix_times(
-    client: httpx.AsyncClient, target: Target, plan: PrefixPlan, tick: Callable[[], None]
+    client: aiohttp.ClientSession, target: Target, plan: PrefixPlan, tick: Callable[[], None]
 ) -> PrefixTimes:
     """Raises BenchError when a call fails or is not streamed, since no time is then true."""
 
