@@ -29,7 +29,7 @@ from actors.linear import make_product
 
 
 class DenseModel:
-    """Weights in the layout that the device reads fastest. Holds no state between steps."""
+    """Weights in the layout that the device reads fastest. Keeps nothing of a sequence between steps; one thread takes them."""
 
     def __init__(self, config: ModelConfig, weights: DenseWeights, quantization: str | None = None) -> None:
         """quantization: what `dense_quantization` says, for attention's projections and the head; None is as they are."""

@@ -105,6 +105,18 @@ def test_the_kernel_equals_torch_and_writes_the_same_cache(
         assert torch.equal(part, expected_part)
 
 
+@pytest.mark.parametrize("heads", [(2, 2), (6, 2), (8, 1), (9, 1), (40, 2)], ids=str)
+def test_any_number_of_heads_may_share_keys(config: ModelConfig, heads: tuple[int, int]) -> None:
+    """Heads that read keys together, some of them, and those that are left."""
+    num_heads, num_kv_heads = heads
+    hidden_size = num_heads * config.head_dim
+    shaped = replace(config, hidden_size=hidden_size, num_heads=num_heads, num_kv_heads=num_kv_heads)
+    batch, qkv = decoding(ENDS, None), projected(shaped, len(ENDS), torch.float32)
+    compute = attention(shaped, torch.float32)
+    expected, _ = run(compute, shaped, batch, qkv, by_torch=True)
+    torch.testing.assert_close(run(compute, shaped, batch, qkv)[0], expected, atol=2e-6, rtol=2e-6)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(config: ModelConfig, dtype: torch.dtype) -> None:
     batch, qkv = decoding(ENDS, None), projected(config, len(ENDS), dtype)
