@@ -203,7 +203,7 @@ class ActorReport(Message, frozen=True, kw_only=True):
     epoch: int
     experts: tuple[int, ...]
     memory_bytes: int
-    """Resident private bytes on CPU, allocated device bytes on CUDA."""
+    """Anonymous resident bytes on a CPU, allocated bytes of the device on CUDA."""
     lost_links: tuple[str, ...] = ()
     """Peers of the newest membership, by name (expert-3, dense-0), that it has no working link with."""
     suspected_links: tuple[str, ...] = ()
