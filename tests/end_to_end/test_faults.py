@@ -30,10 +30,11 @@ def actor(service: Running, name: str) -> dict[str, Any]:
 
 
 def wait_until_ready(service: Running, seconds: float = 120.0) -> None:
+    """Until it serves, and its supervisor, which serving does not need, is there as well."""
     give_up = time.monotonic() + seconds
     while time.monotonic() < give_up:
         with service.client() as client:
-            if client.get("/health").status_code == 200:
+            if all(client.get(path).status_code == 200 for path in ("/health", "/cluster")):
                 return
         time.sleep(0.1)
     raise AssertionError(f"not ready again: {service.cluster()}")
