@@ -16,10 +16,10 @@ import torch
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import Norm
 from actors.dense.choice import choose_by_kernels, filters
-from actors.dense.norm import norm_kernels
+from actors.dense.norm import norm_kernels, norm_weights
 from actors.dense.sampler import Sample, is_adjusted, sample, with_reports
 from actors.dense.sequence import Sequence
-from actors.kernels.layer import HeadTask, NormWeights
+from actors.kernels.layer import HeadTask
 from actors.kernels.library import Kernels
 from actors.kernels.threads import num_threads
 from actors.linear import KernelProduct, Product
@@ -64,9 +64,7 @@ class DecodeHead:
             raise MemoryError(f"no memory for the next tokens of {count} rows")
         if not is_plain:
             return sample(choose_by_kernels, self._logits[:count], sequences, self._config.eos_token_ids)
-        if all(sequence.params.logprobs is None for sequence in sequences):
-            return [Sample(token_id, None) for token_id in token_ids]
-        return with_reports(self._logits[:count], token_ids.tolist(), sequences)
+        return with_reports(self._logits, token_ids.tolist(), sequences)
 
     def _use_room(self, num_rows: int) -> None:
         config = self._config
@@ -75,7 +73,7 @@ class DecodeHead:
         self._scores = torch.empty((num_rows if is_bf16 else 0, config.vocab_size), dtype=self._dtype)
         self._logits = torch.empty((num_rows, config.vocab_size), dtype=torch.float32)
         self._task = HeadTask(
-            norm=NormWeights(gain=self._norm.weight.data_ptr(), shift=self._norm.bias.data_ptr()),
+            norm=norm_weights(self._norm),
             product=self._product.weights,
             normed=self._normed.data_ptr(),
             scores=self._scores.data_ptr(),

@@ -15,12 +15,12 @@ import torch
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import Norm
 from actors.dense.kv_cache import KVCache
-from actors.dense.norm import norm_kernels
+from actors.dense.norm import norm_kernels, norm_weights
 from actors.dense.scheduler import Chunk
 from actors.dense.step_rows import StepRows
 from actors.exchange.direct import DirectTurns
 from actors.exchange.interface import Exchange
-from actors.kernels.layer import LayerTask, LayerWeights, NormWeights, ProductWeights
+from actors.kernels.layer import LayerTask, LayerWeights, ProductWeights
 from actors.kernels.library import Kernels
 from actors.linear import KernelProduct, Product
 
@@ -77,7 +77,7 @@ class DecodeLayers:
         return chunk.num_tokens == 1 or work <= _MOST_WORK
 
     def forward(self, chunks: list[Chunk], cache: KVCache, exchange: Exchange) -> torch.Tensor:
-        """As DenseModel.forward for the rows [B, H] of narrow chunks. The next call overwrites it."""
+        """As DenseModel.step for the rows [B, H] of narrow chunks. The next call overwrites it."""
         if self._cache is not cache:
             self._cache = cache
             addresses = [self._addresses(i, cache) for i in range(len(self._layers))]
@@ -130,18 +130,14 @@ class DecodeLayers:
         layer = self._layers[index]
         keys, values = cache.addresses(index)
         return LayerWeights(
-            input_norm=_norm(layer.input_norm),
+            input_norm=norm_weights(layer.input_norm),
             qkv=_product(layer.qkv),
             out=_product(layer.out),
-            post_attention_norm=_norm(layer.post_attention_norm),
+            post_attention_norm=norm_weights(layer.post_attention_norm),
             gate=_product(layer.gate),
             keys=keys,
             values=values,
         )
-
-
-def _norm(norm: Norm) -> NormWeights:
-    return NormWeights(gain=norm.weight.data_ptr(), shift=norm.bias.data_ptr())
 
 
 def _product(product: Product) -> ProductWeights:

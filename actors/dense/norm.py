@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import Norm
 from actors.gpu.available import has_triton
+from actors.kernels.layer import NormWeights
 from actors.kernels.library import Kernels, kernels_for
 
 Normalise: TypeAlias = Callable[[torch.Tensor, Norm], torch.Tensor]
@@ -51,6 +52,11 @@ def norm_kernels(config: ModelConfig, dtype: torch.dtype, device: torch.device) 
     if device.type != "cpu" or config.hidden_size % _ALIGNMENT:
         return None
     return kernels_for(dtype)
+
+
+def norm_weights(norm: Norm) -> NormWeights:
+    """As the kernels of a step take them, for as long as the norm lives."""
+    return NormWeights(gain=norm.weight.data_ptr(), shift=norm.bias.data_ptr())
 
 
 def _in_one_call(kernels: Kernels, eps: float, is_bf16: bool) -> Normalise:

@@ -36,7 +36,7 @@ def sample(
 
 
 def with_reports(logits: torch.Tensor, token_ids: list[int], sequences: list[Sequence]) -> list[Sample]:
-    """The tokens that rows of logits [B, V] drew, with log-probabilities where a sequence reports them."""
+    """The tokens [B] that the first rows of logits [B or more, V] drew, with log-probabilities where a sequence reports them."""
     reports: list[TokenLogprobs | None] = [None] * len(sequences)
     for row, sequence in enumerate(sequences):
         if sequence.params.logprobs is not None:

@@ -125,8 +125,9 @@ INLINE void attend_heads(
     find_positions(t, sequence, group, first, end, at);
     for (; first < end; first += TILE) {
         int64_t count = end - first < TILE ? end - first : TILE;
-        find_positions(t, sequence, group, first + TILE < end ? first + TILE : first, end, next);
-        score_heads(t, query, at, next, count, score, is_bf16, num_heads);
+        int is_last = first + TILE >= end;
+        if (!is_last) find_positions(t, sequence, group, first + TILE, end, next);
+        score_heads(t, query, at, is_last ? at : next, count, score, is_bf16, num_heads);
         for (int h = 0; h < num_heads; h++) weigh_tile(D, score[h], count, best + h, total + h, sum[h]);
         add_values(t, score, at, count, sum, is_bf16, num_heads);
         int64_t *done = at;

@@ -65,26 +65,14 @@ class LayerTask(ctypes.Structure):
 
 
 class RowsTask(ctypes.Structure):
-    """The rows of a step, before its layers."""
+    """What the rows of a step are made from."""
 
     _fields_ = (
         ("rows", _ADDRESS),
         ("embedding", _ADDRESS),
         ("cos_tables", _ADDRESS * 2),
         ("sin_tables", _ADDRESS * 2),
-        ("x", _ADDRESS),
-        ("cos", _ADDRESS),
-        ("sin", _ADDRESS),
-        ("slots", _ADDRESS),
-        ("block_table", _ADDRESS),
-        ("starts", _ADDRESS),
-        ("ends", _ADDRESS),
-        ("num_rows", _COUNT),
         ("vocabulary", _COUNT),
-        ("row_bytes", _COUNT),
-        ("num_angles", _COUNT),
-        ("block_size", _COUNT),
-        ("table_stride", _COUNT),
         ("window", _COUNT),
     )
 

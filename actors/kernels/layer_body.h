@@ -12,10 +12,7 @@ INLINE void add_rows(void *x, const void *y, int64_t count, int is_bf16) {
 }
 
 static int product(const layer_task *t, const void *x, const product_weights *w, void *out, int64_t N, int64_t K) {
-    int64_t starts[2] = {0, t->num_sequences};
-    linear_task task = {.x = x, .starts = starts, .weights = &w->packed, .bias = w->bias, .out = out, .num_groups = 1,
-                        .N = N, .K = K, .is_bf16 = t->is_bf16, .num_threads = t->num_threads, .quantized = w->quantized};
-    return linear_run(&task);
+    return product_run(w, x, out, t->num_sequences, N, K, t->is_bf16, t->num_threads);
 }
 
 static void normalise(const layer_task *t, const norm_weights *w) {

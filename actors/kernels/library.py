@@ -53,8 +53,9 @@ class Kernels:
         self.sample.argtypes = [_POINTER] * 3 + [_COUNT] * 2 + [_INT]
         self.sample.restype = _INT
         self.fill_rows = library.phimoe_fill_rows
-        """(task) -> 0, 4 for a token that is not in the vocabulary; the structure `RowsTask` of `actors.kernels.layer`."""
-        self.fill_rows.argtypes = [_POINTER]
+        """(rows, step) -> 0, 4 for a token that is not in the vocabulary; addresses of the structures `RowsTask` and `LayerTask`
+        of `actors.kernels.layer`, which says where the rows go."""
+        self.fill_rows.argtypes = [_POINTER] * 2
         self.fill_rows.restype = _INT
         self.decode_head = library.phimoe_decode_head
         """(task) -> 0, 3 out of memory; the structure `HeadTask` of `actors.kernels.layer`."""
@@ -70,7 +71,8 @@ class Kernels:
         self.share_cores.restype = None
         self.decode_step = library.phimoe_decode_step
         """(step, layers, num_layers, turns, layer) -> 0, 3 out of memory, 16 stopped within a layer's exchange; layers from
-        `layer` on, which is then the first that is not complete; x is complete if none is left. Structures of `actors.kernels.layer` and `.turn`."""
+        `layer` on, which is then the first that is not complete; x is complete if none is left. Structures of
+        `actors.kernels.layer` and `.turn`."""
         self.decode_step.argtypes = [_POINTER, _POINTER, _COUNT, _POINTER, _POINTER]
         self.decode_step.restype = _INT
         self.serve_links = library.phimoe_serve_links

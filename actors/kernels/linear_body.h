@@ -10,6 +10,7 @@
  * Every output is one sum over ascending k, whatever rows stand beside its own: results do not depend on M.
  */
 
+#include "either.h"
 #include "tasks.h"
 
 #include <stdlib.h>
@@ -171,13 +172,8 @@ typedef struct {
 
 static void widen_row(const void *widened, int64_t row) {
     const widening *w = widened;
-    int64_t K = w->task->K, k = 0;
-    const bf16 *from = (const bf16 *)w->task->x + source(w->task, row) * K;
-    for (; k + LANES <= K; k += LANES) v_store(w->rows + row * K + k, v_load_bf16(from + k));
-    for (; k < K; k++) {
-        uint32_t bits = (uint32_t)from[k] << 16;
-        memcpy(w->rows + row * K + k, &bits, sizeof bits);
-    }
+    int64_t K = w->task->K;
+    widen((const bf16 *)w->task->x + source(w->task, row) * K, w->rows + row * K, K);
 }
 
 static int whole_run(const linear_task *t) {

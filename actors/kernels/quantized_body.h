@@ -146,3 +146,12 @@ static int quantized_run(const linear_task *t) {
 
 /* Whatever the weights are. */
 static int linear_run(const linear_task *t) { return t->quantized.num_bits ? quantized_run(t) : whole_run(t); }
+
+/* out [M, N] = x [M, K] * weight^T + bias. */
+static int product_run(
+    const product_weights *w, const void *x, void *out, int64_t M, int64_t N, int64_t K, int is_bf16, int num_threads) {
+    int64_t starts[2] = {0, M};
+    linear_task task = {.x = x, .starts = starts, .weights = &w->packed, .bias = w->bias, .out = out, .num_groups = 1,
+                        .N = N, .K = K, .is_bf16 = is_bf16, .num_threads = num_threads, .quantized = w->quantized};
+    return linear_run(&task);
+}

@@ -4,23 +4,24 @@
 
 #include <string.h>
 
-static void fill_row(const rows_task *t, int64_t index) {
-    const decode_row *row = t->rows + index;
-    int64_t num_blocks = row->position / t->block_size + 1, end = row->position + 1;
-    const float *cos = t->cos_tables[row->is_long], *sin = t->sin_tables[row->is_long];
-    size_t angles = (size_t)t->num_angles * sizeof(float);
-    memcpy((char *)t->x + index * t->row_bytes, (const char *)t->embedding + row->token_id * t->row_bytes, (size_t)t->row_bytes);
-    memcpy(t->cos + index * t->num_angles, cos + row->position * t->num_angles, angles);
-    memcpy(t->sin + index * t->num_angles, sin + row->position * t->num_angles, angles);
-    memcpy(t->block_table + index * t->table_stride, row->blocks, (size_t)num_blocks * sizeof(int32_t));
-    t->slots[index] = row->blocks[num_blocks - 1] * t->block_size + row->position % t->block_size;
-    t->starts[index] = t->window && end > t->window ? (int32_t)(end - t->window) : 0;
-    t->ends[index] = (int32_t)end;
+static void fill_row(const rows_task *from, const layer_task *to, int64_t index) {
+    const decode_row *row = from->rows + index;
+    int64_t num_blocks = row->position / to->block_size + 1, end = row->position + 1, num_angles = to->head_dim / 2;
+    const float *cos = from->cos_tables[row->is_long], *sin = from->sin_tables[row->is_long];
+    int64_t row_bytes = to->hidden_size * (to->is_bf16 ? (int64_t)sizeof(bf16) : (int64_t)sizeof(float));
+    size_t angle_bytes = (size_t)num_angles * sizeof(float);
+    memcpy((char *)to->x + index * row_bytes, (const char *)from->embedding + row->token_id * row_bytes, (size_t)row_bytes);
+    memcpy(to->cos + index * num_angles, cos + row->position * num_angles, angle_bytes);
+    memcpy(to->sin + index * num_angles, sin + row->position * num_angles, angle_bytes);
+    memcpy(to->block_table + index * to->table_stride, row->blocks, (size_t)num_blocks * sizeof(int32_t));
+    to->slots[index] = row->blocks[num_blocks - 1] * to->block_size + row->position % to->block_size;
+    to->starts[index] = from->window && end > from->window ? (int32_t)(end - from->window) : 0;
+    to->ends[index] = (int32_t)end;
 }
 
-int phimoe_fill_rows(const rows_task *t) {
-    for (int64_t index = 0; index < t->num_rows; index++)
-        if (t->rows[index].token_id < 0 || t->rows[index].token_id >= t->vocabulary) return UNKNOWN_TOKEN;
-    for (int64_t index = 0; index < t->num_rows; index++) fill_row(t, index);
+int phimoe_fill_rows(const rows_task *from, const layer_task *to) {
+    for (int64_t index = 0; index < to->num_sequences; index++)
+        if (from->rows[index].token_id < 0 || from->rows[index].token_id >= from->vocabulary) return UNKNOWN_TOKEN;
+    for (int64_t index = 0; index < to->num_sequences; index++) fill_row(from, to, index);
     return DONE;
 }

@@ -24,6 +24,5 @@ static int step_run(layer_task *task, const layer_weights *weights, int64_t num_
         task->combined = turn->combined;
     }
     if (task->combined) add_rows(task->x, task->combined, task->num_sequences * task->hidden_size, task->is_bf16);
-    task->combined = NULL;
     return DONE;
 }

@@ -103,23 +103,16 @@ typedef struct {
     const int32_t *blocks; /* of its sequence, in order of position */
 } decode_row;
 
-/* The rows of a step, as layer_task has them. actors/kernels/layer.py has the same fields.
+/* What the rows of a step are made from. actors/kernels/layer.py has the same fields.
  *
  * Legend: B rows, H hidden, V vocabulary, D head dimension, P positions. */
 typedef struct {
     const decode_row *rows; /* [B] */
     const void *embedding;  /* [V, H] */
     const float *cos_tables[2], *sin_tables[2]; /* [P, D / 2] of the short list and of the long one */
-    void *x;                /* from here on out */
-    float *cos, *sin;
-    int64_t *slots;
-    int32_t *block_table, *starts, *ends;
-    int64_t num_rows, vocabulary, row_bytes, num_angles, block_size, table_stride;
+    int64_t vocabulary;
     int64_t window; /* positions that a row sees; 0: all before it */
 } rows_task;
-
-/* DONE, or UNKNOWN_TOKEN, and nothing is written. */
-int phimoe_fill_rows(const rows_task *t);
 
 /* A layer without its experts, and its cache. actors/kernels/layer.py has the same fields. */
 typedef struct {
@@ -142,13 +135,16 @@ typedef struct {
     void *scores;         /* [B, E]: room */
     int64_t *expert_ids;  /* [B, 2]: out */
     float *expert_weights; /* [B, 2]: out */
-    const float *cos, *sin; /* as in attention_task, down to ends */
-    const int64_t *slots;
-    const int32_t *block_table, *starts, *ends;
+    float *cos, *sin;       /* as in attention_task, down to ends */
+    int64_t *slots;
+    int32_t *block_table, *starts, *ends;
     int64_t num_sequences, hidden_size, num_heads, num_groups, head_dim, table_stride, block_size, num_experts;
     float eps, jitter;
     int is_bf16, num_threads;
 } layer_task;
+
+/* Writes x, cos, sin and what follows down to ends for the rows of a step. DONE, or UNKNOWN_TOKEN, and nothing is written. */
+int phimoe_fill_rows(const rows_task *from, const layer_task *to);
 
 /* From rows of the last layer to their next tokens. actors/kernels/layer.py has the same fields.
  *

@@ -216,9 +216,8 @@ async def _follow(response: aiohttp.ClientResponse, is_streamed: bool, progress:
             progress.num_output_tokens = body.usage.completion_tokens or 0
         return
     reader, is_done = EventReader(), False
-    async for (
-        chunk
-    ) in response.content.iter_any():  # to the very end, so that the connection can be used again
+    # To the very end, so that the connection can be used again.
+    async for chunk in response.content.iter_any():
         seconds = time.perf_counter() - progress.start
         for data in reader.feed(chunk):
             if data == b"[DONE]":

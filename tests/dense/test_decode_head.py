@@ -17,14 +17,10 @@ from actors.dense.sampler import sample
 from actors.dense.sequence import Sequence
 from actors.linear import make_product
 from actors.messages import SamplingParams
+from tests.dense.test_decode_layers import KINDS
 from tests.exchange.peers import CONFIG
 
 CPU = torch.device("cpu")
-KINDS = [
-    pytest.param((torch.float32, None), id="float32"),
-    pytest.param((torch.bfloat16, None), id="bfloat16"),
-    pytest.param((torch.bfloat16, "int8"), id="int8"),
-]
 GREEDY = {"temperature": 0.0}
 PLAIN = [
     GREEDY,

@@ -51,7 +51,8 @@ def test_rows_are_those_of_the_batch(dtype: torch.dtype, window: int | None) -> 
     draw = random.Random(2)
     for size in (1, 3, 2, 40, 5, 1, 70):
         chunks = [random_chunk(draw, draw.choice([1, 1, 5]), draw.choice([0, 0, 2])) for _ in range(size)]
-        count = rows.fill(chunks, cache)
+        rows.fill(chunks, cache)
+        count = len(rows.x)
 
         batch = build_batch(chunks, BLOCK_SIZE, window, lambda chunk: True)
         decode, task = batch.decode, rows.task
