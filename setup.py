@@ -13,7 +13,7 @@ setup(
             "actors.kernels._kernels",
             sources=[
                 f"actors/kernels/{name}.c"
-                for name in ("exports", "avx2", "avx512", "pool", "router", "rows", "serve", "turn")
+                for name in ("exports", "avx2", "avx512", "coded", "pool", "router", "rows", "serve", "turn")
             ],
             depends=sorted(glob("actors/kernels/*.h")),
             # Sums are fused where the code says so and nowhere else: results must not depend on the compiler's taste.

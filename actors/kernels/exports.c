@@ -1,5 +1,6 @@
 /* What Python calls: the kernels that suit the processor. */
 
+#include "coded.h"
 #include "serve.h"
 #include "tasks.h"
 
@@ -22,6 +23,17 @@ static const kernel_table *chosen(void) { return NULL; }
 const char *phimoe_kernels(void) { return chosen() ? chosen()->name : NULL; }
 
 int64_t phimoe_block_outputs(void) { return chosen()->block_outputs; }
+
+/* The most bytes that a coded weight of so many blocks and K inputs takes. */
+int64_t phimoe_coded_bound(int64_t num_blocks, int64_t K) {
+    return coded_bound(num_blocks, K / 2, 2 * chosen()->block_outputs);
+}
+
+/* numbers [num_blocks, K / 2, B, 2]. Returns the bytes of the coded weight. */
+int64_t phimoe_code(const bf16 *numbers, int64_t num_blocks, int64_t K, void *out) {
+    const kernel_table *kernels = chosen();
+    return code_weight(numbers, num_blocks, K / 2, 2 * kernels->block_outputs, 4 * kernels->lanes, out);
+}
 
 /* x [M, K], out [M, N]; K is even for bfloat16. The quantization is num_bits 0 for a weight that is as rows are. */
 int phimoe_linear(

@@ -22,6 +22,14 @@ class Kernels:
         library.phimoe_block_outputs.restype = _COUNT
         self.block_outputs: int = library.phimoe_block_outputs()
         """Outputs of one block of a packed weight."""
+        self.coded_bound = library.phimoe_coded_bound
+        """(num_blocks, K) -> the most bytes that `code` writes."""
+        self.coded_bound.argtypes = [_COUNT] * 2
+        self.coded_bound.restype = _COUNT
+        self.code = library.phimoe_code
+        """(numbers, num_blocks, K, out) -> bytes of the coded weight; numbers are bfloat16 [num_blocks, K / 2, block_outputs, 2]."""
+        self.code.argtypes = [_POINTER, _COUNT, _COUNT, _POINTER]
+        self.code.restype = _COUNT
         self.linear = library.phimoe_linear
         """(x, weight, bias, out, M, N, K, is_bf16, num_threads, num_bits, has_bf16_scales, group) -> 0, 3 out of memory; bias
         is float32, and the last three are as `experts` takes them."""
@@ -96,7 +104,8 @@ def kernels_for(dtype: torch.dtype, num_inputs: int = 2) -> Kernels | None:
 def pack(kernels: Kernels, weight: torch.Tensor) -> torch.Tensor:
     """weight [N, K] in the kernels' order: [ceil(N / B), K / P, B, P] for B outputs a block, absent ones zero.
 
-    P inputs of an output lie together: 2 of bfloat16, 1 of float32. Always a copy.
+    P inputs of an output lie together: 2 of bfloat16, 1 of float32. Those of bfloat16 are then coded in 12 bits a number, to
+    the bit (coded.h), as bytes. Always a copy.
     """
     num_outputs, num_inputs = weight.shape
     per_row, per_block = _INPUTS_PER_ROW[weight.dtype], kernels.block_outputs
@@ -108,7 +117,11 @@ def pack(kernels: Kernels, weight: torch.Tensor) -> torch.Tensor:
     if whole < num_blocks:
         rest = weight[whole * per_block :].view(-1, num_inputs // per_row, per_row)
         packed[whole, :, : rest.shape[0]] = rest.transpose(0, 1)
-    return packed
+    if weight.dtype != torch.bfloat16:
+        return packed
+    coded = torch.empty(kernels.coded_bound(num_blocks, num_inputs), dtype=torch.uint8)
+    num_bytes = kernels.code(packed.data_ptr(), num_blocks, num_inputs, coded.data_ptr())
+    return coded[:num_bytes].clone()
 
 
 def pack_quantized(

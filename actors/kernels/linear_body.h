@@ -5,11 +5,14 @@
  *
  *   packed weight   [ceil(N / B)] [K / P] [B] [P]    P = 2 for bfloat16, 1 for float32; absent outputs are zero
  *
+ * A packed weight of bfloat16 is then coded in 12 bits a number (coded.h) and decoded on the way.
+ *
  * A step of few rows takes as long as its weights take to be read, and memory is read fastest as one ascending stream:
  * so a block is walked through once from its first byte to its last while up to MAX_ROWS rows of x are kept in registers.
  * Every output is one sum over ascending k, whatever rows stand beside its own: results do not depend on M.
  */
 
+#include "coded.h"
 #include "either.h"
 #include "tasks.h"
 
@@ -18,6 +21,8 @@
 
 #define BLOCK (COLUMNS * LANES)
 #define PREFETCH_BYTES 4096
+#define PLAIN_BYTES (4 * BLOCK) /* of a row of a coded weight */
+#define CODED_BYTES (3 * BLOCK)
 
 INLINE void prefetch(const void *w, int num_bytes) {
     for (int at = 0; at < num_bytes; at += 64) __builtin_prefetch((const char *)w + PREFETCH_BYTES + at);
@@ -59,19 +64,37 @@ INLINE void finish(
             finish_some(t, row + r, block * BLOCK + first, num_outputs - first, v_load(y[r] + first), is_bf16);
 }
 
+/* The columns of a coded weight's row. Returns its bytes. */
+INLINE int64_t take_row(ivec *column, const char *w, ivec values, int is_plain) {
+    prefetch(w, CODED_BYTES);
+    if (__builtin_expect(is_plain, 0)) {
+        UNROLLED for (int c = 0; c < COLUMNS; c++) column[c] = i_load(w + 4 * LANES * c);
+        return PLAIN_BYTES;
+    }
+    i_decode(column, (const uint8_t *)w, values);
+    return CODED_BYTES;
+}
+
 /* One block of outputs for `num_rows` rows, a constant. `num_outputs` of the block's exist. */
 INLINE void bf16_rows(
     const linear_task *t, int64_t row, int64_t block, const void *weight, int64_t num_outputs, const int num_rows) {
+    const coded_head *head = weight;
+    const char *w = (const char *)weight + coded_head_bytes(t->K / 2);
+    const ivec values = i_values(head->values);
     const bf16_row *x[MAX_ROWS];
-    const bf16 *w = weight;
     vec sum[MAX_ROWS][COLUMNS];
     UNROLLED for (int r = 0; r < num_rows; r++) {
         x[r] = (const bf16_row *)t->x + source(t, row + r) * t->K;
         UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = v_zero();
     }
-    for (int64_t k = 0; k < t->K; k += 2, w += 2 * BLOCK) {
-        prefetch(w, 2 * BLOCK * sizeof(bf16));
-        v_add_pairs(sum, x, k, w, num_rows);
+    for (int64_t k = 0; k < t->K;) {
+        uint64_t is_plain = head->is_plain[k / (2 * ROWS_PER_WORD)];
+        int64_t end = k + 2 * ROWS_PER_WORD < t->K ? k + 2 * ROWS_PER_WORD : t->K;
+        for (; k < end; k += 2, is_plain >>= 1) {
+            ivec column[COLUMNS];
+            w += take_row(column, w, values, is_plain & 1);
+            v_add_pairs(sum, x, k, column, num_rows);
+        }
     }
     finish(t, row, block, num_outputs, sum, 1, num_rows);
 }
@@ -121,7 +144,8 @@ static const rows_kernel f32_kernels[MAX_ROWS] = UP_TO_MAX(f32_rows_);
 typedef struct {
     const linear_task *task;
     const rows_kernel *kernels; /* by number of rows less one */
-    int64_t block_bytes, blocks_per_chunk, chunks_per_group;
+    int64_t block_bytes;        /* 0: the weight is coded */
+    int64_t blocks_per_chunk, chunks_per_group;
 } linear_chunks;
 
 static void linear_chunk(const void *chunks, int64_t chunk) {
@@ -133,7 +157,8 @@ static void linear_chunk(const void *chunks, int64_t chunk) {
     int64_t first_row = t->starts[group], num_rows = t->starts[group + 1] - first_row;
     int64_t num_tiles = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
     for (int64_t block = first; block < end; block++) {
-        const char *weight = (const char *)t->weights[group] + block * c->block_bytes;
+        const char *weight = t->weights[group];
+        weight += c->block_bytes ? block * c->block_bytes : ((const int64_t *)weight)[block];
         int64_t left = t->N - block * BLOCK, num_outputs = left < BLOCK ? left : BLOCK;
         for (int64_t tile = 0; tile < num_tiles; tile++) {
             int64_t row = num_rows * tile / num_tiles, rows = num_rows * (tile + 1) / num_tiles - row;
@@ -159,7 +184,7 @@ static void linear_all(const linear_task *t, const rows_kernel *kernels, int64_t
     phimoe_run(linear_chunk, &c, t->num_groups * c.chunks_per_group, is_shared(t) ? t->num_threads : 1);
 }
 
-static void linear_bf16(const linear_task *t) { linear_all(t, bf16_kernels, BLOCK * t->K * (int64_t)sizeof(bf16)); }
+static void linear_bf16(const linear_task *t) { linear_all(t, bf16_kernels, 0); }
 
 static void linear_f32(const linear_task *t) { linear_all(t, f32_kernels, BLOCK * t->K * (int64_t)sizeof(float)); }
 

@@ -81,12 +81,17 @@ INLINE vec v_exp(vec x) {
 #define WIDENS_ROWS 1
 typedef float bf16_row;
 
-/* sum[r][c] += inputs k and k + 1 of row r times theirs in column c; w holds both inputs of an output side by side. */
-INLINE void v_add_pairs(vec sum[][COLUMNS], const bf16_row *const *x, int64_t k, const bf16 *w, int num_rows) {
+/* Vectors of 8 int32, or of 16 int16 that stand in pairs. */
+typedef __m256i ivec;
+
+INLINE ivec i_zero(void) { return _mm256_setzero_si256(); }
+INLINE ivec i_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE vec i_to_float(ivec v) { return _mm256_cvtepi32_ps(v); }
+
+/* sum[r][c] += inputs k and k + 1 of row r times theirs in column c, which holds both inputs of an output side by side. */
+INLINE void v_add_pairs(vec sum[][COLUMNS], const bf16_row *const *x, int64_t k, const ivec *both, int num_rows) {
     const __m256i upper = _mm256_set1_epi32((int)0xffff0000);
-    __m256i both[COLUMNS];
     __m256 column[COLUMNS];
-    UNROLLED for (int c = 0; c < COLUMNS; c++) both[c] = _mm256_loadu_si256((const __m256i *)(w + 2 * LANES * c));
     UNROLLED for (int c = 0; c < COLUMNS; c++) column[c] = (__m256)_mm256_slli_epi32(both[c], 16);
     UNROLLED for (int r = 0; r < num_rows; r++) {
         __m256 value = _mm256_broadcast_ss(x[r] + k);
@@ -99,12 +104,17 @@ INLINE void v_add_pairs(vec sum[][COLUMNS], const bf16_row *const *x, int64_t k,
     }
 }
 
-/* Vectors of 8 int32, or of 16 int16 that stand in pairs. */
-typedef __m256i ivec;
+/* The values of codes, for i_decode. */
+INLINE ivec i_values(const uint8_t *values) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)values)); }
 
-INLINE ivec i_zero(void) { return _mm256_setzero_si256(); }
-INLINE ivec i_load(const char *p) { return _mm256_loadu_si256((const __m256i *)p); }
-INLINE vec i_to_float(ivec v) { return _mm256_cvtepi32_ps(v); }
+/* The columns of a coded row (coded.h). */
+INLINE void i_decode(ivec *column, const uint8_t *row, ivec values) {
+    __m128i codes = _mm_loadu_si128((const __m128i *)(row + 2 * COLUMNS * LANES));
+    __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(codes), _mm_srli_epi16(codes, 4), 1);
+    __m256i lower = i_load(row), upper = _mm256_shuffle_epi8(values, _mm256_and_si256(both, _mm256_set1_epi8(15)));
+    column[0] = _mm256_unpacklo_epi8(lower, upper);
+    column[1] = _mm256_unpackhi_epi8(lower, upper);
+}
 
 /* Two int16 in every lane. */
 INLINE ivec i_broadcast(const int16_t *pair) { return (ivec)_mm256_broadcast_ss((const float *)pair); }

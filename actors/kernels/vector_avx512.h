@@ -56,24 +56,37 @@ INLINE vec v_exp(vec x) {
 #define WIDENS_ROWS 0
 typedef bf16 bf16_row;
 
-/* sum[r][c] += inputs k and k + 1 of row r times theirs in column c; w holds both inputs of an output side by side. */
-INLINE void v_add_pairs(vec sum[][COLUMNS], const bf16_row *const *x, int64_t k, const bf16 *w, int num_rows) {
-    __m512bh column[COLUMNS];
-    UNROLLED for (int c = 0; c < COLUMNS; c++) column[c] = (__m512bh)_mm512_loadu_si512(w + 2 * LANES * c);
-    UNROLLED for (int r = 0; r < num_rows; r++) {
-        int32_t pair;
-        memcpy(&pair, x[r] + k, sizeof pair);
-        __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
-        UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = _mm512_dpbf16_ps(sum[r][c], column[c], both);
-    }
-}
-
 /* Vectors of 16 int32, or of 32 int16 that stand in pairs. */
 typedef __m512i ivec;
 
 INLINE ivec i_zero(void) { return _mm512_setzero_si512(); }
-INLINE ivec i_load(const char *p) { return _mm512_loadu_si512(p); }
+INLINE ivec i_load(const void *p) { return _mm512_loadu_si512(p); }
 INLINE vec i_to_float(ivec v) { return _mm512_cvtepi32_ps(v); }
+
+/* sum[r][c] += inputs k and k + 1 of row r times theirs in column c, which holds both inputs of an output side by side. */
+INLINE void v_add_pairs(vec sum[][COLUMNS], const bf16_row *const *x, int64_t k, const ivec *column, int num_rows) {
+    UNROLLED for (int r = 0; r < num_rows; r++) {
+        int32_t pair;
+        memcpy(&pair, x[r] + k, sizeof pair);
+        __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+        UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = _mm512_dpbf16_ps(sum[r][c], (__m512bh)column[c], both);
+    }
+}
+
+/* The values of codes, for i_decode. */
+INLINE ivec i_values(const uint8_t *values) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)values)); }
+
+/* The columns of a coded row (coded.h). */
+INLINE void i_decode(ivec *column, const uint8_t *row, ivec values) {
+    const __m512i code = _mm512_set1_epi8(15);
+    __m512i codes = i_load(row + 2 * COLUMNS * LANES);
+    UNROLLED for (int pair = 0; pair < COLUMNS / 2; pair++) {
+        __m512i lower = i_load(row + 64 * pair);
+        __m512i upper = _mm512_shuffle_epi8(values, _mm512_and_si512(pair ? _mm512_srli_epi16(codes, 4) : codes, code));
+        column[2 * pair] = _mm512_unpacklo_epi8(lower, upper);
+        column[2 * pair + 1] = _mm512_unpackhi_epi8(lower, upper);
+    }
+}
 
 /* Two int16 in every lane. */
 INLINE ivec i_broadcast(const int16_t *pair) {
