@@ -5,7 +5,8 @@
  *
  *   packed weight   [ceil(N / B)] [K / P] [B] [P]    P = 2 for bfloat16, 1 for float32; absent outputs are zero
  *
- * A packed weight of bfloat16 is then coded in 12 bits a number (coded.h) and decoded on the way.
+ * A packed weight of bfloat16 is then coded in 12 bits a number (coded.h) and decoded on the way. Where rows are widened and
+ * there are many of them, a block is decoded and widened once for all.
  *
  * A step of few rows takes as long as its weights take to be read, and memory is read fastest as one ascending stream:
  * so a block is walked through once from its first byte to its last while up to MAX_ROWS rows of x are kept in registers.
@@ -116,7 +117,7 @@ INLINE void f32_rows(
             UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = v_fma(column[c], value, sum[r][c]);
         }
     }
-    finish(t, row, block, num_outputs, sum, 0, num_rows);
+    finish(t, row, block, num_outputs, sum, t->is_bf16, num_rows);
 }
 
 typedef void (*rows_kernel)(const linear_task *, int64_t, int64_t, const void *, int64_t);
@@ -143,10 +144,64 @@ static const rows_kernel f32_kernels[MAX_ROWS] = UP_TO_MAX(f32_rows_);
 /* A product in chunks: some neighbouring blocks of one group's outputs, few enough that threads end at about the same time. */
 typedef struct {
     const linear_task *task;
-    const rows_kernel *kernels; /* by number of rows less one */
-    int64_t block_bytes;        /* 0: the weight is coded */
+    const rows_kernel *kernels; /* by number of rows less one; NULL: the weight is coded */
+    int64_t block_bytes;
     int64_t blocks_per_chunk, chunks_per_group;
 } linear_chunks;
+
+/* All rows of a group for one block. */
+static void linear_block(
+    const linear_task *t, const rows_kernel *kernels, int64_t group, int64_t block, const void *weight) {
+    int64_t first_row = t->starts[group], num_rows = t->starts[group + 1] - first_row;
+    int64_t num_tiles = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
+    int64_t left = t->N - block * BLOCK, num_outputs = left < BLOCK ? left : BLOCK;
+    for (int64_t tile = 0; tile < num_tiles; tile++) {
+        int64_t row = num_rows * tile / num_tiles, rows = num_rows * (tile + 1) / num_tiles - row;
+        kernels[rows - 1](t, first_row + row, block, weight, num_outputs);
+    }
+}
+
+#if WIDENS_ROWS
+
+#define MIN_WIDENED_ROWS (8 * MAX_ROWS)
+#define MAX_WIDENED_BYTES (1 << 19) /* on the stack; the second-level cache should hold them */
+
+static int is_widened(const linear_task *t, int64_t group) {
+    return t->starts[group + 1] - t->starts[group] >= MIN_WIDENED_ROWS &&
+           t->K * BLOCK * (int64_t)sizeof(float) <= MAX_WIDENED_BYTES;
+}
+
+/* The same sums in the same order. */
+static __attribute__((noinline)) void widened_block(const linear_task *t, int64_t group, int64_t block, const void *weight) {
+    float widened[MAX_WIDENED_BYTES / sizeof(float)] __attribute__((aligned(64))), *out = widened;
+    const coded_head *head = weight;
+    const char *w = (const char *)weight + coded_head_bytes(t->K / 2);
+    const ivec values = i_values(head->values);
+    for (int64_t row = 0; row < t->K / 2; row++, out += 2 * BLOCK) {
+        ivec column[COLUMNS];
+        w += take_row(column, w, values, head->is_plain[row / ROWS_PER_WORD] >> row % ROWS_PER_WORD & 1);
+        UNROLLED for (int c = 0; c < COLUMNS; c++) {
+            v_store(out + LANES * c, v_first_of_pairs(column[c]));
+            v_store(out + BLOCK + LANES * c, v_second_of_pairs(column[c]));
+        }
+    }
+    linear_block(t, f32_kernels, group, block, widened);
+}
+
+static void coded_block(const linear_task *t, int64_t group, int64_t block, const void *weight) {
+    if (is_widened(t, group))
+        widened_block(t, group, block, weight);
+    else
+        linear_block(t, bf16_kernels, group, block, weight);
+}
+
+#else
+
+static void coded_block(const linear_task *t, int64_t group, int64_t block, const void *weight) {
+    linear_block(t, bf16_kernels, group, block, weight);
+}
+
+#endif
 
 static void linear_chunk(const void *chunks, int64_t chunk) {
     const linear_chunks *c = chunks;
@@ -154,16 +209,12 @@ static void linear_chunk(const void *chunks, int64_t chunk) {
     int64_t num_blocks = (t->N + BLOCK - 1) / BLOCK;
     int64_t group = chunk / c->chunks_per_group, first = chunk % c->chunks_per_group * c->blocks_per_chunk;
     int64_t end = first + c->blocks_per_chunk < num_blocks ? first + c->blocks_per_chunk : num_blocks;
-    int64_t first_row = t->starts[group], num_rows = t->starts[group + 1] - first_row;
-    int64_t num_tiles = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
+    const char *weight = t->weights[group];
     for (int64_t block = first; block < end; block++) {
-        const char *weight = t->weights[group];
-        weight += c->block_bytes ? block * c->block_bytes : ((const int64_t *)weight)[block];
-        int64_t left = t->N - block * BLOCK, num_outputs = left < BLOCK ? left : BLOCK;
-        for (int64_t tile = 0; tile < num_tiles; tile++) {
-            int64_t row = num_rows * tile / num_tiles, rows = num_rows * (tile + 1) / num_tiles - row;
-            c->kernels[rows - 1](t, first_row + row, block, weight, num_outputs);
-        }
+        if (c->kernels)
+            linear_block(t, c->kernels, group, block, weight + block * c->block_bytes);
+        else
+            coded_block(t, group, block, weight + ((const int64_t *)weight)[block]);
     }
 }
 
@@ -184,7 +235,7 @@ static void linear_all(const linear_task *t, const rows_kernel *kernels, int64_t
     phimoe_run(linear_chunk, &c, t->num_groups * c.chunks_per_group, is_shared(t) ? t->num_threads : 1);
 }
 
-static void linear_bf16(const linear_task *t) { linear_all(t, bf16_kernels, 0); }
+static void linear_bf16(const linear_task *t) { linear_all(t, NULL, 0); }
 
 static void linear_f32(const linear_task *t) { linear_all(t, f32_kernels, BLOCK * t->K * (int64_t)sizeof(float)); }
 

@@ -88,19 +88,22 @@ INLINE ivec i_zero(void) { return _mm256_setzero_si256(); }
 INLINE ivec i_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 INLINE vec i_to_float(ivec v) { return _mm256_cvtepi32_ps(v); }
 
+/* Of 8 pairs of bfloat16, the first and the second ones. */
+INLINE vec v_first_of_pairs(__m256i pairs) { return (__m256)_mm256_slli_epi32(pairs, 16); }
+INLINE vec v_second_of_pairs(__m256i pairs) { return (__m256)_mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000)); }
+
 /* sum[r][c] += inputs k and k + 1 of row r times theirs in column c, which holds both inputs of an output side by side. */
 INLINE void v_add_pairs(vec sum[][COLUMNS], const bf16_row *const *x, int64_t k, const ivec *both, int num_rows) {
-    const __m256i upper = _mm256_set1_epi32((int)0xffff0000);
-    __m256 column[COLUMNS];
-    UNROLLED for (int c = 0; c < COLUMNS; c++) column[c] = (__m256)_mm256_slli_epi32(both[c], 16);
+    vec column[COLUMNS];
+    UNROLLED for (int c = 0; c < COLUMNS; c++) column[c] = v_first_of_pairs(both[c]);
     UNROLLED for (int r = 0; r < num_rows; r++) {
-        __m256 value = _mm256_broadcast_ss(x[r] + k);
-        UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = _mm256_fmadd_ps(column[c], value, sum[r][c]);
+        vec value = _mm256_broadcast_ss(x[r] + k);
+        UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = v_fma(column[c], value, sum[r][c]);
     }
-    UNROLLED for (int c = 0; c < COLUMNS; c++) column[c] = (__m256)_mm256_and_si256(both[c], upper);
+    UNROLLED for (int c = 0; c < COLUMNS; c++) column[c] = v_second_of_pairs(both[c]);
     UNROLLED for (int r = 0; r < num_rows; r++) {
-        __m256 value = _mm256_broadcast_ss(x[r] + k + 1);
-        UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = _mm256_fmadd_ps(column[c], value, sum[r][c]);
+        vec value = _mm256_broadcast_ss(x[r] + k + 1);
+        UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = v_fma(column[c], value, sum[r][c]);
     }
 }
 
