@@ -7,7 +7,7 @@ The step's rows are the chunks one after the other, the narrow ones first:
     rows      | d0 | d1 | d2 d2 d2 | p0 p0 p0 p0 | p1 p1 p1 |
     decode      one attention for all narrow chunks, one attention per wide one
 
-A narrow chunk is one token (a sequence that decodes) or so few of a prompt that the model takes them the same way. Each of its
+A narrow chunk is one token (a sequence that decodes) or those of a prompt that the model takes the same way. Each of its
 tokens and drafts is a decoding row: for the attention sequences of their own, each a position longer than the one before, in
 the same blocks.
 """

@@ -25,15 +25,16 @@ def cache_tokens(shape: Shape, hardware: Hardware, layout: Layout) -> int:
     bytes). On a CPU host all actors share the memory.
     """
     slots = math.ceil(shape.num_experts * layout.expert_replicas / max(1, layout.expert_actors))
-    expert_bytes = slots * shape.num_layers * shape.expert_bytes
+    expert_bytes = slots * shape.num_layers * shape.expert_bytes(hardware.bf16_weight_share)
+    dense_bytes = shape.dense_bytes(hardware.bf16_weight_share)
     if hardware.kind == "cpu":
-        total = shape.dense_bytes * layout.dense_actors + expert_bytes * max(1, layout.expert_actors)
+        total = dense_bytes * layout.dense_actors + expert_bytes * max(1, layout.expert_actors)
         free = hardware.memory_bytes - total
         num_bytes = min(CPU_MAX_CACHE_BYTES, free * CPU_CACHE_SHARE)
     else:
         if layout.expert_actors and expert_bytes > hardware.memory_bytes * EXPERT_SHARE:
             return 0
-        held = shape.dense_bytes + (0 if layout.expert_actors else expert_bytes)
+        held = dense_bytes + (0 if layout.expert_actors else expert_bytes)
         num_bytes = (hardware.memory_bytes - held) * GPU_CACHE_SHARE
     return max(0, int(num_bytes // shape.kv_bytes_per_token))
 

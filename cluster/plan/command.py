@@ -36,6 +36,12 @@ _OVERRIDES = (
     ("layer-overhead-us", "layer_overhead_seconds", 1e-6, "per layer and part, microseconds"),
     ("step-overhead-ms", "step_overhead_seconds", 1e-3, "per step, milliseconds"),
     ("core-bandwidth-share", "core_bandwidth_share", 1.0, "share of the bandwidth that one core reaches"),
+    (
+        "bf16-weight-share",
+        "bf16_weight_share",
+        1.0,
+        "share of their bytes that weights of bfloat16 are read in",
+    ),
 )
 """(flag, field of Hardware, unit, help)"""
 

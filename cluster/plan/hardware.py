@@ -39,6 +39,8 @@ class Hardware:
     """Of a CPU host."""
     core_bandwidth_share: float = 1.0
     """Share of a CPU host's bandwidth that one core reaches alone."""
+    bf16_weight_share: float = 1.0
+    """Share of their bytes that weights of bfloat16 are read in; less than 1 where they are coded (`actors/kernels/coded.h`)."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -55,7 +57,7 @@ class Hardware:
                 raise ValueError(f"{field.name} is {value:g}, expected a finite number above 0")
 
 
-_SHARES = ("bandwidth_efficiency", "flops_efficiency", "core_bandwidth_share")
+_SHARES = ("bandwidth_efficiency", "flops_efficiency", "core_bandwidth_share", "bf16_weight_share")
 _DURATIONS = ("link_latency_seconds", "layer_overhead_seconds", "step_overhead_seconds")
 _RATES = ("bandwidth", "flops", "memory_bytes", "link_bandwidth", "cores")
 
@@ -89,19 +91,20 @@ _TABLE = {
         Hardware(
             name="cpu",
             kind="cpu",
-            bandwidth=24 * _GB,
+            bandwidth=30 * _GB,
             flops=440e9,
             memory_bytes=24 * _GB,
             link_bandwidth=2 * _GB,
-            link_latency_seconds=150e-6,
+            link_latency_seconds=40e-6,
             overlap=0.0,
-            step_overhead_seconds=5e-3,
+            step_overhead_seconds=1e-3,
             cores=2,
-            core_bandwidth_share=0.55,
+            core_bandwidth_share=0.75,
+            bf16_weight_share=0.754,
         ),
     )
 }
-"""SXM modules with NVLink; an L40S has PCIe 4.0 x16. The cpu: two cores with AVX512-BF16, everything through HTTP."""
+"""SXM modules with NVLink; an L40S has PCIe 4.0 x16. The cpu: two cores with AVX512-BF16."""
 
 NAMES = tuple(_TABLE)
 

@@ -208,11 +208,12 @@ def _with_second_copies(shape: Shape, hardware: Hardware, demand: Demand, plan: 
 
 
 def _memory_error(shape: Shape, hardware: Hardware, demand: Demand) -> NoPlanError:
-    weights = shape.dense_bytes + shape.num_experts * shape.num_layers * shape.expert_bytes
+    dense = shape.dense_bytes(hardware.bf16_weight_share)
+    weights = dense + shape.num_experts * shape.num_layers * shape.expert_bytes(hardware.bf16_weight_share)
     cache = demand.context_tokens * shape.kv_bytes_per_token
     return NoPlanError(
         f"memory_gb is {hardware.memory_bytes / 1e9:g} and max_gpus {demand.max_gpus}, expected room for weights of "
-        f"{weights / 1e9:.4g} GB ({shape.dense_bytes / 1e9:.3g} GB of them in every dense actor) and a cache of "
+        f"{weights / 1e9:.4g} GB ({dense / 1e9:.3g} GB of them in every dense actor) and a cache of "
         f"{cache / 1e9:.3g} GB for one sequence of {demand.context_tokens} tokens: no layout has it"
     )
 

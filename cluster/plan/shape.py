@@ -21,6 +21,7 @@ class Shape:
     num_experts_per_token: int
     item_bytes: int
     """Of a weight, and of a key's or value's feature."""
+    is_bf16: bool
     dense_layer_weights: int
     """Attention, norms and gate of one layer."""
     expert_weights: int
@@ -34,14 +35,19 @@ class Shape:
     sliding_window: int | None
     max_position_embeddings: int
 
-    @property
-    def dense_bytes(self) -> int:
-        return self.dense_weights * self.item_bytes
+    def weight_bytes(self, bf16_share: float = 1.0) -> float:
+        """Of one weight of a product. bf16_share: of their bytes, what those of bfloat16 are held in."""
+        return self.item_bytes * (bf16_share if self.is_bf16 else 1.0)
 
-    @property
-    def expert_bytes(self) -> int:
+    def dense_bytes(self, bf16_share: float = 1.0) -> float:
+        """The embedding and the norms stay as they are."""
+        products = self.num_layers * self.dense_layer_weights + self.head_weights
+        others = max(0, self.dense_weights - products)
+        return products * self.weight_bytes(bf16_share) + others * self.item_bytes
+
+    def expert_bytes(self, bf16_share: float = 1.0) -> float:
         """One expert in one layer."""
-        return self.expert_weights * self.item_bytes
+        return self.expert_weights * self.weight_bytes(bf16_share)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -64,6 +70,7 @@ def model_shape(config: ModelConfig, dtype: str = "auto") -> Shape:
         num_experts=config.num_experts,
         num_experts_per_token=config.num_experts_per_token,
         item_bytes=_ITEM_BYTES[name],
+        is_bf16=name == "bfloat16",
         dense_layer_weights=_count(dense_layer_tensors(config, 0)),
         expert_weights=_count(one_expert_tensors(config, 0, 0)),
         head_weights=config.vocab_size * config.hidden_size,

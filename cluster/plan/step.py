@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cluster.hosting import share_threads
 from cluster.plan.hardware import Hardware
 from cluster.plan.routing import expert_share
 from cluster.plan.shape import Shape
@@ -60,6 +59,7 @@ class _Processor:
     bandwidth: float
     flops: float
     overlap: float
+    bf16_weight_share: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +92,7 @@ def _cluster_step(
         bandwidth=hardware.bandwidth * hardware.bandwidth_efficiency,
         flops=hardware.flops * hardware.flops_efficiency,
         overlap=hardware.overlap,
+        bf16_weight_share=hardware.bf16_weight_share,
     )
     m, is_local = layout.micro_batches, layout.expert_actors == 0
     rows = math.ceil(batch / m)
@@ -133,26 +134,18 @@ def _host_step(
 ) -> StepCost:
     """All actors are processes on one host and take turns on its cores and its memory.
 
-    Per step: attention, head and the touched experts are read once, plus each sequence's keys and values. The dense actor
-    computes with the threads that the cluster gives it (`cluster.hosting`), the expert actors side by side with theirs;
-    a layer's experts take as long as the host needs for all of them, or the busiest actor for its own.
+    Per step: attention, head and the touched experts are read once, plus each sequence's keys and values. Whoever computes
+    has all cores while the others wait, by its spare threads (`actors/kernels/pool.c`).
 
         T = L * (Ta + Te + 2 Tc) + head + overhead
     """
-    is_local = layout.expert_actors == 0
-    threads = share_threads(hardware.cores, layout.dense_actors, layout.expert_actors)
-    dense_part = _cores(hardware, threads.dense)
-    everything = _cores(hardware, hardware.cores)
-    dense = _dense_layer(shape, dense_part, batch, context_tokens, hardware.layer_overhead_seconds)
-    head = _head(shape, dense_part, batch)
-    all_read, all_rows = expert_share(shape, batch, 1, 1)
-    experts = _experts(shape, everything, all_read, all_rows, hardware.layer_overhead_seconds)
+    host = _host(hardware)
+    dense = _dense_layer(shape, host, batch, context_tokens, hardware.layer_overhead_seconds)
+    head = _head(shape, host, batch)
+    num_read, num_rows = expert_share(shape, batch, 1, 1)
+    experts = _experts(shape, host, num_read, num_rows, hardware.layer_overhead_seconds)
     link = _Part(seconds=0.0, bound_by="link latency")
-    if not is_local:
-        num_read, num_rows = expert_share(shape, batch, layout.expert_actors, layout.expert_replicas)
-        own = _cores(hardware, threads.expert)
-        busiest = _experts(shape, own, num_read, num_rows, hardware.layer_overhead_seconds)
-        experts = max(experts, busiest, key=lambda part: part.seconds)
+    if layout.expert_actors:
         link = _link(shape, hardware, batch * shape.num_experts_per_token)
     parts = (
         (shape.num_layers * dense.seconds, dense.bound_by),
@@ -170,13 +163,14 @@ def _host_step(
     )
 
 
-def _cores(hardware: Hardware, num_threads: int) -> _Processor:
-    share = min(num_threads, hardware.cores) / hardware.cores
-    bandwidth = min(1.0, num_threads * hardware.core_bandwidth_share) * hardware.bandwidth
+def _host(hardware: Hardware) -> _Processor:
     return _Processor(
-        bandwidth=bandwidth * hardware.bandwidth_efficiency,
-        flops=hardware.flops * share * hardware.flops_efficiency,
+        bandwidth=min(1.0, hardware.cores * hardware.core_bandwidth_share)
+        * hardware.bandwidth
+        * hardware.bandwidth_efficiency,
+        flops=hardware.flops * hardware.flops_efficiency,
         overlap=hardware.overlap,
+        bf16_weight_share=hardware.bf16_weight_share,
     )
 
 
@@ -186,7 +180,8 @@ def _dense_layer(
     """Ta: the layer's weights once, every sequence's keys and values; two operations per weight and row, and 4 * H per
     row and position (scores and sums)."""
     seen = shape.seen(context_tokens)
-    num_bytes = (shape.dense_layer_weights + rows * seen * 2 * shape.kv_size) * shape.item_bytes
+    weight_bytes = shape.dense_layer_weights * shape.weight_bytes(processor.bf16_weight_share)
+    num_bytes = weight_bytes + rows * seen * 2 * shape.kv_size * shape.item_bytes
     flops = rows * (2 * shape.dense_layer_weights + 4 * shape.hidden_size * seen)
     return _roofline("dense", processor, num_bytes, flops, overhead_seconds)
 
@@ -196,12 +191,14 @@ def _experts(
 ) -> _Part:
     """Te: the experts that are touched once; two operations per weight and row."""
     flops = 2 * num_rows * shape.expert_weights
-    return _roofline("expert", processor, num_read * shape.expert_bytes, flops, overhead_seconds)
+    num_bytes = num_read * shape.expert_bytes(processor.bf16_weight_share)
+    return _roofline("expert", processor, num_bytes, flops, overhead_seconds)
 
 
 def _head(shape: Shape, processor: _Processor, rows: int) -> _Part:
     flops = 2 * rows * shape.head_weights
-    return _roofline("dense", processor, shape.head_weights * shape.item_bytes, flops, 0.0)
+    num_bytes = shape.head_weights * shape.weight_bytes(processor.bf16_weight_share)
+    return _roofline("dense", processor, num_bytes, flops, 0.0)
 
 
 def _link(shape: Shape, hardware: Hardware, num_rows: float) -> _Part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class Part:
     experts: GroupedExperts
     config: ModelConfig
     dtype: torch.dtype
+    make_model: Callable[[], DenseModel]
 
     def step(self, chunks: list[Chunk], cache: KVCache) -> torch.Tensor:
         return self.model.step(chunks, cache, LocalExchange(self.experts.forward)).clone()
@@ -55,8 +57,12 @@ def part(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     dtype, quantization = request.param
     if norm_kernels(config, dtype, CPU) is None:
         pytest.skip("this processor or installation has no kernels")
-    model = DenseModel(config, read_dense(reader, config, dtype, "cpu"), quantization)
-    return Part(model, GroupedExperts.load(reader, config, range(16), dtype), config, dtype)
+
+    def make_model() -> DenseModel:
+        return DenseModel(config, read_dense(reader, config, dtype, "cpu"), quantization)
+
+    experts = GroupedExperts.load(reader, config, range(16), dtype)
+    return Part(make_model(), experts, config, dtype, make_model)
 
 
 def sequence(index: int, num_tokens: int, first_block: int) -> Sequence:
@@ -131,10 +137,15 @@ def test_a_narrow_chunk_computes_what_a_wide_one_does(part: Part) -> None:
     torch.testing.assert_close(narrow, wide, rtol=1e-4, atol=1e-4)
 
 
-def test_long_contexts_are_wide(part: Part) -> None:
+def test_long_contexts_are_wide(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
     made = sequence(0, 100_000, 0)
     assert part.model.is_narrow(Chunk(made, 99_999, 100_000))
     assert not part.model.is_narrow(Chunk(made, 99_900, 100_000))
+    for has_tiles in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has_tiles=has_tiles: has_tiles)
+        model = part.make_model()
+        assert model.is_narrow(Chunk(made, 0, 10))
+        assert model.is_narrow(Chunk(made, 0, 4_000)) != has_tiles
 
 
 def test_another_cache_is_another_cache(part: Part) -> None:

@@ -47,14 +47,14 @@ def test_weights_and_cache_fit(name: str) -> None:
     plan = find_plan(PHI, machine, demand())
     layout, cache_bytes = plan.layout, plan.cache_tokens * PHI.kv_bytes_per_token
     slots = math.ceil(16 * layout.expert_replicas / max(1, layout.expert_actors))
-    expert_bytes = slots * 32 * PHI.expert_bytes
+    expert_bytes = slots * 32 * PHI.expert_bytes()
     assert plan.batch * 1024 <= plan.cache_tokens
     assert plan.cache_sequences == plan.cache_tokens // 16 // 64
     if layout.expert_actors:
         assert expert_bytes <= machine.memory_bytes
-        assert PHI.dense_bytes + cache_bytes <= machine.memory_bytes
+        assert PHI.dense_bytes() + cache_bytes <= machine.memory_bytes
     else:
-        assert PHI.dense_bytes + expert_bytes + cache_bytes <= machine.memory_bytes
+        assert PHI.dense_bytes() + expert_bytes + cache_bytes <= machine.memory_bytes
 
 
 def test_the_whole_model_on_one_gpu_where_it_fits() -> None:

@@ -21,6 +21,7 @@ SMALL = Shape(
     num_experts=16,
     num_experts_per_token=2,
     item_bytes=2,
+    is_bf16=True,
     dense_layer_weights=100,
     expert_weights=50,
     head_weights=40,
@@ -54,7 +55,7 @@ layouts = st.builds(
 def test_shapes_are_those_of_the_checkpoint() -> None:
     total = PHI.dense_weights + 16 * PHI.num_layers * PHI.expert_weights
     assert total == pytest.approx(41.9e9, rel=0.002)
-    assert PHI.expert_bytes == 157_286_400
+    assert PHI.expert_bytes() == 157_286_400
     assert PHI.kv_bytes_per_token == 131_072
     assert MID.dense_weights + 16 * 8 * MID.expert_weights == pytest.approx(716e6, rel=0.002)
 
@@ -71,6 +72,17 @@ def test_one_sequence_over_two_expert_actors_by_hand() -> None:
     assert cost.head_seconds == pytest.approx(0.08)
     assert cost.seconds == pytest.approx(2 * (0.28 + 0.1 * 22 / 15 + 2 * 0.66) + 0.08)
     assert cost.bound_by == "link latency"
+
+
+def test_coded_weights_are_fewer_bytes_but_keys_and_values_are_not() -> None:
+    coded = replace(PLAIN, bf16_weight_share=0.75)
+    cost = step_cost(SMALL, coded, Layout(dense_actors=1, expert_actors=2), 1, 10)
+    assert cost.dense_seconds == pytest.approx(0.75 * 0.2 + 0.08)
+    assert cost.expert_seconds == pytest.approx(0.75 * 0.1 * 22 / 15)
+    assert cost.head_seconds == pytest.approx(0.75 * 0.08)
+    plain = replace(SMALL, is_bf16=False)
+    layout = Layout(dense_actors=1, expert_actors=0)
+    assert step_cost(plain, coded, layout, 1, 10) == step_cost(plain, PLAIN, layout, 1, 10)
 
 
 def test_all_experts_beside_the_dense_part_by_hand() -> None:
@@ -102,7 +114,8 @@ def test_few_micro_batches_wait_for_the_exchange() -> None:
 def test_a_host_reads_attention_head_and_touched_experts_once_a_step() -> None:
     """The memory limit of the 716M preset at 36 GB/s: 136 tokens/s at batch 1, 790 at batch 32."""
     ideal = replace(
-        hardware("cpu", bandwidth=36e9, flops=1e18, step_overhead_seconds=0.0), core_bandwidth_share=1.0
+        hardware("cpu", bandwidth=36e9, flops=1e18, step_overhead_seconds=0.0, bf16_weight_share=1.0),
+        core_bandwidth_share=1.0,
     )
     layout = Layout(dense_actors=1, expert_actors=0)
     rates = [batch / step_cost(MID, ideal, layout, batch, 0).seconds for batch in (1, 4, 16, 32)]
