@@ -121,6 +121,7 @@ def pack(kernels: Kernels, weight: torch.Tensor) -> torch.Tensor:
         return packed
     coded = torch.empty(kernels.coded_bound(num_blocks, num_inputs), dtype=torch.uint8)
     num_bytes = kernels.code(packed.data_ptr(), num_blocks, num_inputs, coded.data_ptr())
+    del packed
     return coded[:num_bytes].clone()
 
 

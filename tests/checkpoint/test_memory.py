@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from actors.checkpoint.dummy import write_random_model
 from actors.checkpoint.presets import preset_config
+from actors.kernels.library import kernels_for
 
 # What an expert actor does; a thread watches, since the peak lies between two reports of progress.
 LOAD_EXPERTS = """
@@ -96,12 +98,15 @@ def measure(script: str, directory: Path, experts: list[int]) -> dict[str, int]:
 @pytest.mark.parametrize(
     "experts", [[3, 11], [0, 1, 2, 3, 4, 5, 6, 7]], ids=lambda experts: f"{len(experts)}"
 )
-def test_loading_experts_peaks_at_a_tenth_above_their_weights(directory: Path, experts: list[int]) -> None:
+def test_loading_experts_holds_their_weights_and_two_on_their_way(
+    directory: Path, experts: list[int]
+) -> None:
     measured = measure(LOAD_EXPERTS, directory, experts)
     assert measured["total"] == len(experts) * 12 * 3 * 768 * 1024 * 2
-    assert measured["peak"] <= 1.1 * measured["total"]
+    held = measured["total"] * (1.0 if kernels_for(torch.bfloat16) is None else 0.754)
+    assert measured["peak"] <= 1.02 * held + 2.5 * 3 * 768 * 1024 * 2
     # Less would mean that the measurement missed the weights themselves.
-    assert 0.95 * measured["total"] <= measured["after"] <= 1.05 * measured["total"]
+    assert 0.95 * held <= measured["after"] <= 1.05 * held
 
 
 def test_loading_the_dense_part_never_holds_it_twice(directory: Path) -> None:
