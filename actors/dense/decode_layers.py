@@ -1,5 +1,4 @@
-"""A step of narrow chunks on a CPU, which decode or compute tokens of a prompt that has no long context: one call of the kernels,
-exchanges included where the transport allows it, else one per layer.
+"""A step of narrow chunks on a CPU: one call of the kernels, exchanges included where the transport allows it, else one per layer.
 
 The bits are those of the same operations taken one by one (`model.py`); what is saved is the time between them.
 """
@@ -27,12 +26,8 @@ from actors.linear import KernelProduct, Product
 _MAX_EXPERTS = 256
 """What the routing kernel takes."""
 _MOST_WORK = 1 << 22
-"""Of the attention of a narrow chunk: queries times positions times features of a query. A kernel that takes one query at a time
-reads its context anew for each; beyond this, that takes longer than what one call saves, or else"""
-_MOST_FEATURES = 1 << 19
-"""of the context's keys in one head: so many, and as many of the values, stay in the second-level cache from one query to the next,
-and every core computes, where torch's attention has only the process's own threads. It is the faster one all the same where it
-multiplies matrices in tiles (AMX)."""
+"""Where torch's attention multiplies matrices in tiles (AMX): queries times positions times features of a query of a narrow chunk.
+Beyond this, the tiles save more than one call of the kernels does."""
 _UNFINISHED = 16
 """What the kernels return when they have stopped within a layer's exchange."""
 
@@ -60,7 +55,7 @@ class DecodeLayers:
         self._decode_layer = kernels.decode_layer
         self._decode_step = kernels.decode_step
         self._rows = StepRows(kernels, config, embedding)
-        self._most_features = 0 if torch.cpu._is_amx_tile_supported() else _MOST_FEATURES
+        self._most_work = _MOST_WORK if torch.cpu._is_amx_tile_supported() else None
         self._cache: KVCache | None = None
         """The one that the weights below know the addresses of."""
         self._weights: ctypes.Array[LayerWeights] = (LayerWeights * 0)()
@@ -78,9 +73,11 @@ class DecodeLayers:
 
     def is_narrow(self, chunk: Chunk) -> bool:
         """Whether the kernels are the fastest to take the chunk's tokens as decoding rows."""
-        work = chunk.num_tokens * chunk.end * self._config.num_heads * self._config.head_dim
-        is_near = chunk.end * self._config.head_dim <= self._most_features
-        return chunk.num_tokens == 1 or work <= _MOST_WORK or is_near
+        if self._most_work is None or chunk.num_tokens == 1:
+            return True
+        return (
+            chunk.num_tokens * chunk.end * self._config.num_heads * self._config.head_dim <= self._most_work
+        )
 
     def forward(self, chunks: list[Chunk], cache: KVCache, exchange: Exchange) -> torch.Tensor:
         """As DenseModel.step for the rows [B, H] of narrow chunks. The next call overwrites it."""

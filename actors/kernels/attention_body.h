@@ -1,19 +1,11 @@
-/* Attention of decoding sequences over the block cache: one query position per sequence, the cache is read in place.
- * Several of them may be positions of one sequence, each with its own end: all keys and values are written first.
+/* Attention of decoding sequences over the block cache: one query position per row, the cache is read in place.
+ * Several rows may be positions of one sequence, each with its own end: all keys and values are written first, and neighbouring
+ * rows of one sequence read its tiles together. A row's result does not depend on what else is in the batch.
  *
- * Legend: B sequences, A query heads, G key-value heads, Q = A / G, D head dimension, R cache rows.
- *
- * Scores, softmax and sums are float32. Positions are taken in ascending order, TILE at a time, with the maximum so far
- * (Milakov and Gimelshein 2018): a sequence's result does not depend on what else is in the batch.
+ * Legend: B rows, A query heads, G key-value heads, D head dimension, R cache rows.
  */
 
-#include "either.h"
-#include "tasks.h"
-
-#include <math.h>
-
-#define TILE 64
-#define MAX_TOGETHER 4 /* heads of a group that read a key or a value once */
+#include "attention_tile.h"
 
 /* Rotate one head (feature i pairs with i + D / 2); the result is rounded to the dtype, as float32 in `out`. */
 INLINE void rotate(const attention_task *t, int64_t sequence, int64_t head, float *out, int is_bf16) {
@@ -40,119 +32,106 @@ INLINE void write_cache(const attention_task *t, int64_t sequence, int64_t group
 }
 
 /* Where the group's features of a tile's positions are; of those that do not exist, where the last one's are. */
-INLINE void find_positions(const attention_task *t, int64_t sequence, int64_t group, int64_t first, int64_t end, int64_t *at) {
-    const int32_t *blocks = t->block_table + sequence * t->table_stride;
+INLINE void find_positions(const attention_task *t, int64_t row, int64_t group, int64_t first, int64_t *places) {
+    const int32_t *blocks = t->block_table + row * t->table_stride;
+    int64_t last = t->ends[row] - 1, size = t->block_size;
     for (int64_t p = 0; p < TILE; p++) {
-        int64_t position = first + p < end ? first + p : end - 1, row = blocks[position / t->block_size] * t->block_size + position % t->block_size;
-        at[p] = (row * t->num_groups + group) * t->head_dim;
+        int64_t position = first + p < last ? first + p : last, place = blocks[position / size] * size + position % size;
+        places[p] = (place * t->num_groups + group) * t->head_dim;
     }
 }
 
-INLINE void fetch_features(const attention_task *t, const void *base, int64_t at, int is_bf16) {
-    const int64_t width = is_bf16 ? 2 : 4;
-    for (int64_t i = 0; i < t->head_dim * width; i += 64) __builtin_prefetch((const char *)base + at * width + i);
+INLINE void begin_query(const attention_task *t, attention_state *s, int64_t query, int64_t row, int64_t head, int is_bf16) {
+    int64_t D = t->head_dim;
+    float rotated[MAX_DIM];
+    rotate(t, row, head, rotated, is_bf16);
+    for (int64_t i = 0; i < D; i += LANES) {
+        store(s->queries, query * D + i, v_load(rotated + i), is_bf16 && !WIDENS_ROWS);
+        v_store(s->sums + query * D + i, v_zero());
+    }
+    s->best[query] = -INFINITY;
+    s->total[query] = 0;
 }
 
-/* The scores of `num_heads` heads, a constant: each key is read once for all of them. Rows of the cache lie apart, so what is needed
- * next is fetched meanwhile: this tile's values, and the keys of the next one. */
-INLINE void score_heads(
-    const attention_task *t, float query[][MAX_DIM], const int64_t *at, const int64_t *next, int64_t count,
-    float score[][TILE], int is_bf16, const int num_heads) {
-    for (int64_t p = 0; p < count; p++) {
-        fetch_features(t, t->values, at[p], is_bf16);
-        fetch_features(t, t->keys, next[p], is_bf16);
-        vec dot[MAX_TOGETHER];
-        UNROLLED for (int h = 0; h < num_heads; h++) dot[h] = v_zero();
-        for (int64_t i = 0; i < t->head_dim; i += LANES) {
-            vec key = load(t->keys, at[p] + i, is_bf16);
-            UNROLLED for (int h = 0; h < num_heads; h++) dot[h] = v_fma(v_load(query[h] + i), key, dot[h]);
+INLINE void end_query(const attention_task *t, const attention_state *s, int64_t query, int64_t row, int64_t head, int is_bf16) {
+    int64_t D = t->head_dim, to = (row * t->num_heads + head) * D;
+    const float *sums = s->sums + query * D;
+    vec total = v_set(s->total[query]);
+    for (int64_t i = 0; i < D; i += 2 * LANES) {
+        vec first = v_div(v_load(sums + i), total), second = v_div(v_load(sums + i + LANES), total);
+        if (is_bf16)
+            v_store_pairs((bf16 *)t->out + to + i, first, second);
+        else {
+            v_store((float *)t->out + to + i, first);
+            v_store((float *)t->out + to + i + LANES, second);
         }
-        UNROLLED for (int h = 0; h < num_heads; h++) score[h][p] = v_sum(dot[h]);
     }
 }
 
-/* Adds a tile's values to the sums of `num_heads` heads, a constant: each value is read once for all of them, and as the heads'
- * sums do not wait for each other, neither do the additions. */
-INLINE void add_values(
-    const attention_task *t, float share[][TILE], const int64_t *at, int64_t count, float sum[][MAX_DIM], int is_bf16,
-    const int num_heads) {
-    for (int64_t i = 0; i < t->head_dim; i += LANES) {
-        vec acc[MAX_TOGETHER];
-        UNROLLED for (int h = 0; h < num_heads; h++) acc[h] = v_load(sum[h] + i);
-        for (int64_t p = 0; p < count; p++) {
-            vec value = load(t->values, at[p] + i, is_bf16);
-            UNROLLED for (int h = 0; h < num_heads; h++) acc[h] = v_fma(v_set(share[h][p]), value, acc[h]);
+/* The queries of rows from `seeing` on, the first of which is query `first`, see a tile that begins at `position`. Where one of the
+ * rows ends in it, each sees as much as there is for it. */
+static void see_rows(
+    const attention_task *t, attention_state *s, const tile_kernel *kernels, const tile_places *places, int64_t position,
+    int64_t seeing, int64_t num_heads, int64_t first, int64_t end) {
+    if (t->ends[seeing] - position < TILE) {
+        for (; first < end; first += num_heads, seeing++) {
+            int64_t count = t->ends[seeing] - position;
+            kernels[num_heads - 1](s, first, places, count < TILE ? count : TILE);
         }
-        UNROLLED for (int h = 0; h < num_heads; h++) v_store(sum[h] + i, acc[h]);
+        return;
+    }
+    int64_t num_parts = (end - first + MAX_ROWS - 1) / MAX_ROWS;
+    for (int64_t part = 0; part < num_parts; part++) {
+        int64_t query = first + (end - first) * part / num_parts, next = first + (end - first) * (part + 1) / num_parts;
+        kernels[next - query - 1](s, query, places, TILE);
     }
 }
 
-/* A tile's scores become shares of the best score so far, and what was summed up before is measured by that one, too. */
-INLINE void weigh_tile(int64_t D, float *score, int64_t count, float *best, float *total, float *sum) {
-    for (int64_t p = count; p < TILE; p++) score[p] = -INFINITY;
-    vec high = v_load(score);
-    for (int64_t p = LANES; p < TILE; p += LANES) high = v_max(high, v_load(score + p));
-    float before = *best, highest = v_highest(high);
-    *best = highest > before ? highest : before;
-    vec m = v_set(*best), added = v_zero();
-    for (int64_t p = 0; p < TILE; p += LANES) {
-        vec e = v_exp(v_sub(v_load(score + p), m));
-        v_store(score + p, e);
-        added = v_add(added, e);
-    }
-    float shrink = v_first(v_exp(v_set(before - *best)));
-    *total = *total * shrink + v_sum(added);
-    for (int64_t i = 0; i < D; i += LANES) v_store(sum + i, v_mul(v_load(sum + i), v_set(shrink)));
-}
-
-/* `num_heads` heads of a group from `head` on, a constant. */
+/* `num_heads` heads of a group from `head` on, for `num_rows` rows of one sequence. */
 INLINE void attend_heads(
-    const attention_task *t, int64_t sequence, int64_t group, int64_t head, int is_bf16, const int num_heads) {
-    int64_t D = t->head_dim, places[2][TILE], *at = places[0], *next = places[1];
-    float query[MAX_TOGETHER][MAX_DIM], sum[MAX_TOGETHER][MAX_DIM], score[MAX_TOGETHER][TILE];
-    float best[MAX_TOGETHER], total[MAX_TOGETHER];
-    float scale = 1.0f / sqrtf((float)D);
-    for (int h = 0; h < num_heads; h++) {
-        rotate(t, sequence, head + h, query[h], is_bf16);
-        for (int64_t i = 0; i < D; i += LANES) {
-            v_store(query[h] + i, v_mul(v_load(query[h] + i), v_set(scale)));
-            v_store(sum[h] + i, v_zero());
-        }
-        best[h] = -INFINITY;
-        total[h] = 0;
+    const attention_task *t, int64_t row, int64_t num_rows, int64_t group, int64_t head, int64_t num_heads, int is_bf16) {
+    int64_t last = row + num_rows - 1, num_queries = num_rows * num_heads, num_over = 0;
+    attention_state state, *s = &state;
+    s->keys = t->keys;
+    s->values = t->values;
+    s->D = t->head_dim;
+    s->scale = 1.0f / sqrtf((float)t->head_dim);
+    for (int64_t q = 0; q < num_queries; q++) begin_query(t, s, q, row + q / num_heads, head + q % num_heads, is_bf16);
+    const tile_kernel *kernels = is_bf16 ? bf16_tiles : f32_tiles;
+    tile_places places;
+    find_positions(t, last, group, t->starts[row], places.next);
+    for (int64_t position = t->starts[row]; position < t->ends[last]; position += TILE) {
+        memcpy(places.here, places.next, sizeof places.here);
+        if (position + TILE < t->ends[last]) find_positions(t, last, group, position + TILE, places.next);
+        turn_keys(s, &places, is_bf16);
+        while (t->ends[row + num_over] <= position) num_over++;
+        see_rows(t, s, kernels, &places, position, row + num_over, num_heads, num_over * num_heads, num_queries);
     }
-    int64_t first = t->starts[sequence], end = t->ends[sequence];
-    find_positions(t, sequence, group, first, end, at);
-    for (; first < end; first += TILE) {
-        int64_t count = end - first < TILE ? end - first : TILE;
-        int is_last = first + TILE >= end;
-        if (!is_last) find_positions(t, sequence, group, first + TILE, end, next);
-        score_heads(t, query, at, is_last ? at : next, count, score, is_bf16, num_heads);
-        for (int h = 0; h < num_heads; h++) weigh_tile(D, score[h], count, best + h, total + h, sum[h]);
-        add_values(t, score, at, count, sum, is_bf16, num_heads);
-        int64_t *done = at;
-        at = next;
-        next = done;
-    }
-    for (int h = 0; h < num_heads; h++)
-        for (int64_t i = 0; i < D; i += LANES) {
-            vec y = v_div(v_load(sum[h] + i), v_set(total[h]));
-            store(t->out, (sequence * t->num_heads + head + h) * D + i, y, is_bf16);
-        }
+    for (int64_t q = 0; q < num_queries; q++) end_query(t, s, q, row + q / num_heads, head + q % num_heads, is_bf16);
 }
 
-INLINE void attend_group(const attention_task *t, int64_t sequence, int64_t group, int is_bf16) {
-    int64_t per_group = t->num_heads / t->num_groups, head = group * per_group, end = head + per_group;
-    for (; head + MAX_TOGETHER <= end; head += MAX_TOGETHER) attend_heads(t, sequence, group, head, is_bf16, MAX_TOGETHER);
-    for (; head < end; head++) attend_heads(t, sequence, group, head, is_bf16, 1);
+/* Whether a row is a later position of the same sequence as the row before it, seen from the same first position. */
+static int follows(const attention_task *t, int64_t row) {
+    if (t->starts[row] != t->starts[row - 1] || t->ends[row] <= t->ends[row - 1]) return 0;
+    const int32_t *blocks = t->block_table + row * t->table_stride;
+    size_t num_blocks = (size_t)((t->ends[row] + t->block_size - 1) / t->block_size);
+    return !memcmp(blocks, blocks - t->table_stride, num_blocks * sizeof *blocks);
 }
 
+/* A row that begins a run takes the rest of it along. */
 static void attention_unit(const void *task, int64_t unit) {
     const attention_task *t = task;
-    if (t->is_bf16)
-        attend_group(t, unit / t->num_groups, unit % t->num_groups, 1);
-    else
-        attend_group(t, unit / t->num_groups, unit % t->num_groups, 0);
+    int64_t row = unit / t->num_groups, group = unit % t->num_groups, num_rows = 1;
+    if (row % MAX_RUN && follows(t, row)) return;
+    while ((row + num_rows) % MAX_RUN && row + num_rows < t->num_sequences && follows(t, row + num_rows)) num_rows++;
+    int64_t per_group = t->num_heads / t->num_groups, head = group * per_group, end = head + per_group;
+    for (; head < end; head += MAX_HEADS) {
+        int64_t num_heads = end - head < MAX_HEADS ? end - head : MAX_HEADS;
+        if (t->is_bf16)
+            attend_heads(t, row, num_rows, group, head, num_heads, 1);
+        else
+            attend_heads(t, row, num_rows, group, head, num_heads, 0);
+    }
 }
 
 static void attention_run(const attention_task *t) {

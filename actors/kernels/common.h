@@ -11,6 +11,6 @@ typedef uint16_t bf16;
 #define INLINE static inline __attribute__((always_inline))
 
 /* Sums stay in registers only where no loop over them is left. */
-#define UNROLLED _Pragma("GCC unroll 8")
+#define UNROLLED _Pragma("GCC unroll 16")
 
 #endif

@@ -14,6 +14,7 @@
  */
 
 #include "coded.h"
+#include "columns.h"
 #include "either.h"
 #include "tasks.h"
 
@@ -112,10 +113,7 @@ INLINE void f32_rows(
         vec column[COLUMNS];
         UNROLLED for (int c = 0; c < COLUMNS; c++) column[c] = v_load(w + LANES * c);
         prefetch(w, BLOCK * sizeof(float));
-        UNROLLED for (int r = 0; r < num_rows; r++) {
-            vec value = v_set(x[r][k]);
-            UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = v_fma(column[c], value, sum[r][c]);
-        }
+        v_add_singles(sum, x, k, column, num_rows);
     }
     finish(t, row, block, num_outputs, sum, t->is_bf16, num_rows);
 }
@@ -130,13 +128,7 @@ typedef void (*rows_kernel)(const linear_task *, int64_t, int64_t, const void *,
         f32_rows(t, row, block, w, outputs, ROWS);                                                                  \
     }
 
-DEFINE_ROWS(1) DEFINE_ROWS(2) DEFINE_ROWS(3) DEFINE_ROWS(4)
-#if MAX_ROWS > 4
-DEFINE_ROWS(5) DEFINE_ROWS(6)
-#define UP_TO_MAX(NAME) {NAME##1, NAME##2, NAME##3, NAME##4, NAME##5, NAME##6}
-#else
-#define UP_TO_MAX(NAME) {NAME##1, NAME##2, NAME##3, NAME##4}
-#endif
+FOR_EACH_ROWS(DEFINE_ROWS)
 
 static const rows_kernel bf16_kernels[MAX_ROWS] = UP_TO_MAX(bf16_rows_);
 static const rows_kernel f32_kernels[MAX_ROWS] = UP_TO_MAX(f32_rows_);

@@ -89,10 +89,7 @@ INLINE void quantized_rows(
         quantized_rows(t, row, block, w, outputs, 4, ROWS);                                                         \
     }
 
-DEFINE_QUANTIZED_ROWS(1) DEFINE_QUANTIZED_ROWS(2) DEFINE_QUANTIZED_ROWS(3) DEFINE_QUANTIZED_ROWS(4)
-#if MAX_ROWS > 4
-DEFINE_QUANTIZED_ROWS(5) DEFINE_QUANTIZED_ROWS(6)
-#endif
+FOR_EACH_ROWS(DEFINE_QUANTIZED_ROWS)
 
 static const rows_kernel int8_kernels[MAX_ROWS] = UP_TO_MAX(int8_rows_);
 static const rows_kernel int4_kernels[MAX_ROWS] = UP_TO_MAX(int4_rows_);

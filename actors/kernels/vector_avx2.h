@@ -86,11 +86,35 @@ typedef __m256i ivec;
 
 INLINE ivec i_zero(void) { return _mm256_setzero_si256(); }
 INLINE ivec i_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE void i_store(void *p, ivec v) { _mm256_storeu_si256((__m256i *)p, v); }
 INLINE vec i_to_float(ivec v) { return _mm256_cvtepi32_ps(v); }
 
-/* Of 8 pairs of bfloat16, the first and the second ones. */
-INLINE vec v_first_of_pairs(__m256i pairs) { return (__m256)_mm256_slli_epi32(pairs, 16); }
-INLINE vec v_second_of_pairs(__m256i pairs) { return (__m256)_mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000)); }
+/* Of 8 pairs of bfloat16, the first and the second ones, and back. */
+INLINE vec v_first_of_pairs(ivec pairs) { return (__m256)_mm256_slli_epi32(pairs, 16); }
+INLINE vec v_second_of_pairs(ivec pairs) { return (__m256)_mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000)); }
+INLINE void v_store_pairs(bf16 *p, vec first, vec second) {
+    i_store(p, _mm256_or_si256(_mm256_srli_epi32(rounded_bits(first), 16), rounded_bits(second)));
+}
+
+/* out[i] = word i behind `offset` of every row. */
+INLINE void i_transpose(const char *const *rows, int64_t offset, ivec *out) {
+    ivec a[8], b[8];
+    UNROLLED for (int i = 0; i < 8; i++) a[i] = i_load(rows[i] + offset);
+    UNROLLED for (int i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    UNROLLED for (int i = 0; i < 8; i += 4) {
+        a[i] = _mm256_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm256_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm256_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    UNROLLED for (int j = 0; j < 4; j++) {
+        out[j] = _mm256_permute2x128_si256(a[j], a[4 + j], 0x20);
+        out[4 + j] = _mm256_permute2x128_si256(a[j], a[4 + j], 0x31);
+    }
+}
 
 /* sum[r][c] += inputs k and k + 1 of row r times theirs in column c, which holds both inputs of an output side by side. */
 INLINE void v_add_pairs(vec sum[][COLUMNS], const bf16_row *const *x, int64_t k, const ivec *both, int num_rows) {

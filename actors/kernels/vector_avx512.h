@@ -61,7 +61,40 @@ typedef __m512i ivec;
 
 INLINE ivec i_zero(void) { return _mm512_setzero_si512(); }
 INLINE ivec i_load(const void *p) { return _mm512_loadu_si512(p); }
+INLINE void i_store(void *p, ivec v) { _mm512_storeu_si512(p, v); }
 INLINE vec i_to_float(ivec v) { return _mm512_cvtepi32_ps(v); }
+
+/* Of 16 pairs of bfloat16, the first and the second ones, and back. */
+INLINE vec v_first_of_pairs(ivec pairs) { return (__m512)_mm512_slli_epi32(pairs, 16); }
+INLINE vec v_second_of_pairs(ivec pairs) { return (__m512)_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)); }
+INLINE void v_store_pairs(bf16 *p, vec first, vec second) {
+    i_store(p, _mm512_or_si512(_mm512_srli_epi32((ivec)v_round_bf16(first), 16), (ivec)v_round_bf16(second)));
+}
+
+/* out[i] = word i behind `offset` of every row. */
+INLINE void i_transpose(const char *const *rows, int64_t offset, ivec *out) {
+    ivec a[16], b[16];
+    UNROLLED for (int i = 0; i < 16; i++) a[i] = i_load(rows[i] + offset);
+    UNROLLED for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    UNROLLED for (int i = 0; i < 16; i += 4) {
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    /* a[4 g + j]: word j of every quarter of rows 4 g to 4 g + 3 */
+    UNROLLED for (int j = 0; j < 4; j++) {
+        ivec low = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x88), high = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xdd);
+        ivec low2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88), high2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xdd);
+        out[j] = _mm512_shuffle_i32x4(low, low2, 0x88);
+        out[8 + j] = _mm512_shuffle_i32x4(low, low2, 0xdd);
+        out[4 + j] = _mm512_shuffle_i32x4(high, high2, 0x88);
+        out[12 + j] = _mm512_shuffle_i32x4(high, high2, 0xdd);
+    }
+}
 
 /* sum[r][c] += inputs k and k + 1 of row r times theirs in column c, which holds both inputs of an output side by side. */
 INLINE void v_add_pairs(vec sum[][COLUMNS], const bf16_row *const *x, int64_t k, const ivec *column, int num_rows) {

@@ -96,13 +96,13 @@ def test_a_decoding_row_has_the_same_bits_whether_or_not_a_prompt_joins_its_step
         assert torch.equal(part.step([chunk], cache)[0], alone[row])
 
 
-@pytest.mark.parametrize("sizes", [(1,) * 12, (12,), (5, 7), (3, 1, 8)], ids=str)
+@pytest.mark.parametrize("sizes", [(150,), (5, 145), (63, 1, 2, 84), (3, 127, 20)], ids=str)
 def test_a_narrow_chunk_of_a_prompt_has_the_bits_of_its_tokens_one_by_one(
     part: Part, sizes: tuple[int, ...]
 ) -> None:
     """Beyond the window, too; and those of other sequences in the step are their own."""
-    prompt, decoding = sequence(0, 12, 0), sequence(1, 9, 3)
-    expected = prefill_in_pieces(part, prompt, decoding, (1,) * 12)
+    prompt, decoding = sequence(0, 150, 0), sequence(1, 9, 40)
+    expected = prefill_in_pieces(part, prompt, decoding, (1,) * 150)
     assert torch.equal(prefill_in_pieces(part, prompt, decoding, sizes), expected)
 
 
@@ -110,7 +110,7 @@ def prefill_in_pieces(
     part: Part, prompt: Sequence, decoding: Sequence, sizes: tuple[int, ...]
 ) -> torch.Tensor:
     """Rows of the prompt's positions, then of the other sequence's in the last step."""
-    cache = KVCache(part.config, 6, BLOCK_SIZE, part.dtype, CPU)
+    cache = KVCache(part.config, 43, BLOCK_SIZE, part.dtype, CPU)
     length = len(decoding.prompt_ids)
     part.step([Chunk(decoding, 0, length - 1)], cache)
     rows, start = [], 0
@@ -137,15 +137,16 @@ def test_a_narrow_chunk_computes_what_a_wide_one_does(part: Part) -> None:
     torch.testing.assert_close(narrow, wide, rtol=1e-4, atol=1e-4)
 
 
-def test_long_contexts_are_wide(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_prompts_are_wide_where_the_processor_multiplies_in_tiles(
+    part: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = sequence(0, 100_000, 0)
-    assert part.model.is_narrow(Chunk(made, 99_999, 100_000))
-    assert not part.model.is_narrow(Chunk(made, 99_900, 100_000))
     for has_tiles in (False, True):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has_tiles=has_tiles: has_tiles)
         model = part.make_model()
         assert model.is_narrow(Chunk(made, 0, 10))
-        assert model.is_narrow(Chunk(made, 0, 4_000)) != has_tiles
+        assert model.is_narrow(Chunk(made, 99_999, 100_000))
+        assert model.is_narrow(Chunk(made, 99_000, 100_000)) != has_tiles
 
 
 def test_another_cache_is_another_cache(part: Part) -> None:

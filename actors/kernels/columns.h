@@ -1,0 +1,24 @@
+/* Sums of up to MAX_ROWS rows for COLUMNS * LANES outputs, in registers: for a block of weights, and for a tile's keys.
+ * Of bfloat16, v_add_pairs (vector_*.h) adds two inputs at a time; of float32, v_add_singles adds one. */
+
+#ifndef PHIMOE_COLUMNS_H
+#define PHIMOE_COLUMNS_H
+
+/* sum[r][c] += input k of row r times its in column c. */
+INLINE void v_add_singles(vec sum[][COLUMNS], const float *const *x, int64_t k, const vec *column, int num_rows) {
+    UNROLLED for (int r = 0; r < num_rows; r++) {
+        vec value = v_set(x[r][k]);
+        UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = v_fma(value, column[c], sum[r][c]);
+    }
+}
+
+/* Functions for a constant number of rows, by that number less one. */
+#if MAX_ROWS > 4
+#define FOR_EACH_ROWS(DEFINE) DEFINE(1) DEFINE(2) DEFINE(3) DEFINE(4) DEFINE(5) DEFINE(6)
+#define UP_TO_MAX(NAME) {NAME##1, NAME##2, NAME##3, NAME##4, NAME##5, NAME##6}
+#else
+#define FOR_EACH_ROWS(DEFINE) DEFINE(1) DEFINE(2) DEFINE(3) DEFINE(4)
+#define UP_TO_MAX(NAME) {NAME##1, NAME##2, NAME##3, NAME##4}
+#endif
+
+#endif
