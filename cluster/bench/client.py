@@ -94,6 +94,8 @@ class _Body(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Body).decode
+_MOST_CLOSED = 4
+"""Connections that one call may find closed."""
 
 
 class BenchError(Exception):
@@ -128,13 +130,10 @@ async def send(client: aiohttp.ClientSession, target: Target, call: Call, start:
     """Send one call and follow it to its end. `start` is the `perf_counter` of the load's start. Never raises but
     for cancellation: what went wrong is in `Outcome.error`."""
     progress = _Progress(start)
-    path = "/v1/chat/completions" if target.endpoint == "chat" else "/v1/completions"
     sent = time.perf_counter() - start
     try:
         content = msgspec.json.encode(body_of(target, call))
-        headers = {"Content-Type": "application/json"}
-        async with client.post(target.url + path, data=content, headers=headers) as response:
-            await _follow(response, target.is_streamed, progress)
+        await _post(client, target, content, progress)
     except (aiohttp.ClientError, msgspec.MsgspecError, asyncio.TimeoutError) as error:
         progress.error = _words(error)
     return Outcome(
@@ -179,6 +178,8 @@ class _Progress:
         self.num_cached_tokens: int | None = None
         self.num_output_tokens = 0
         self.is_exact = True
+        self.is_answered = False
+        """A status has come."""
         self.error: str | None = None
 
     def add(self, body: _Body, seconds: float) -> None:
@@ -202,6 +203,21 @@ class _Progress:
         if count > self.num_output_tokens:
             self.num_output_tokens = count
             self.marks.append(Mark(seconds, count))
+
+
+async def _post(client: aiohttp.ClientSession, target: Target, content: bytes, progress: _Progress) -> None:
+    """Servers close a connection that was kept just as a call takes it: the call then takes another one."""
+    path = "/v1/chat/completions" if target.endpoint == "chat" else "/v1/completions"
+    headers = {"Content-Type": "application/json"}
+    for is_last in (*(False,) * _MOST_CLOSED, True):
+        try:
+            async with client.post(target.url + path, data=content, headers=headers) as response:
+                progress.is_answered = True
+                await _follow(response, target.is_streamed, progress)
+                return
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            if is_last or progress.is_answered or isinstance(error, aiohttp.ClientConnectorError):
+                raise
 
 
 async def _follow(response: aiohttp.ClientResponse, is_streamed: bool, progress: _Progress) -> None:

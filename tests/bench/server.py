@@ -40,6 +40,8 @@ class Behaviour:
     """Answers have at most this many tokens, whatever was asked for."""
     words: tuple[str, ...] = ()
     """Tokens of a reply; none are made up."""
+    keep_alive_seconds: int = 5
+    """After which a connection is closed without a word. It is read when the server starts."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,7 +67,13 @@ def serving(behaviour: Behaviour | None = None, model: str = "small") -> Iterato
         listener.listen(256)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         running = Running(url=url, behaviour=behaviour or Behaviour())
-        config = uvicorn.Config(_app(running, model), log_level="warning", ws="none", lifespan="off")
+        config = uvicorn.Config(
+            _app(running, model),
+            log_level="warning",
+            ws="none",
+            lifespan="off",
+            timeout_keep_alive=running.behaviour.keep_alive_seconds,
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
         thread.start()

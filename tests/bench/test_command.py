@@ -83,6 +83,17 @@ def test_failures_are_counted_shown_and_make_the_status_1(
         assert words in shown
 
 
+def test_a_connection_that_the_server_has_closed_meanwhile_is_no_failure(tmp_path: Path) -> None:
+    with serving(Behaviour(keep_alive_seconds=0)) as server:
+        status, content = _bench(
+            tmp_path, "--url", server.url, "--num-requests", "40", "--concurrency", "2", "--output-tokens", "2",
+            "--warmup", "0",
+        )  # fmt: skip
+    load = content["rounds"][0][0]["load"]
+    assert status == 0 and load["num_errors"] == 0 and load["output_tokens"] == 40 * 2
+    assert len(server.bodies) == 40, "a call came twice"
+
+
 def test_answers_that_end_early_are_reported(tmp_path: Path) -> None:
     with serving(Behaviour(ends_after=3)) as server:
         _, content = _bench(tmp_path, "--url", server.url, "--num-requests", "4", "--output-tokens", "8")
