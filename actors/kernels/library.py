@@ -16,7 +16,9 @@ _POINTER, _COUNT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 class Kernels:
     """Functions that take addresses (0 is none). Callers see to shapes, dtypes, lifetimes and contiguous memory."""
 
-    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+    def __init__(self, library: ctypes.CDLL, brief: ctypes.PyDLL, name: str) -> None:
+        """brief: the library as it is called without giving up the interpreter's lock. Another thread would take it, and what takes
+        microseconds would wait for that thread's turn to end."""
         self.name = name
         """The instructions that they use: "avx512" or "avx2"."""
         library.phimoe_block_outputs.restype = _COUNT
@@ -60,7 +62,7 @@ class Kernels:
         float64 [num_rows, 5]: temperature, top_k, top_p, min_p, draw."""
         self.sample.argtypes = [_POINTER] * 3 + [_COUNT] * 2 + [_INT]
         self.sample.restype = _INT
-        self.fill_rows = library.phimoe_fill_rows
+        self.fill_rows = brief.phimoe_fill_rows
         """(rows, step) -> 0, 4 for a token that is not in the vocabulary; addresses of the structures `RowsTask` and `LayerTask`
         of `actors.kernels.layer`, which says where the rows go."""
         self.fill_rows.argtypes = [_POINTER] * 2
@@ -167,5 +169,5 @@ def load() -> Kernels | None:
             library = ctypes.CDLL(str(path))
             library.phimoe_kernels.restype = ctypes.c_char_p
             name: bytes | None = library.phimoe_kernels()
-            return None if name is None else Kernels(library, name.decode())
+            return None if name is None else Kernels(library, ctypes.PyDLL(str(path)), name.decode())
     return None
