@@ -121,8 +121,8 @@ class ClusterConfig:
     )
     dense_quantization: str | None = _option(
         None,
-        "hold attention's projections and the head in 8 bits (cpu alone); none is as stored",
-        choices=("int8",),
+        "hold attention's projections and the head in so few bits: int8 or int4 (cpu alone); none is as stored",
+        choices=tuple(name for name, kind in KINDS.items() if "cpu" in kind.devices),
         actors=True,
     )
     device: str = _option(

@@ -85,8 +85,8 @@ def test_an_unknown_key_is_named_with_the_closest_known_one(key: str, closest: s
             id="fp8-on-cpu",
         ),
         pytest.param(
-            {"dense_quantization": "int4"},
-            "dense_quantization is 'int4', expected one of int8",
+            {"dense_quantization": "fp8"},
+            "dense_quantization is 'fp8', expected one of int8, int4",
             id="no-such-dense-quantization",
         ),
         pytest.param(

@@ -19,7 +19,15 @@ from actors.checkpoint.tiny_training.questions import draw_fresh_question
 from actors.checkpoint.tiny_training.tokenizer import ChatEncoder
 from tests.dense.local_engine import LocalEngine, greedy
 
-KINDS = ((None, None), ("int8", None), ("int4", None), (None, "int8"), ("int8", "int8"), ("int4", "int8"))
+KINDS = (
+    (None, None),
+    ("int8", None),
+    ("int4", None),
+    (None, "int8"),
+    ("int8", "int8"),
+    ("int4", "int8"),
+    ("int4", "int4"),
+)
 """Of the experts, and of attention's projections and the head."""
 _TURNS = (1, 2, 3, 4, 30)
 """Questions of a conversation, in turn; 30 are far behind the crossing."""

@@ -20,6 +20,7 @@ def whole() -> Quality:
         pytest.param("int8", None, 1.01, 0.99, id="int8"),
         pytest.param("int4", None, 1.1, 0.95, id="int4"),
         pytest.param("int8", "int8", 1.01, 0.99, id="int8-and-dense"),
+        pytest.param("int4", "int4", 1.1, 0.95, id="int4-and-dense"),
     ],
 )
 def test_answers_stay_and_perplexity_hardly_rises(
