@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from cluster.hosting import share_threads
 from cluster.plan.demand import Demand
 from cluster.plan.hardware import Hardware
 from cluster.plan.shape import Shape
 from cluster.plan.step import Layout
+
+_HOST_PRODUCTS, _HOST_ATTENTION = 0.85, 0.5
+"""Shares of a CPU host's operations per second that products of many rows and attention, which sums in float32, reach there."""
 
 
 def prefill_share(shape: Shape, hardware: Hardware, layout: Layout, demand: Demand) -> float:
@@ -19,16 +21,35 @@ def prefill_share(shape: Shape, hardware: Hardware, layout: Layout, demand: Dema
     """
     if demand.rate is None:
         return 0.0
-    peak = hardware.flops * hardware.flops_efficiency
-    seen = shape.seen(demand.prompt_tokens / 2)
-    dense = shape.num_layers * (2 * shape.dense_layer_weights + 4 * shape.hidden_size * seen) / peak
-    experts = shape.num_layers * 2 * shape.num_experts_per_token * shape.expert_weights / peak
     tokens = demand.rate * demand.prompt_tokens
     if hardware.kind == "cpu":
-        threads = share_threads(hardware.cores, layout.dense_actors, layout.expert_actors)
-        return tokens * (dense * hardware.cores / min(threads.dense, hardware.cores) + experts)
+        return tokens * host_prefill_seconds(shape, hardware, layout, demand.prompt_tokens)
+    peak = hardware.flops * hardware.flops_efficiency
+    products, attention, experts = _operations(shape, demand.prompt_tokens)
+    dense, experts = (products + attention) / peak, experts / peak
     if layout.expert_actors == 0:
         return tokens * (dense + experts) / layout.dense_actors
     by_experts = experts / layout.expert_actors
     own = dense + (by_experts if layout.micro_batches == 1 else 0.0)
     return tokens * max(own / layout.dense_actors, by_experts)
+
+
+def host_prefill_seconds(shape: Shape, hardware: Hardware, layout: Layout, prompt_tokens: int) -> float:
+    """Seconds that a prompt's token takes on a host, all of whose cores compute for whoever has something to compute, and whose
+    rows go to expert actors and come back."""
+    peak = hardware.flops * hardware.flops_efficiency
+    products, attention, experts = _operations(shape, prompt_tokens)
+    computing = ((products + experts) / _HOST_PRODUCTS + attention / _HOST_ATTENTION) / peak
+    if layout.expert_actors == 0:
+        return computing
+    moved = 2 * shape.num_layers * shape.num_experts_per_token * shape.hidden_size * shape.item_bytes
+    return computing + moved / hardware.link_bandwidth
+
+
+def _operations(shape: Shape, prompt_tokens: int) -> tuple[float, float, float]:
+    """Of a prompt's token in dense products, attention and experts; it sees half of the prompt."""
+    seen = shape.seen(prompt_tokens / 2)
+    products = 2 * shape.num_layers * shape.dense_layer_weights
+    attention = 4 * shape.num_layers * shape.hidden_size * seen
+    experts = 2 * shape.num_layers * shape.num_experts_per_token * shape.expert_weights
+    return products, attention, experts
