@@ -50,7 +50,7 @@ class DenseChannel:
         self.prefix_rule: PrefixRule | None = None
         """Which sequences share prefixes there; None where none do."""
         self.prefixes = HeldPrefixes()
-        self._hello = encode_frame(hello)
+        self._hello = hello
         self._on_change = on_change
         self._silence = Silence(silence_seconds)
         self._writer: asyncio.StreamWriter | None = None
@@ -84,12 +84,12 @@ class DenseChannel:
             return
         self._sinks[order.sequence_id] = sink
         self._num_submitted += 1
-        self._writer.write(encode_frame(order))
+        _write(self._writer, order)
 
     def cancel(self, sequence_id: str) -> None:
         """Forget a sequence; its sink hears nothing more."""
         if self._sinks.pop(sequence_id, None) is not None and self._writer is not None:
-            self._writer.write(encode_frame(Cancel(sequence_id=sequence_id)))
+            _write(self._writer, Cancel(sequence_id=sequence_id))
 
     def send_away(self) -> None:
         """Cancel all sequences and let each be submitted elsewhere."""
@@ -125,7 +125,7 @@ class DenseChannel:
         connecting = asyncio.open_connection(self.door.host, self.door.port)
         reader, writer = await within(_CONNECT_SECONDS, connecting)
         try:
-            writer.write(self._hello)
+            _write(writer, self._hello)
             welcome = await within(_CONNECT_SECONDS, read_frame(reader))
             if not isinstance(welcome, Welcome):
                 raise FrameError(f"the dense actor began with {type(welcome).__name__}")
@@ -188,3 +188,9 @@ class DenseChannel:
         sinks, self._sinks = self._sinks, {}
         for sink in sinks.values():
             sink(None)
+
+
+def _write(writer: asyncio.StreamWriter, frame: Hello | Submit | Cancel) -> None:
+    """Nothing where the connection has ended: whoever reads it is about to hear so. uvloop raises RuntimeError there."""
+    if not writer.is_closing():
+        writer.write(encode_frame(frame))

@@ -22,12 +22,11 @@ async def within(seconds: float | None, work: Awaitable[T]) -> T:
             raise asyncio.TimeoutError
         return task.result()
     finally:
-        if not task.done():
-            task.cancel()
-            task.add_done_callback(_take_note)
+        task.cancel()
+        task.add_done_callback(_take_note)
 
 
 def _take_note(task: asyncio.Future[T]) -> None:
-    """Look at the outcome that nobody waits for any longer, so that asyncio does not report it."""
+    """Look at the outcome, which nobody may wait for any longer, so that asyncio does not report it."""
     if not task.cancelled():
         task.exception()

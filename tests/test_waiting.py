@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -35,3 +36,25 @@ def test_a_cancellation_in_the_moment_of_completion_is_not_lost() -> None:
             await waiter
 
     asyncio.run(run())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_failure_in_the_moment_of_a_cancellation_is_not_reported() -> None:
+    """Nobody is left who could take it."""
+    reported: list[dict[str, object]] = []
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        work: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        waiter = asyncio.create_task(within(10, work))
+        await asyncio.sleep(0)
+        waiter.cancel()
+        work.set_exception(ConnectionRefusedError())
+        with pytest.raises((asyncio.CancelledError, ConnectionRefusedError)):
+            await waiter
+        del work, waiter
+        gc.collect()
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert not reported

@@ -68,8 +68,8 @@ INLINE void end_query(const attention_task *t, const attention_state *s, int64_t
     }
 }
 
-/* The queries of rows from `seeing` on, the first of which is query `first`, see a tile that begins at `position`. Where one of the
- * rows ends in it, each sees as much as there is for it. */
+/* Queries `first` to `end`, those of the rows from `seeing` on, see a tile that begins at `position`. Where one of the rows ends in it,
+ * each row sees as much as there is for it. */
 static void see_rows(
     const attention_task *t, attention_state *s, const tile_kernel *kernels, const tile_places *places, int64_t position,
     int64_t seeing, int64_t num_heads, int64_t first, int64_t end) {
@@ -110,11 +110,11 @@ INLINE void attend_heads(
     for (int64_t q = 0; q < num_queries; q++) end_query(t, s, q, row + q / num_heads, head + q % num_heads, is_bf16);
 }
 
-/* Whether a row is a later position of the same sequence as the row before it, seen from the same first position. */
+/* Whether a row sees all that the row before it does, and more behind it, as a later position of its sequence. */
 static int follows(const attention_task *t, int64_t row) {
     if (t->starts[row] != t->starts[row - 1] || t->ends[row] <= t->ends[row - 1]) return 0;
     const int32_t *blocks = t->block_table + row * t->table_stride;
-    size_t num_blocks = (size_t)((t->ends[row] + t->block_size - 1) / t->block_size);
+    size_t num_blocks = (size_t)((t->ends[row - 1] + t->block_size - 1) / t->block_size);
     return !memcmp(blocks, blocks - t->table_stride, num_blocks * sizeof *blocks);
 }
 

@@ -139,3 +139,55 @@ def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(config: ModelConfig, 
             decode=rows,
         )
         assert torch.equal(run(compute, config, alone, qkv[part])[0], together[part])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", [(4, 1), (12, 2)], ids=str)
+@pytest.mark.parametrize("window", [None, 100])
+def test_rows_of_one_sequence_have_the_same_bits_together_and_alone(
+    config: ModelConfig, dtype: torch.dtype, heads: tuple[int, int], window: int | None
+) -> None:
+    """They read tiles together, up to where the first of them ends."""
+    num_heads, num_kv_heads = heads
+    hidden_size = num_heads * config.head_dim
+    shaped = replace(config, hidden_size=hidden_size, num_heads=num_heads, num_kv_heads=num_kv_heads)
+    firsts, sizes = (0, 30, 230), (70, 1, 41)
+    whole = decoding(tuple(first + size for first, size in zip(firsts, sizes, strict=True)), None)
+    assert whole.decode is not None
+    sequences = torch.tensor([index for index, size in enumerate(sizes) for _ in range(size)])
+    positions = torch.cat([first + torch.arange(size) for first, size in zip(firsts, sizes, strict=True)])
+    table = whole.decode.block_table[sequences].contiguous()
+    for row, position in enumerate(positions.tolist()):
+        table[row, position // BLOCK_SIZE + 1 :] = -1  # What is behind a row's blocks is nobody's.
+    slots = (
+        table.long().gather(1, (positions // BLOCK_SIZE)[:, None])[:, 0] * BLOCK_SIZE + positions % BLOCK_SIZE
+    )
+    ends = positions + 1
+    starts = torch.zeros_like(ends) if window is None else (ends - window).clamp_min(0)
+    qkv, compute = projected(shaped, len(positions), dtype), attention(shaped, dtype)
+    cache = filled_cache(shaped, dtype)
+
+    def attend(rows: slice) -> torch.Tensor:
+        decode = DecodeRows(
+            block_table=table[rows],
+            starts=starts[rows].int(),
+            ends=ends[rows].int(),
+            block_size=BLOCK_SIZE,
+            most_visible=int(ends.max()),
+        )
+        batch = replace(
+            whole,
+            token_ids=positions[rows],
+            positions=positions[rows],
+            is_long=(positions[rows] > 48).long(),
+            slots=slots[rows],
+            decode=decode,
+        )
+        tables: Tables = RotaryEmbedding(shaped.rope, shaped.head_dim, CPU).tables(
+            batch.positions, batch.is_long
+        )
+        return compute(cache, 0, batch, qkv[rows], tables)
+
+    together = attend(slice(None))
+    alone = torch.cat([attend(slice(row, row + 1)) for row in range(len(positions))])
+    assert torch.equal(together, alone)
