@@ -86,5 +86,8 @@ def test_a_sequence_that_meets_the_end_of_its_connection_is_told_so(
             await channel.close()
             await actor.stop()
 
-    with asyncio.Runner(loop_factory=make_loop) as runner:
-        runner.run(scenario())
+    loop = make_loop()
+    try:
+        loop.run_until_complete(scenario())
+    finally:
+        loop.close()
