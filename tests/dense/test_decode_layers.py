@@ -146,7 +146,8 @@ def test_long_prompts_are_wide_where_the_processor_multiplies_in_tiles(
         model = part.make_model()
         assert model.is_narrow(Chunk(made, 0, 10))
         assert model.is_narrow(Chunk(made, 99_999, 100_000))
-        assert model.is_narrow(Chunk(made, 99_000, 100_000)) != has_tiles
+        assert model.is_narrow(Chunk(made, 0, 4_000)) != has_tiles
+        assert model.is_narrow(Chunk(made, 99_900, 100_000)) != has_tiles
 
 
 def test_another_cache_is_another_cache(part: Part) -> None:
