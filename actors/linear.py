@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from actors.checkpoint.quantization import group_size
 from actors.checkpoint.quantized import QuantizedWeight, quantize
-from actors.gpu.available import has_triton
+from actors.devices import has_triton
 from actors.kernels.layer import ProductWeights
 from actors.kernels.library import Kernels, kernels_for, pack, pack_quantized
 from actors.kernels.quantization import Quantization

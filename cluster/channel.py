@@ -16,8 +16,17 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from actors.errors import FrameError
-from actors.messages import Cancel, Hello, Load, PrefixRule, SequenceDelta, StepOutput, Submit, Welcome
-from actors.wire import encode_frame, read_frame
+from actors.protocol.framing import encode_frame, read_frame
+from actors.protocol.messages import (
+    Cancel,
+    Hello,
+    Load,
+    PrefixRule,
+    SequenceDelta,
+    StepOutput,
+    Submit,
+    Welcome,
+)
 from cluster.choosing import Candidate
 from cluster.prefixes import HeldPrefixes
 from cluster.silence import TICK_SECONDS, Silence

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 
-from actors.messages import Hello
-from actors.prefix import prompt_hashes
+from actors.protocol.messages import Hello
+from actors.protocol.prefix_hash import prompt_hashes
 from cluster.channel import DenseChannel
 from cluster.choosing import choose
 from cluster.prefixes import MAX_BLOCKS

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from actors.messages import ActorReport, Progress
-from actors.settings import DenseSettings, ExpertSettings
+from actors.protocol.messages import ActorReport, Progress
+from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.membership import ActorKey, Place
 from cluster.roster import Roster, actor_name
 from cluster.view import ActorStartup, ActorView, Startup

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from actors.messages import TokenLogprobs
+from actors.protocol.messages import TokenLogprobs
 from cluster.errors import InvalidRequest
 from cluster.openai.assembler import OutputPiece
 from cluster.openai.request import SequenceRequest

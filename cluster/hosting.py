@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from actors.checkpoint.quantization import KINDS
-from actors.settings import DenseSettings, ExchangeSettings, ExpertSettings, ModelSource
+from actors.protocol.settings import DenseSettings, ExchangeSettings, ExpertSettings, ModelSource
 from cluster.config import ClusterConfig
 from cluster.environment import hub_token
 from cluster.placement import spread_experts

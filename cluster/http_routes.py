@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from actors.messages import Load
+from actors.protocol.messages import Load
 from cluster.access import Access, Doorkeeper
 from cluster.admin import Admin
 from cluster.admin_bodies import parse_drain, parse_nothing, parse_scale

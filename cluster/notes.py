@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from actors.messages import Progress
+from actors.protocol.messages import Progress
 from cluster.membership import ActorKey, Kind, Place
 from cluster.placement import Placement
 from cluster.roster import Roster

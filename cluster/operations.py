@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from actors.settings import DenseSettings, ExpertSettings
+from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config import NUM_EXPERTS, ClusterConfig
 from cluster.membership import ActorKey, Added, Removed
 from cluster.placement import Holder, Placement, among, gain, place, slot_counts

@@ -24,8 +24,8 @@ from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from actors.errors import ActorError
-from actors.messages import ActorReport, Membership
-from actors.settings import DenseSettings, ExpertSettings
+from actors.protocol.messages import ActorReport, Membership
+from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster import pool_groups
 from cluster.config import ClusterConfig
 from cluster.environment import NAMESPACE, limit_threads

@@ -14,7 +14,7 @@ _MAX_HASHES = 16_384
 
 
 class HeldPrefixes:
-    """The blocks of one dense actor that were used last, by name (`actors.prefix`)."""
+    """The blocks of one dense actor that were used last, by name (`actors.protocol.prefix_hash`)."""
 
     def __init__(self, max_hashes: int = _MAX_HASHES) -> None:
         self._max_hashes = max_hashes

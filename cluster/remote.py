@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from actors import messages
 from actors.errors import ActorError
-from actors.messages import ActorReport
-from actors.settings import DenseSettings, ExpertSettings
+from actors.protocol import messages
+from actors.protocol.messages import ActorReport
+from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config import ClusterConfig
 from cluster.view import Pulse
 

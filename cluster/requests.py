@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from actors.messages import SequenceDelta, Submit
+from actors.protocol.messages import SequenceDelta, Submit
 from cluster.channel import DenseChannel, Sink
 from cluster.channels import Channels
 from cluster.errors import ClientError, DeadlineExceeded, RequestFailed, ServerUnavailable

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-from actors.messages import ActorReport
-from actors.settings import DenseSettings, ExpertSettings
+from actors.protocol.messages import ActorReport
+from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster import membership
 from cluster.membership import ActorKey
 from cluster.remote import RemoteActor

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import logging
 
-from actors import messages
 from actors.errors import StaleEpochError
-from actors.messages import DenseMember, ExpertMember
+from actors.protocol import messages
+from actors.protocol.messages import DenseMember, ExpertMember
 from cluster.membership import ActorKey, EpochSeen, RoundEnded
 from cluster.remote import UNANSWERED
 from cluster.roster import Roster

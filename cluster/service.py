@@ -23,8 +23,8 @@ from actors.checkpoint.download import resolve
 from actors.checkpoint.dummy_files import write_small_files
 from actors.checkpoint.presets import PRESETS
 from actors.errors import ActorError
-from actors.messages import Load
-from actors.settings import ModelSource
+from actors.protocol.messages import Load
+from actors.protocol.settings import ModelSource
 from cluster.admission import SEQUENCE_TOKENS, Admission, Bounds
 from cluster.channels import Channels
 from cluster.config import ClusterConfig

@@ -15,8 +15,8 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
-from actors.messages import ActorReport
-from actors.settings import DenseSettings, ExpertSettings
+from actors.protocol.messages import ActorReport
+from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster import membership, notes
 from cluster.config import ClusterConfig
 from cluster.description import actor_views, startup

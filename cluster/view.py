@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from actors.messages import Progress
+from actors.protocol.messages import Progress
 
 
 class ActorView(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from actors.messages import ActorReport, Progress
+from actors.protocol.messages import ActorReport, Progress
 from cluster.config import ClusterConfig
 from cluster.membership import (
     ActorKey,

@@ -8,8 +8,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
 from actors.errors import StaleEpochError
-from actors.messages import ActorReport, Membership, Progress
-from actors.settings import DenseSettings, ExpertSettings
+from actors.protocol.messages import ActorReport, Membership, Progress
+from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config import ClusterConfig
 from cluster.hosting import Fleet, plan_actors
 from cluster.membership import ActorKey

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-from actors.messages import Hello, Load, SamplingParams, SequenceDelta, Submit, Welcome
-from actors.wire import encode_frame, read_frame
+from actors.protocol.framing import encode_frame, read_frame
+from actors.protocol.messages import Hello, Load, SamplingParams, SequenceDelta, Submit, Welcome
 from cluster.channel import DenseChannel
 from cluster.view import DenseDoor
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.settings import DenseSettings, ExpertSettings
+from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config import ClusterConfig
 from cluster.hosting import CPUS_PER_ACTOR, Fleet, bundle, choose_node, plan_actors, share_threads
 

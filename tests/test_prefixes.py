@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.messages import PrefixRule
-from actors.prefix import extend_chain, prefix_root, prompt_hashes
+from actors.protocol.messages import PrefixRule
+from actors.protocol.prefix_hash import extend_chain, prefix_root, prompt_hashes
 from cluster.prefixes import HeldPrefixes
 
 RULE = PrefixRule(block_size=4, long_rope_threshold=20)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from actors.errors import FrameError
-from actors.messages import (
+from actors.protocol.framing import encode_frame, read_frame
+from actors.protocol.messages import (
     Cancel,
     Hello,
     Load,
@@ -23,8 +24,7 @@ from actors.messages import (
     TokenLogprobs,
     Welcome,
 )
-from actors.prefix import prompt_hashes
-from actors.wire import encode_frame, read_frame
+from actors.protocol.prefix_hash import prompt_hashes
 from cluster.channels import Channels
 from cluster.errors import ClientError, DeadlineExceeded, RequestFailed, ServerUnavailable
 from cluster.openai.request import OutputOptions, SequenceRequest

@@ -12,7 +12,7 @@ from pathlib import Path
 from actors.checkpoint.config import CONFIG_FILE, GENERATION_CONFIG_FILE, ModelConfig
 from actors.checkpoint.index import INDEX_FILE, SINGLE_FILE, read_index, shards_of
 from actors.errors import DownloadError
-from actors.settings import ModelSource
+from actors.protocol.settings import ModelSource
 
 TINY = "tiny"
 

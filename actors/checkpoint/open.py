@@ -9,7 +9,7 @@ from actors.checkpoint.download import TensorNames, resolve
 from actors.checkpoint.dummy import DummyReader
 from actors.checkpoint.presets import PRESETS, preset_config
 from actors.checkpoint.reader import CheckpointReader, WeightReader
-from actors.settings import ModelSource
+from actors.protocol.settings import ModelSource
 
 
 def open_model(source: ModelSource, tensors_of: TensorNames) -> tuple[ModelConfig, WeightReader]:

@@ -12,8 +12,8 @@ from actors.checkpoint.quantization import DENSE_DEVICES, KINDS, check_device, g
 from actors.checkpoint.quantized import QuantizedExpert, QuantizedWeight, from_words, quantize
 from actors.checkpoint.reader import WeightReader
 from actors.checkpoint.weights import Meter, ProgressCallback, read_expert, validate_experts
+from actors.devices import has_fp8, has_triton
 from actors.errors import TensorMismatchError
-from actors.gpu.available import has_fp8, has_triton
 
 
 def serving_quantization(asked: str | None, config: ModelConfig, device: torch.device) -> str | None:

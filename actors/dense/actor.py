@@ -8,6 +8,7 @@ import uuid
 
 import torch
 
+from actors.background_load import Loading
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.layout import all_tensors, dense_tensor_names
 from actors.checkpoint.open import open_model
@@ -32,10 +33,9 @@ from actors.exchange.site import Site
 from actors.expert.experts import GroupedExperts
 from actors.kernels.threads import share_cores
 from actors.linear import product_name
-from actors.loading import Loading
 from actors.memory import memory_bytes, release_free_memory
-from actors.messages import ActorReport, Membership, PrefixRule, Progress
-from actors.settings import DenseSettings
+from actors.protocol.messages import ActorReport, Membership, PrefixRule, Progress
+from actors.protocol.settings import DenseSettings
 
 
 class DenseActor:

@@ -22,7 +22,7 @@ from actors.dense.decode_kernel import decode_kernel
 from actors.dense.kv_cache import KVCache
 from actors.dense.prefill import make_prefill
 from actors.dense.rope import Tables, rotate
-from actors.gpu.available import has_triton
+from actors.devices import has_triton
 
 if TYPE_CHECKING:
     from actors.gpu.paged_attention import PagedAttention

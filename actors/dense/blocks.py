@@ -10,7 +10,7 @@ A block is in one of three states:
     held        one or more sequences hold it; it is written to only while it has no name
     idle        no sequence holds it, but it has a name: the next sequence with that prefix finds it
 
-A block gets its name, the hash of everything that its content depends on (`actors.prefix`), when it is full and
+A block gets its name, the hash of everything that its content depends on (`actors.protocol.prefix_hash`), when it is full and
 computed. From then on it is never written to. A sequence whose block has the same name as an older one holds the older
 one instead. So named blocks form a tree, whoever holds a block holds its parents too, and since a sequence gives its
 blocks back last one first, the idle block that was left longest ago has no children: it is taken when no block is unused.

@@ -17,7 +17,7 @@ from actors.dense.random_draw import uniform
 from actors.dense.sequence import Sequence
 from actors.kernels.library import load
 from actors.kernels.threads import num_threads
-from actors.messages import SamplingParams
+from actors.protocol.messages import SamplingParams
 
 Choose: TypeAlias = Callable[[torch.Tensor, list[Sequence]], list[int]]
 """(scores [B, V] float32, the sequences whose next tokens they are) -> token ids [B]."""

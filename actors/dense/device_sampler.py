@@ -19,7 +19,7 @@ from actors.dense.random_draw import uniform
 from actors.dense.sampler import Sample, adjust, sample
 from actors.dense.sequence import Sequence
 from actors.dense.to_device import to_device
-from actors.messages import TokenLogprobs
+from actors.protocol.messages import TokenLogprobs
 
 Sampler: TypeAlias = Callable[[torch.Tensor, list[Sequence], tuple[int, ...]], list[Sample]]
 """`sample` for one way to choose."""

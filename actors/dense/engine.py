@@ -27,7 +27,7 @@ from actors.dense.speculator import Speculator
 from actors.dense.steps import Steps
 from actors.errors import ExchangeError, NoHolderError, NotReadyError
 from actors.exchange.interface import Exchange
-from actors.messages import Cancel, Load, SequenceDelta, StepOutput, Submit
+from actors.protocol.messages import Cancel, Load, SequenceDelta, StepOutput, Submit
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from msgspec.structs import replace
 
 from actors.dense.engine import EVERYBODY, Engine
 from actors.errors import FrameError
-from actors.messages import Cancel, Hello, PrefixRule, SequenceDelta, StepOutput, Submit, Welcome
-from actors.wire import encode_frame, read_frame
+from actors.protocol.framing import encode_frame, read_frame
+from actors.protocol.messages import Cancel, Hello, PrefixRule, SequenceDelta, StepOutput, Submit, Welcome
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import Norm
-from actors.gpu.available import has_triton
+from actors.devices import has_triton
 from actors.kernels.layer import NormWeights
 from actors.kernels.library import Kernels, kernels_for
 

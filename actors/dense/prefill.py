@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from actors.checkpoint.config import ModelConfig
 from actors.dense.batch import PrefillRows
 from actors.dense.cudnn_prefill import has_cudnn, make_cudnn_prefill
-from actors.gpu.available import has_triton
+from actors.devices import has_triton
 
 Prefill: TypeAlias = Callable[[PrefillRows, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(rows, queries [T, A, D], keys [S, G, D], values [S, G, D]) -> [T, A * D]."""

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import torch
 
-from actors.gpu.available import has_triton
+from actors.devices import has_triton
 from actors.kernels.library import Kernels, kernels_for
 
 Route: TypeAlias = Callable[[torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]

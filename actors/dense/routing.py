@@ -14,7 +14,7 @@ from actors.checkpoint.config import ModelConfig
 from actors.dense.decode_layers import Layer
 from actors.dense.norm import AddNorm
 from actors.dense.router import make_route
-from actors.gpu.available import has_triton
+from actors.devices import has_triton
 from actors.linear import DeviceProduct
 
 Routed: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

@@ -16,7 +16,7 @@ import torch
 from actors.dense.choice import Choose
 from actors.dense.sequence import Sequence
 from actors.dense.to_device import to_device
-from actors.messages import TokenLogprobs
+from actors.protocol.messages import TokenLogprobs
 
 
 class Sample(NamedTuple):

@@ -6,8 +6,8 @@ from array import array
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from actors.messages import SamplingParams, TokenLogprobs
-from actors.prefix import extend_chain, prefix_root
+from actors.protocol.messages import SamplingParams, TokenLogprobs
+from actors.protocol.prefix_hash import extend_chain, prefix_root
 
 AGING_ARRIVALS = 256
 """A level of priority is worth this many arrivals: a sequence is overtaken by that many later ones of one level lower and
@@ -73,7 +73,7 @@ class Sequence:
         return replace(self, output_ids=[*self.output_ids, *token_ids]) if token_ids else self
 
     def block_hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
-        """Names of its first blocks, `num_blocks` or more, all of them full (`actors.prefix`)."""
+        """Names of its first blocks, `num_blocks` or more, all of them full (`actors.protocol.prefix_hash`)."""
         hashes = self._hashes
         if len(hashes) < num_blocks:
             parent = hashes[-1] if hashes else prefix_root(self.cache_salt, self.is_long)

@@ -18,7 +18,7 @@ from actors.dense.scheduler import Chunk
 from actors.dense.sequence import Sequence
 from actors.dense.to_device import to_device
 from actors.exchange.interface import Exchange
-from actors.messages import TokenLogprobs
+from actors.protocol.messages import TokenLogprobs
 
 _PROMPT_LOGITS_ROWS = 256
 """Prompt positions whose logits are held at once when log-probabilities of a prompt are asked for."""

@@ -18,7 +18,7 @@ from actors.exchange.load import ExpertLoad
 from actors.exchange.open_link import DENSE_RANK, LinkNames, LinkSite, link_key, link_rendezvous, make_link
 from actors.exchange.sender import WaitLimits
 from actors.exchange.site import Site
-from actors.messages import Membership
+from actors.protocol.messages import Membership
 
 
 class DenseLinks:

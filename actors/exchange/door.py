@@ -29,7 +29,7 @@ from actors.exchange.handshake import (
     send_frame,
 )
 from actors.exchange.link import Link
-from actors.messages import Membership
+from actors.protocol.messages import Membership
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from actors.exchange.rendezvous import connect_store, unless_stopped
 from actors.exchange.serve_links import LinkServer, Serve
 from actors.exchange.site import Site
 from actors.kernels.serve import ServeTables
-from actors.messages import DenseMember, Membership
+from actors.protocol.messages import DenseMember, Membership
 
 
 class ExpertLinks:

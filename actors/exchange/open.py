@@ -23,7 +23,7 @@ from actors.exchange.round import RoundFormat
 from actors.exchange.serve_all_to_all import AllToAllServer
 from actors.exchange.serve_links import Serve
 from actors.exchange.site import Site, choose_backend
-from actors.messages import Membership
+from actors.protocol.messages import Membership
 
 
 def open_dense(

@@ -22,7 +22,7 @@ from actors.exchange.door import is_same
 from actors.exchange.flight import Request
 from actors.exchange.link import Link
 from actors.exchange.split import NOBODY, Ids
-from actors.messages import ExpertMember, Membership
+from actors.protocol.messages import ExpertMember, Membership
 
 _SLICE_SECONDS = 0.05
 

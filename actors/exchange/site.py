@@ -8,7 +8,7 @@ import torch
 
 from actors.exchange.message import MessageFormat
 from actors.exchange.open_link import LinkSite
-from actors.settings import ExchangeSettings
+from actors.protocol.settings import ExchangeSettings
 
 _CPU_BACKENDS = {"links": "tcp", "all_to_all": "gloo"}
 """What "auto" means on a CPU: TCP takes less processor time than gloo for small batches and sees a dead peer sooner."""

@@ -8,6 +8,7 @@ import uuid
 
 import torch
 
+from actors.background_load import Loading
 from actors.errors import LinkError, StaleEpochError
 from actors.exchange.expert_links import ExpertLinks
 from actors.exchange.open import open_expert
@@ -16,10 +17,9 @@ from actors.exchange.site import Site
 from actors.expert.held import HeldExperts
 from actors.kernels.threads import share_cores
 from actors.linear import product_name
-from actors.loading import Loading
 from actors.memory import memory_bytes
-from actors.messages import ActorReport, Membership, Progress
-from actors.settings import ExpertSettings
+from actors.protocol.messages import ActorReport, Membership, Progress
+from actors.protocol.settings import ExpertSettings
 
 
 class ExpertActor:

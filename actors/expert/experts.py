@@ -23,11 +23,11 @@ from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.quantized import QuantizedExpert
 from actors.checkpoint.read_quantized import read_quantized_experts
 from actors.checkpoint.weights import ExpertWeights, ProgressCallback, WeightReader, read_experts
+from actors.devices import has_triton
 from actors.exchange.local import Combined
 from actors.expert.grouped_linear import GroupedLinearLayer
 from actors.expert.grouped_matmul import GroupedMatmulLayer
 from actors.expert.packed import PackedLayer
-from actors.gpu.available import has_triton
 from actors.memory import release_free_memory
 
 _Stream: TypeAlias = Iterator[tuple[int, int, ExpertWeights | QuantizedExpert]]

@@ -24,8 +24,8 @@ from actors.expert.cores import CoreClaim
 from actors.expert.experts import GroupedExperts
 from actors.expert.tables import serve_tables
 from actors.kernels.serve import ServeTables
-from actors.messages import Progress
-from actors.settings import ExpertSettings
+from actors.protocol.messages import Progress
+from actors.protocol.settings import ExpertSettings
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from actors.dense.sequence import Sequence
 from actors.exchange.interface import Exchange
 from actors.exchange.local import LocalExchange
 from actors.expert.experts import GroupedExperts
-from actors.messages import SamplingParams
+from actors.protocol.messages import SamplingParams
 
 BLOCK_SIZE = 16
 """The default of `DenseSettings`."""

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.messages import SequenceDelta, TokenLogprobs
+from actors.protocol.messages import SequenceDelta, TokenLogprobs
 from cluster.errors import RequestFailed
 from cluster.openai.request import SequenceRequest
 from cluster.openai.stops import StopScanner

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from actors.messages import SamplingParams
+from actors.protocol.messages import SamplingParams
 from cluster.errors import ContextLengthExceeded, InvalidRequest
 from cluster.openai.limits import Limits
 from cluster.openai.model_context import ModelContext

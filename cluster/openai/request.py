@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from actors.messages import SamplingParams
+from actors.protocol.messages import SamplingParams
 
 Kind = Literal["completion", "chat"]
 Prompt = str | tuple[int, ...]

@@ -13,7 +13,7 @@ from actors.checkpoint.layout import dense_tensor_names, expert_tensor_names
 from actors.checkpoint.reader import CheckpointReader
 from actors.checkpoint.weights import validate_dense, validate_experts
 from actors.errors import DownloadError
-from actors.settings import ModelSource
+from actors.protocol.settings import ModelSource
 from tests import small_checkpoints
 from tests.checkpoint.hub_server import COMMIT, GATED, PUBLIC, HubServer, hub
 
@@ -25,7 +25,7 @@ import json, sys
 from actors.checkpoint.download import resolve
 from actors.checkpoint.layout import dense_tensor_names, expert_tensor_names
 from actors.errors import CheckpointError
-from actors.settings import ModelSource
+from actors.protocol.settings import ModelSource
 
 source, role = json.loads(sys.argv[1])
 roles = {

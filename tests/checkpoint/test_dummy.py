@@ -18,7 +18,7 @@ from actors.checkpoint.presets import preset_config
 from actors.checkpoint.reader import CheckpointReader
 from actors.checkpoint.weights import read_dense, read_expert, validate_dense, validate_experts
 from actors.errors import MissingTensorError, TensorMismatchError
-from actors.settings import ModelSource
+from actors.protocol.settings import ModelSource
 
 FREE_OF_TORCH = ("config", "download", "dummy_files", "index", "layout", "presets")
 

@@ -314,7 +314,7 @@ def with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_gpu_that_cannot_read_fp8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.gpu.available.importlib.util.find_spec", lambda _: object())
+    monkeypatch.setattr("actors.devices.importlib.util.find_spec", lambda _: object())
     monkeypatch.setattr("actors.checkpoint.read_quantized.has_triton", lambda _: True)
     config = ModelConfig.from_directory(embedded_directory())
     for capability, is_served in (((8, 0), False), ((8, 9), True), ((9, 0), True)):

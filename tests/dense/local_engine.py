@@ -20,7 +20,7 @@ from actors.dense.scheduler import Scheduler, SchedulerLimits
 from actors.exchange.interface import Exchange
 from actors.exchange.local import LocalExchange
 from actors.expert.experts import GroupedExperts
-from actors.messages import SamplingParams, SequenceDelta, StepOutput, Submit
+from actors.protocol.messages import SamplingParams, SequenceDelta, StepOutput, Submit
 
 FLOAT32 = torch.float32
 

@@ -15,9 +15,17 @@ import pytest
 from actors.dense.actor import DenseActor
 from actors.errors import StaleEpochError
 from actors.expert.actor import ExpertActor
-from actors.messages import ActorReport, DenseMember, ExpertMember, Hello, Membership, StepOutput, Submit
-from actors.settings import DenseSettings, ExchangeSettings, ExpertSettings, ModelSource
-from actors.wire import encode_frame, read_frame
+from actors.protocol.framing import encode_frame, read_frame
+from actors.protocol.messages import (
+    ActorReport,
+    DenseMember,
+    ExpertMember,
+    Hello,
+    Membership,
+    StepOutput,
+    Submit,
+)
+from actors.protocol.settings import DenseSettings, ExchangeSettings, ExpertSettings, ModelSource
 from tests.dense.local_engine import greedy
 from tests.dense.test_exact import greedy_reference, prompt
 from tests.small_checkpoints import ORIGINAL_MAX

@@ -10,7 +10,7 @@ import torch
 from actors.dense.batch import IsNarrow, build_batch, has_one_token
 from actors.dense.scheduler import Chunk
 from actors.dense.sequence import Sequence
-from actors.messages import SamplingParams
+from actors.protocol.messages import SamplingParams
 
 BLOCK_SIZE, NUM_BLOCKS = 4, 500
 CPU = torch.device("cpu")

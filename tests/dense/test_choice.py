@@ -12,7 +12,7 @@ import torch
 from actors.dense.choice import Choose, choose_by_kernels
 from actors.dense.random_draw import uniform
 from actors.dense.sequence import Sequence
-from actors.messages import SamplingParams
+from actors.protocol.messages import SamplingParams
 from tests.dense.choices import CHOICES, NO_KERNELS
 
 BORDER = 1e-4

@@ -15,7 +15,7 @@ from actors.checkpoint.presets import preset_config
 from actors.dense.batch import PrefillRows
 from actors.dense.captured import CapturedSteps
 from actors.dense.prefill import make_prefill, sdpa_prefill
-from actors.messages import SamplingParams
+from actors.protocol.messages import SamplingParams
 from tests.dense.local_engine import LocalEngine, greedy
 from tests.dense.test_exact import NAMES, assert_equals_reference, prompt
 from tests.small_checkpoints import ORIGINAL_MAX

@@ -16,7 +16,7 @@ from actors.dense.norm import norm_kernels
 from actors.dense.sampler import sample
 from actors.dense.sequence import Sequence
 from actors.linear import make_product
-from actors.messages import SamplingParams
+from actors.protocol.messages import SamplingParams
 from tests.dense.test_decode_layers import KINDS
 from tests.exchange.peers import CONFIG
 

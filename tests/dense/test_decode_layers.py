@@ -23,7 +23,7 @@ from actors.dense.scheduler import Chunk
 from actors.dense.sequence import Sequence
 from actors.exchange.local import LocalExchange
 from actors.expert.experts import GroupedExperts
-from actors.messages import SamplingParams
+from actors.protocol.messages import SamplingParams
 from tests import small_checkpoints
 
 CPU = torch.device("cpu")

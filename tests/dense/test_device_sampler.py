@@ -15,7 +15,7 @@ from actors.dense.choice import Choose, choose_by_torch, make_choose
 from actors.dense.device_sampler import make_sampler, sample_on_device
 from actors.dense.sampler import sample
 from actors.dense.sequence import Sequence
-from actors.messages import SamplingParams
+from actors.protocol.messages import SamplingParams
 from tests.dense.choices import CHOICES
 
 VOCABULARY, EOS = 2000, (5, 9)

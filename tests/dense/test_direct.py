@@ -22,7 +22,7 @@ from actors.errors import ExpertFailedError, NoHolderError
 from actors.exchange.interface import Exchange, Handle
 from actors.exchange.load import ExpertLoad
 from actors.exchange.local import LocalExchange
-from actors.messages import SamplingParams
+from actors.protocol.messages import SamplingParams
 from tests.exchange.peers import ALL, CONFIG, Act, Network, ScriptedPeer, experts, network
 
 CPU = torch.device("cpu")

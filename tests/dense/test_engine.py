@@ -11,7 +11,7 @@ import torch
 from actors.dense.engine import EVERYBODY
 from actors.errors import ExpertFailedError, LinkError, NoHolderError
 from actors.exchange.interface import Exchange, Handle
-from actors.messages import Cancel, SamplingParams
+from actors.protocol.messages import Cancel, SamplingParams
 from tests.dense.local_engine import LocalEngine, greedy
 from tests.dense.test_exact import prompt
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from actors.dense.front import Front
-from actors.messages import Cancel, Hello, StepOutput, Submit, Welcome
-from actors.wire import Frame, encode_frame, read_frame
+from actors.protocol.framing import Frame, encode_frame, read_frame
+from actors.protocol.messages import Cancel, Hello, StepOutput, Submit, Welcome
 from tests.dense.local_engine import LocalEngine, greedy
 from tests.dense.test_exact import prompt
 

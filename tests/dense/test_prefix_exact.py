@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.messages import SamplingParams
+from actors.protocol.messages import SamplingParams
 from tests.dense.local_engine import LocalEngine, greedy
 from tests.dense.test_exact import assert_equals_reference, prompt
 from tests.small_checkpoints import ORIGINAL_MAX

@@ -13,7 +13,7 @@ from actors.dense.random_draw import philox, uniform
 from actors.dense.sampler import Sample, token_logprobs
 from actors.dense.sampler import sample as sample_by
 from actors.dense.sequence import Sequence
-from actors.messages import SamplingParams
+from actors.protocol.messages import SamplingParams
 from tests.dense.choices import CHOICES
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])

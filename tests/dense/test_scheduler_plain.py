@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from actors.dense.blocks import BlockPool
 from actors.dense.scheduler import Chunk, Scheduler, SchedulerLimits
 from actors.dense.sequence import Sequence
-from actors.messages import SamplingParams
+from actors.protocol.messages import SamplingParams
 
 BLOCK_SIZE = 4
 

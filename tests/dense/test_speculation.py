@@ -14,7 +14,7 @@ from actors.dense.draft_counts import StepCost
 from actors.errors import LinkError
 from actors.exchange.interface import Exchange, Handle
 from actors.linear import product_name
-from actors.messages import SamplingParams
+from actors.protocol.messages import SamplingParams
 from tests.dense.local_engine import LocalEngine, greedy
 from tests.dense.test_engine import FailingExchange, PoisonedExchange
 from tests.dense.test_exact import prompt

@@ -17,7 +17,7 @@ from actors.exchange.deadline import Deadline
 from actors.exchange.handshake import LinkHello
 from actors.exchange.knock import Knocker, knock
 from actors.exchange.rendezvous import connect_store
-from actors.messages import ExpertMember, Membership
+from actors.protocol.messages import ExpertMember, Membership
 
 _CALL_SECONDS = 20.0
 _CONNECT_SECONDS = 30.0

@@ -16,7 +16,7 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
-from actors.settings import DenseSettings, ExpertSettings
+from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster import pool_groups
 from cluster.config import ClusterConfig
 from cluster.environment import NAMESPACE, prepare_ray

@@ -21,7 +21,7 @@ from actors.exchange.message import FAILURE, NOT_HELD, RESULTS, Message, Message
 from actors.exchange.sender import WaitLimits
 from actors.exchange.tcp import TcpLink
 from actors.expert.experts import GroupedExperts
-from actors.messages import ExpertMember, Membership
+from actors.protocol.messages import ExpertMember, Membership
 from tests.exchange.processes import PRESET, load_all
 
 CONFIG = preset_config(PRESET)

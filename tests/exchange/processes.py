@@ -30,8 +30,8 @@ from actors.exchange.rendezvous import host_store
 from actors.exchange.site import Site
 from actors.expert.actor import ExpertActor
 from actors.expert.experts import GroupedExperts
-from actors.messages import ActorReport, DenseMember, ExpertMember, Membership, Progress
-from actors.settings import ExchangeSettings, ExpertSettings, ModelSource
+from actors.protocol.messages import ActorReport, DenseMember, ExpertMember, Membership, Progress
+from actors.protocol.settings import ExchangeSettings, ExpertSettings, ModelSource
 
 NODE_IP = "127.0.0.1"
 PRESET = "tiny"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from actors.exchange.site import choose_backend
-from actors.settings import ExchangeSettings
+from actors.protocol.settings import ExchangeSettings
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 

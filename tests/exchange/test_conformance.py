@@ -12,7 +12,7 @@ import torch
 
 from actors.exchange.interface import Exchange
 from actors.exchange.local import LocalExchange
-from actors.settings import ExchangeSettings
+from actors.protocol.settings import ExchangeSettings
 from tests.exchange.processes import DTYPES, ExpertProcesses, linked, load_all, spread
 
 MAX_ROWS = 4096

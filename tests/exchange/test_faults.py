@@ -14,8 +14,8 @@ import torch
 
 from actors.errors import DeadlineError, ExchangeError, LinkError, StaleEpochError
 from actors.exchange.interface import Exchange
-from actors.messages import ExpertMember, Membership
-from actors.settings import ExchangeSettings
+from actors.protocol.messages import ExpertMember, Membership
+from actors.protocol.settings import ExchangeSettings
 from tests.exchange.peers import ALL
 from tests.exchange.processes import (
     DenseSide,

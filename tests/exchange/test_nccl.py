@@ -12,7 +12,7 @@ from actors.checkpoint.dummy import DummyReader
 from actors.checkpoint.presets import preset_config
 from actors.exchange.local import LocalExchange
 from actors.expert.experts import GroupedExperts
-from actors.settings import ExchangeSettings
+from actors.protocol.settings import ExchangeSettings
 from tests.exchange.processes import DTYPES, PRESET, ExpertProcesses, linked, spread
 from tests.exchange.test_conformance import CASES, MAX_ROWS
 

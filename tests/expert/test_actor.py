@@ -12,8 +12,8 @@ import pytest
 from actors.errors import LinkError, StaleEpochError
 from actors.exchange.rendezvous import host_store
 from actors.expert.actor import ExpertActor
-from actors.messages import DenseMember, ExpertMember, Membership, Progress
-from actors.settings import ExchangeSettings, ExpertSettings, ModelSource
+from actors.protocol.messages import DenseMember, ExpertMember, Membership, Progress
+from actors.protocol.settings import ExchangeSettings, ExpertSettings, ModelSource
 
 
 def make_actor(

@@ -19,8 +19,8 @@ from actors.dense.actor import DenseActor
 from actors.dense.draft_counts import StepCost
 from actors.exchange.interface import Handle
 from actors.exchange.local import LocalExchange
-from actors.messages import DenseMember, Membership
-from actors.settings import DenseSettings, ExchangeSettings, ModelSource
+from actors.protocol.messages import DenseMember, Membership
+from actors.protocol.settings import DenseSettings, ExchangeSettings, ModelSource
 
 _LOAD_SECONDS = 60.0
 

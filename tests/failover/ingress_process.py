@@ -9,7 +9,7 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator
 
-from actors.messages import SamplingParams
+from actors.protocol.messages import SamplingParams
 from cluster.channels import Channels
 from cluster.openai.request import OutputOptions, SequenceRequest
 from cluster.requests import Deadlines, Request

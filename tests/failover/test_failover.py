@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from actors.messages import Hello
-from actors.wire import encode_frame, read_frame
+from actors.protocol.framing import encode_frame, read_frame
+from actors.protocol.messages import Hello
 from cluster.errors import DeadlineExceeded, ServerUnavailable, TooManyRequests
 from cluster.service import Service
 from tests.failover.group import ROOT, TOKEN, Group, serving, stream, until_idle

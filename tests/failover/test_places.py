@@ -24,9 +24,9 @@ import torch
 
 from actors.dense.actor import DenseActor
 from actors.exchange.interface import Exchange, Handle
-from actors.messages import DenseMember, ExpertMember, Hello, Membership, StepOutput, Submit
-from actors.settings import DenseSettings, ExchangeSettings, ExpertSettings
-from actors.wire import encode_frame, read_frame
+from actors.protocol.framing import encode_frame, read_frame
+from actors.protocol.messages import DenseMember, ExpertMember, Hello, Membership, StepOutput, Submit
+from actors.protocol.settings import DenseSettings, ExchangeSettings, ExpertSettings
 from tests.dense.local_engine import greedy
 from tests.exchange.peers import ALL
 from tests.exchange.processes import SOURCE, ExpertProcess, ExpertProcesses, Join, Load, Stop, spread

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from actors.messages import SamplingParams, SequenceDelta, TokenLogprobs
+from actors.protocol.messages import SamplingParams, SequenceDelta, TokenLogprobs
 from cluster.openai.assembler import ChoiceAssembler, OutputPiece
 from cluster.openai.request import OutputOptions, SequenceRequest
 from cluster.tokenizer import Tokenizer

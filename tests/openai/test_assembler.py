@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.messages import SamplingParams, SequenceDelta
+from actors.protocol.messages import SamplingParams, SequenceDelta
 from cluster.errors import RequestFailed
 from cluster.openai.assembler import ChoiceAssembler, merged
 from cluster.openai.request import OutputOptions

@@ -6,7 +6,7 @@ import pytest
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from actors.messages import TokenLogprobs
+from actors.protocol.messages import TokenLogprobs
 from cluster.errors import ModelNotFound, ServerUnavailable
 from cluster.openai.assembler import OutputPiece, merged
 from cluster.openai.encoding import SSE_DONE, encode_json, sse_error, sse_frame

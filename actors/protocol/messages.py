@@ -121,7 +121,7 @@ class Load(Message, frozen=True, kw_only=True):
 
 
 class PrefixRule(Message, frozen=True, kw_only=True):
-    """Which sequences share cached prefixes at a dense actor (`actors.prefix`)."""
+    """Which sequences share cached prefixes at a dense actor (`actors.protocol.prefix_hash`)."""
 
     block_size: int
     """Tokens per block; only full blocks are shared."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from actors.checkpoint.weights import ProgressCallback
-from actors.messages import Progress
+from actors.protocol.messages import Progress
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from actors.messages import PrefixRule
+from actors.protocol.messages import PrefixRule
 
 _HASH_BYTES = 32
 """So that nobody can make two prefixes of one name."""

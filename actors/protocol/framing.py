@@ -13,7 +13,7 @@ from typing import TypeAlias
 import msgspec
 
 from actors.errors import FrameError
-from actors.messages import Cancel, Hello, StepOutput, Submit, Welcome
+from actors.protocol.messages import Cancel, Hello, StepOutput, Submit, Welcome
 
 Frame: TypeAlias = Hello | Welcome | Submit | Cancel | StepOutput
 
