@@ -14,14 +14,14 @@ from actors.checkpoint.layout import all_tensors, dense_tensor_names
 from actors.checkpoint.open import open_model
 from actors.checkpoint.read_quantized import dense_quantization, serving_quantization
 from actors.checkpoint.weights import ProgressCallback, read_dense, serving_dtype
-from actors.dense.blocks import BlockPool
-from actors.dense.capacity import Demand, free_cache_bytes, plan_capacity
 from actors.dense.engine import Engine
-from actors.dense.front import Front
+from actors.dense.ingress_server import Front
 from actors.dense.kv_cache import KVCache, bytes_per_token
 from actors.dense.model import DenseModel
-from actors.dense.pace import PrefillPace
-from actors.dense.scheduler import Scheduler, SchedulerLimits
+from actors.dense.scheduling.block_pool import BlockPool
+from actors.dense.scheduling.kv_capacity import Demand, free_cache_bytes, plan_capacity
+from actors.dense.scheduling.prefill_budget import PrefillPace
+from actors.dense.scheduling.scheduler import Scheduler, SchedulerLimits
 from actors.errors import LinkError, StaleEpochError
 from actors.exchange.dense_links import DenseLinks
 from actors.exchange.load import ExpertLoad

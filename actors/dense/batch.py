@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from actors.dense.scheduler import Chunk
+from actors.dense.scheduling.scheduler import Chunk
 from actors.dense.to_device import to_device
 
 IsNarrow: TypeAlias = Callable[[Chunk], bool]

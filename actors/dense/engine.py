@@ -16,15 +16,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from actors.dense.apart import compute_apart
+from actors.dense.fault_isolation import compute_apart
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
-from actors.dense.pace import PrefillPace
-from actors.dense.sampler import Sample
-from actors.dense.scheduler import Chunk, Scheduler
-from actors.dense.sequence import Sequence
-from actors.dense.speculator import Speculator
-from actors.dense.steps import Steps
+from actors.dense.model_runner import Steps
+from actors.dense.sampling.sampler import Sample
+from actors.dense.scheduling.prefill_budget import PrefillPace
+from actors.dense.scheduling.scheduler import Chunk, Scheduler
+from actors.dense.scheduling.sequence import Sequence
+from actors.dense.speculation.speculator import Speculator
 from actors.errors import ExchangeError, NoHolderError, NotReadyError
 from actors.exchange.interface import Exchange
 from actors.protocol.messages import Cancel, Load, SequenceDelta, StepOutput, Submit

@@ -14,16 +14,16 @@ import torch.nn.functional as F
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import DenseWeights, LayerWeights
-from actors.dense.attention import Attention
 from actors.dense.batch import IsNarrow, StepBatch, build_batch, has_one_token
-from actors.dense.captured import Experts, make_captured
-from actors.dense.decode_head import DecodeHead
-from actors.dense.decode_layers import DecodeLayers, Layer
+from actors.dense.fast_paths.cpu_head import DecodeHead
+from actors.dense.fast_paths.cpu_step import DecodeLayers, Layer
+from actors.dense.fast_paths.cuda_graphs import Experts, make_captured
 from actors.dense.kv_cache import KVCache
-from actors.dense.norm import make_add_norm, make_norm
-from actors.dense.rope import RotaryEmbedding
-from actors.dense.routing import make_norm_and_route
-from actors.dense.scheduler import Chunk
+from actors.dense.layers.attention import Attention
+from actors.dense.layers.norm import make_add_norm, make_norm
+from actors.dense.layers.norm_and_route import make_norm_and_route
+from actors.dense.layers.rope import RotaryEmbedding
+from actors.dense.scheduling.scheduler import Chunk
 from actors.exchange.interface import Exchange
 from actors.linear import make_product
 

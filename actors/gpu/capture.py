@@ -9,7 +9,7 @@ import torch
 
 
 class CudaCapture:
-    """As `actors.dense.captured.Capture`. Call it within the thread that will replay."""
+    """As `actors.dense.fast_paths.cuda_graphs.Capture`. Call it within the thread that will replay."""
 
     def __init__(self) -> None:
         self._pool: Any = None

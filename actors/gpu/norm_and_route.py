@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from actors.checkpoint.weights import Norm
-from actors.dense.routing import Routed
+from actors.dense.layers.norm_and_route import Routed
 from actors.gpu.add_norm import normalised
 from actors.gpu.route import choose_two
 

@@ -19,7 +19,7 @@ import triton.language as tl
 from actors.checkpoint.config import ModelConfig
 from actors.dense.batch import DecodeRows, StepBatch
 from actors.dense.kv_cache import KVCache
-from actors.dense.rope import Tables
+from actors.dense.layers.rope import Tables
 from actors.gpu.buckets import parts_bucket
 from actors.gpu.splits import LEAST_PART, MOST_PARTS, TILE, num_parts
 

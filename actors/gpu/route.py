@@ -1,4 +1,4 @@
-"""The sparse mixer in one kernel (`actors.dense.router`, which defines it).
+"""The sparse mixer in one kernel (`actors.dense.layers.router`, which defines it).
 
 Legend: T tokens, E experts, K = 2 experts per token.
 """
@@ -14,7 +14,7 @@ _ROWS = 16
 
 
 def route(scores: torch.Tensor, jitter: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `actors.dense.router.route`."""
+    """As `actors.dense.layers.router.route`."""
     num_tokens, num_experts = scores.shape
     expert_ids = torch.empty((num_tokens, 2), dtype=torch.int64, device=scores.device)
     weights = torch.empty((num_tokens, 2), dtype=torch.float32, device=scores.device)

@@ -21,8 +21,8 @@ from actors.checkpoint.weights import read_dense
 from actors.dense.batch import StepBatch, build_batch
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
-from actors.dense.scheduler import Chunk
-from actors.dense.sequence import Sequence
+from actors.dense.scheduling.scheduler import Chunk
+from actors.dense.scheduling.sequence import Sequence
 from actors.exchange.interface import Exchange
 from actors.exchange.local import LocalExchange
 from actors.expert.experts import GroupedExperts

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 
 from actors.checkpoint.weights import LayerWeights, Linear, read_dense
-from actors.dense.attention import Attention
 from actors.dense.kv_cache import KVCache
+from actors.dense.layers.attention import Attention
+from actors.dense.layers.rope import RotaryEmbedding
+from actors.dense.layers.router import make_route
 from actors.dense.model import DenseModel
-from actors.dense.rope import RotaryEmbedding
-from actors.dense.router import make_route
-from actors.dense.scheduler import Chunk
+from actors.dense.scheduling.scheduler import Chunk
 from actors.gpu_check import reference
 from actors.gpu_check.build import BLOCK_SIZE, Built, Rows, last_token
 from actors.gpu_check.recorder import Recorder

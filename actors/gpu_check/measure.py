@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from actors.dense.device_sampler import make_sampler
-from actors.dense.scheduler import Chunk
+from actors.dense.sampling.cuda_sampler import make_sampler
+from actors.dense.scheduling.scheduler import Chunk
 from actors.gpu_check.build import Built, Rows, last_token
 from actors.gpu_check.clock import median_seconds
 from actors.gpu_check.profile import KernelTime, kernel_times

@@ -1,4 +1,4 @@
-/* The sparse mixer in its inference form; actors/dense/router.py says what it is. One row at a time, in float32. */
+/* The sparse mixer in its inference form; actors/dense/layers/router.py says what it is. One row at a time, in float32. */
 
 #include "tasks.h"
 

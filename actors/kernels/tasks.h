@@ -70,7 +70,7 @@ typedef struct {
     int is_bf16;
 } norm_task;
 
-/* How a row's token is drawn; actors/dense/choice.py has the same fields. */
+/* How a row's token is drawn; actors/dense/sampling/cpu_choice.py has the same fields. */
 typedef struct {
     double temperature; /* 0: the likeliest, and nothing else counts */
     double top_k;       /* 0: no bound */
@@ -96,7 +96,7 @@ typedef struct {
     const void *gain, *shift;
 } norm_weights;
 
-/* A token of a decoding step. actors/dense/step_rows.py has the same fields. */
+/* A token of a decoding step. actors/dense/fast_paths/cpu_rows.py has the same fields. */
 typedef struct {
     int64_t token_id, position;
     int64_t is_long; /* 1: LongRoPE's long list, 0: the short one */

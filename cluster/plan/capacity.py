@@ -11,7 +11,7 @@ from cluster.plan.step import Layout
 GPU_CACHE_SHARE = 0.85
 CPU_CACHE_SHARE = 0.5
 CPU_MAX_CACHE_BYTES = 4 * 2**30
-"""As in `actors.dense.capacity`, which needs torch; a test holds them equal."""
+"""As in `actors.dense.scheduling.kv_capacity`, which needs torch; a test holds them equal."""
 EXPERT_SHARE = 0.9
 """Of an expert actor's memory; the rest is for rows under way, the exchange's buffers and fragmentation."""
 BLOCK_TOKENS = 16

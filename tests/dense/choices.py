@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.dense.choice import choose_by_kernels, choose_by_torch
+from actors.dense.sampling.cpu_choice import choose_by_kernels, choose_by_torch
 from actors.kernels.library import load
 
 NO_KERNELS = pytest.mark.skipif(load() is None, reason="no kernels here")

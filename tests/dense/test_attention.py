@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from actors.checkpoint.config import ModelConfig
-from actors.dense.attention import Attention
 from actors.dense.batch import DecodeRows, StepBatch
-from actors.dense.decode_kernel import decode_kernel
 from actors.dense.kv_cache import KVCache
-from actors.dense.rope import RotaryEmbedding, Tables
+from actors.dense.layers.attention import Attention
+from actors.dense.layers.cpu_decode_attention import decode_kernel
+from actors.dense.layers.rope import RotaryEmbedding, Tables
 from tests import small_checkpoints
 
 CPU = torch.device("cpu")

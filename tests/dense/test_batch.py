@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from actors.dense.batch import IsNarrow, build_batch, has_one_token
-from actors.dense.scheduler import Chunk
-from actors.dense.sequence import Sequence
+from actors.dense.scheduling.scheduler import Chunk
+from actors.dense.scheduling.sequence import Sequence
 from actors.protocol.messages import SamplingParams
 
 BLOCK_SIZE, NUM_BLOCKS = 4, 500

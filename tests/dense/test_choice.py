@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from actors.dense.choice import Choose, choose_by_kernels
-from actors.dense.random_draw import uniform
-from actors.dense.sequence import Sequence
+from actors.dense.sampling.cpu_choice import Choose, choose_by_kernels
+from actors.dense.sampling.philox import uniform
+from actors.dense.scheduling.sequence import Sequence
 from actors.protocol.messages import SamplingParams
 from tests.dense.choices import CHOICES, NO_KERNELS
 

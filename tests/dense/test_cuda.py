@@ -13,8 +13,8 @@ import torch
 from actors.checkpoint.download import embedded_directory
 from actors.checkpoint.presets import preset_config
 from actors.dense.batch import PrefillRows
-from actors.dense.captured import CapturedSteps
-from actors.dense.prefill import make_prefill, sdpa_prefill
+from actors.dense.fast_paths.cuda_graphs import CapturedSteps
+from actors.dense.layers.prefill_attention import make_prefill, sdpa_prefill
 from actors.protocol.messages import SamplingParams
 from tests.dense.local_engine import LocalEngine, greedy
 from tests.dense.test_exact import NAMES, assert_equals_reference, prompt

@@ -9,12 +9,12 @@ import torch
 
 from actors.checkpoint.dummy import DummyReader
 from actors.checkpoint.weights import read_dense
-from actors.dense.choice import choose_by_kernels
-from actors.dense.decode_head import DecodeHead
+from actors.dense.fast_paths.cpu_head import DecodeHead
+from actors.dense.layers.norm import norm_kernels
 from actors.dense.model import DenseModel
-from actors.dense.norm import norm_kernels
-from actors.dense.sampler import sample
-from actors.dense.sequence import Sequence
+from actors.dense.sampling.cpu_choice import choose_by_kernels
+from actors.dense.sampling.sampler import sample
+from actors.dense.scheduling.sequence import Sequence
 from actors.linear import make_product
 from actors.protocol.messages import SamplingParams
 from tests.dense.test_decode_layers import KINDS

@@ -15,12 +15,12 @@ from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.reader import CheckpointReader
 from actors.checkpoint.weights import Norm, read_dense
 from actors.dense.batch import build_batch, has_one_token
-from actors.dense.decode_layers import DecodeLayers
+from actors.dense.fast_paths.cpu_step import DecodeLayers
 from actors.dense.kv_cache import KVCache
+from actors.dense.layers.norm import make_norm, norm_kernels
 from actors.dense.model import DenseModel
-from actors.dense.norm import make_norm, norm_kernels
-from actors.dense.scheduler import Chunk
-from actors.dense.sequence import Sequence
+from actors.dense.scheduling.scheduler import Chunk
+from actors.dense.scheduling.sequence import Sequence
 from actors.exchange.local import LocalExchange
 from actors.expert.experts import GroupedExperts
 from actors.protocol.messages import SamplingParams

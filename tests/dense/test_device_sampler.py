@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from actors.dense.choice import Choose, choose_by_torch, make_choose
-from actors.dense.device_sampler import make_sampler, sample_on_device
-from actors.dense.sampler import sample
-from actors.dense.sequence import Sequence
+from actors.dense.sampling.cpu_choice import Choose, choose_by_torch, make_choose
+from actors.dense.sampling.cuda_sampler import make_sampler, sample_on_device
+from actors.dense.sampling.sampler import sample
+from actors.dense.scheduling.sequence import Sequence
 from actors.protocol.messages import SamplingParams
 from tests.dense.choices import CHOICES
 

@@ -14,10 +14,10 @@ import torch
 from actors.checkpoint.dummy import DummyReader
 from actors.checkpoint.weights import read_dense
 from actors.dense.kv_cache import KVCache
+from actors.dense.layers.norm import norm_kernels
 from actors.dense.model import DenseModel
-from actors.dense.norm import norm_kernels
-from actors.dense.scheduler import Chunk
-from actors.dense.sequence import Sequence
+from actors.dense.scheduling.scheduler import Chunk
+from actors.dense.scheduling.sequence import Sequence
 from actors.errors import ExpertFailedError, NoHolderError
 from actors.exchange.interface import Exchange, Handle
 from actors.exchange.load import ExpertLoad

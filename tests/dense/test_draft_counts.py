@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.dense.draft_counts import StepCost, draft_counts
+from actors.dense.speculation.draft_budget import StepCost, draft_counts
 
 
 def cost_of(base: float, per_row: float, rows: tuple[int, ...] = (1, 2, 4, 8)) -> StepCost:

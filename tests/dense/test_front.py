@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.dense.front import Front
+from actors.dense.ingress_server import Front
 from actors.protocol.framing import Frame, encode_frame, read_frame
 from actors.protocol.messages import Cancel, Hello, StepOutput, Submit, Welcome
 from tests.dense.local_engine import LocalEngine, greedy

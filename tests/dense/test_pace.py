@@ -8,7 +8,7 @@ import statistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.dense.pace import PrefillPace
+from actors.dense.scheduling.prefill_budget import PrefillPace
 
 
 def run_steps(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.dense.prompt_lookup import PromptLookup
+from actors.dense.speculation.prompt_lookup import PromptLookup
 
 TOKENS = st.lists(st.integers(0, 3), max_size=40)
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.dense.router import make_route, route
+from actors.dense.layers.router import make_route, route
 from tests.reference import sparse_mixer
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from actors.dense.choice import Choose, choose_by_torch
-from actors.dense.random_draw import philox, uniform
-from actors.dense.sampler import Sample, token_logprobs
-from actors.dense.sampler import sample as sample_by
-from actors.dense.sequence import Sequence
+from actors.dense.sampling.cpu_choice import Choose, choose_by_torch
+from actors.dense.sampling.philox import philox, uniform
+from actors.dense.sampling.sampler import Sample, token_logprobs
+from actors.dense.sampling.sampler import sample as sample_by
+from actors.dense.scheduling.sequence import Sequence
 from actors.protocol.messages import SamplingParams
 from tests.dense.choices import CHOICES
 

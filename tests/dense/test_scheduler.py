@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.dense.blocks import BlockPool
-from actors.dense.scheduler import Chunk, Scheduler, SchedulerLimits
-from actors.dense.sequence import AGING_ARRIVALS, Sequence
+from actors.dense.scheduling.block_pool import BlockPool
+from actors.dense.scheduling.scheduler import Chunk, Scheduler, SchedulerLimits
+from actors.dense.scheduling.sequence import AGING_ARRIVALS, Sequence
 from actors.protocol.messages import SamplingParams
 
 

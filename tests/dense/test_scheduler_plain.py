@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.dense.blocks import BlockPool
-from actors.dense.scheduler import Chunk, Scheduler, SchedulerLimits
-from actors.dense.sequence import Sequence
+from actors.dense.scheduling.block_pool import BlockPool
+from actors.dense.scheduling.scheduler import Chunk, Scheduler, SchedulerLimits
+from actors.dense.scheduling.sequence import Sequence
 from actors.protocol.messages import SamplingParams
 
 BLOCK_SIZE = 4

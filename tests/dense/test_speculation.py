@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from actors.dense import speculator
-from actors.dense.draft_counts import StepCost
+from actors.dense.speculation import speculator
+from actors.dense.speculation.draft_budget import StepCost
 from actors.errors import LinkError
 from actors.exchange.interface import Exchange, Handle
 from actors.linear import product_name

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from actors.dense.batch import build_batch
+from actors.dense.fast_paths.cpu_rows import StepRows
 from actors.dense.kv_cache import KVCache
-from actors.dense.norm import norm_kernels
-from actors.dense.rope import RotaryEmbedding
-from actors.dense.scheduler import Chunk
-from actors.dense.step_rows import StepRows
+from actors.dense.layers.norm import norm_kernels
+from actors.dense.layers.rope import RotaryEmbedding
+from actors.dense.scheduling.scheduler import Chunk
 from actors.kernels.library import load
 from tests.dense.test_batch import BLOCK_SIZE, CPU, NUM_BLOCKS, random_chunk
 from tests.exchange.peers import CONFIG

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 import torch
 
-from actors.dense import speculator
 from actors.dense.actor import DenseActor
-from actors.dense.draft_counts import StepCost
+from actors.dense.speculation import speculator
+from actors.dense.speculation.draft_budget import StepCost
 from actors.exchange.interface import Handle
 from actors.exchange.local import LocalExchange
 from actors.protocol.messages import DenseMember, Membership

@@ -18,7 +18,7 @@ from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.presets import preset_config
 from actors.checkpoint.weights import Norm
 from actors.dense.batch import build_batch
-from actors.dense.rope import RotaryEmbedding
+from actors.dense.layers.rope import RotaryEmbedding
 from actors.expert.experts import slot_table
 from actors.expert.stacks import Stack, Stacks
 from actors.gpu.add_norm import add_norm

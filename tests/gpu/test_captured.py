@@ -17,8 +17,10 @@ from tests.gpu.device import DEVICE, MARKS
 # isort: split
 
 from actors import linear
-from actors.dense import attention, captured, model, norm, router, routing
-from actors.dense.decode_layers import DecodeLayers
+from actors.dense import model
+from actors.dense.fast_paths import cuda_graphs
+from actors.dense.fast_paths.cpu_step import DecodeLayers
+from actors.dense.layers import attention, norm, norm_and_route, router
 from actors.expert import experts
 from tests.dense.local_engine import LocalEngine, greedy
 from tests.dense.test_exact import assert_equals_reference, prompt

@@ -11,7 +11,7 @@ from tests.gpu.device import DEVICE, HALF, MARKS
 # isort: split
 
 from actors.checkpoint.weights import Norm
-from actors.dense.router import route
+from actors.dense.layers.router import route
 from actors.gpu.norm_and_route import fits, norm_and_route
 
 pytestmark = MARKS

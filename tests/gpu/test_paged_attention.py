@@ -13,11 +13,11 @@ from tests.gpu.device import DEVICE, HALF, MARKS
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.presets import preset_config
-from actors.dense.attention import Attention
 from actors.dense.batch import StepBatch, build_batch
 from actors.dense.kv_cache import KVCache
-from actors.dense.rope import RotaryEmbedding, Tables, rotate
-from actors.dense.scheduler import Chunk
+from actors.dense.layers.attention import Attention
+from actors.dense.layers.rope import RotaryEmbedding, Tables, rotate
+from actors.dense.scheduling.scheduler import Chunk
 from actors.gpu.paged_attention import PagedAttention
 from actors.gpu_check.build import BLOCK_SIZE, Rows, last_token
 

@@ -9,7 +9,7 @@ from tests.gpu.device import DEVICE, HALF, MARKS
 
 # isort: split
 
-from actors.dense import router
+from actors.dense.layers import router
 from actors.gpu.route import route
 
 pytestmark = MARKS

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.dense.router import Route
+from actors.dense.layers.router import Route
 from actors.gpu_check import checks
 from actors.gpu_check.__main__ import main
 from actors.gpu_check.options import parse_options

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.checkpoint.presets import preset_config
-from actors.dense import capacity
+from actors.dense.scheduling import kv_capacity
 from cluster.plan.capacity import CPU_CACHE_SHARE, CPU_MAX_CACHE_BYTES, GPU_CACHE_SHARE
 from cluster.plan.demand import Demand, NoPlanError
 from cluster.plan.hardware import NAMES, hardware
@@ -37,7 +37,7 @@ def gpus_for(name: str, **changes: Any) -> float:
 
 def test_the_actors_rules_about_memory_are_the_same() -> None:
     assert (GPU_CACHE_SHARE, CPU_CACHE_SHARE, CPU_MAX_CACHE_BYTES) == (
-        capacity._CUDA_SHARE, capacity._CPU_SHARE, capacity._CPU_MAX_BYTES
+        kv_capacity._CUDA_SHARE, kv_capacity._CPU_SHARE, kv_capacity._CPU_MAX_BYTES
     )  # fmt: skip
 
 

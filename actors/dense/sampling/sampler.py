@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from actors.dense.choice import Choose
-from actors.dense.sequence import Sequence
+from actors.dense.sampling.cpu_choice import Choose
+from actors.dense.scheduling.sequence import Sequence
 from actors.dense.to_device import to_device
 from actors.protocol.messages import TokenLogprobs
 

@@ -18,7 +18,7 @@ blocks back last one first, the idle block that was left longest ago has no chil
 
 from __future__ import annotations
 
-from actors.dense.sequence import Sequence
+from actors.dense.scheduling.sequence import Sequence
 
 
 class BlockPool:

@@ -14,10 +14,10 @@ from typing import TypeAlias
 
 import torch
 
-from actors.dense.choice import make_choose
-from actors.dense.random_draw import uniform
-from actors.dense.sampler import Sample, adjust, sample
-from actors.dense.sequence import Sequence
+from actors.dense.sampling.cpu_choice import make_choose
+from actors.dense.sampling.philox import uniform
+from actors.dense.sampling.sampler import Sample, adjust, sample
+from actors.dense.scheduling.sequence import Sequence
 from actors.dense.to_device import to_device
 from actors.protocol.messages import TokenLogprobs
 

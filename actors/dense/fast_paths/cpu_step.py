@@ -13,10 +13,10 @@ import torch
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import Norm
+from actors.dense.fast_paths.cpu_rows import StepRows
 from actors.dense.kv_cache import KVCache
-from actors.dense.norm import norm_kernels, norm_weights
-from actors.dense.scheduler import Chunk
-from actors.dense.step_rows import StepRows
+from actors.dense.layers.norm import norm_kernels, norm_weights
+from actors.dense.scheduling.scheduler import Chunk
 from actors.exchange.direct import DirectTurns
 from actors.exchange.interface import Exchange
 from actors.kernels.layer import LayerTask, LayerWeights, ProductWeights

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from actors.dense.blocks import BlockPool
-from actors.dense.draft_counts import StepCost, draft_counts
-from actors.dense.prompt_lookup import PromptLookup
-from actors.dense.scheduler import Chunk, SchedulerLimits
-from actors.dense.sequence import Sequence
+from actors.dense.scheduling.block_pool import BlockPool
+from actors.dense.scheduling.scheduler import Chunk, SchedulerLimits
+from actors.dense.scheduling.sequence import Sequence
+from actors.dense.speculation.draft_budget import StepCost, draft_counts
+from actors.dense.speculation.prompt_lookup import PromptLookup
 
 _FIRST_ACCEPTANCE = 0.4
 _NEWEST = 0.2

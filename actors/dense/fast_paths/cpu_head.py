@@ -15,10 +15,10 @@ import torch
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import Norm
-from actors.dense.choice import choose_by_kernels, filters
-from actors.dense.norm import norm_kernels, norm_weights
-from actors.dense.sampler import Sample, is_adjusted, sample, with_reports
-from actors.dense.sequence import Sequence
+from actors.dense.layers.norm import norm_kernels, norm_weights
+from actors.dense.sampling.cpu_choice import choose_by_kernels, filters
+from actors.dense.sampling.sampler import Sample, is_adjusted, sample, with_reports
+from actors.dense.scheduling.sequence import Sequence
 from actors.kernels.layer import HeadTask
 from actors.kernels.library import Kernels
 from actors.kernels.threads import num_threads

@@ -13,8 +13,8 @@ from typing import TypeAlias
 
 import torch
 
-from actors.dense.random_draw import uniform
-from actors.dense.sequence import Sequence
+from actors.dense.sampling.philox import uniform
+from actors.dense.scheduling.sequence import Sequence
 from actors.kernels.library import load
 from actors.kernels.threads import num_threads
 from actors.protocol.messages import SamplingParams

@@ -17,7 +17,7 @@ from actors.checkpoint.config import ModelConfig
 from actors.dense.batch import PrefillRows
 
 if TYPE_CHECKING:
-    from actors.dense.prefill import Prefill
+    from actors.dense.layers.prefill_attention import Prefill
 
 _UNIT = 1024
 """Chunks of multiples of it at multiples of it are whole."""

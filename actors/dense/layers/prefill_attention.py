@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from actors.checkpoint.config import ModelConfig
 from actors.dense.batch import PrefillRows
-from actors.dense.cudnn_prefill import has_cudnn, make_cudnn_prefill
+from actors.dense.layers.cudnn_attention import has_cudnn, make_cudnn_prefill
 from actors.devices import has_triton
 
 Prefill: TypeAlias = Callable[[PrefillRows, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

@@ -10,12 +10,12 @@ from itertools import islice
 
 import torch
 
-from actors.dense.device_sampler import make_sampler
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
-from actors.dense.sampler import Sample, token_logprobs
-from actors.dense.scheduler import Chunk
-from actors.dense.sequence import Sequence
+from actors.dense.sampling.cuda_sampler import make_sampler
+from actors.dense.sampling.sampler import Sample, token_logprobs
+from actors.dense.scheduling.scheduler import Chunk
+from actors.dense.scheduling.sequence import Sequence
 from actors.dense.to_device import to_device
 from actors.exchange.interface import Exchange
 from actors.protocol.messages import TokenLogprobs

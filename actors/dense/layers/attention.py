@@ -18,10 +18,10 @@ import torch.nn.functional as F
 
 from actors.checkpoint.config import ModelConfig
 from actors.dense.batch import DecodeRows, StepBatch
-from actors.dense.decode_kernel import decode_kernel
 from actors.dense.kv_cache import KVCache
-from actors.dense.prefill import make_prefill
-from actors.dense.rope import Tables, rotate
+from actors.dense.layers.cpu_decode_attention import decode_kernel
+from actors.dense.layers.prefill_attention import make_prefill
+from actors.dense.layers.rope import Tables, rotate
 from actors.devices import has_triton
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import torch
 
 from actors.checkpoint.config import ModelConfig
 from actors.dense.kv_cache import KVCache
-from actors.dense.rope import RotaryEmbedding, RotaryTables
-from actors.dense.scheduler import Chunk
+from actors.dense.layers.rope import RotaryEmbedding, RotaryTables
+from actors.dense.scheduling.scheduler import Chunk
 from actors.kernels.layer import LayerTask, RowsTask
 from actors.kernels.library import Kernels
 from actors.kernels.threads import num_threads

@@ -13,7 +13,7 @@ import torch
 from actors.checkpoint.config import ModelConfig
 from actors.dense.batch import StepBatch
 from actors.dense.kv_cache import KVCache
-from actors.dense.rope import Tables
+from actors.dense.layers.rope import Tables
 from actors.kernels.library import kernels_for
 from actors.kernels.threads import num_threads
 

@@ -20,8 +20,8 @@ from bisect import insort
 from dataclasses import dataclass
 from operator import attrgetter
 
-from actors.dense.blocks import BlockPool
-from actors.dense.sequence import Sequence
+from actors.dense.scheduling.block_pool import BlockPool
+from actors.dense.scheduling.sequence import Sequence
 
 _TURN = attrgetter("turn")
 

@@ -11,9 +11,9 @@ from typing import TypeAlias
 import torch
 
 from actors.checkpoint.config import ModelConfig
-from actors.dense.decode_layers import Layer
-from actors.dense.norm import AddNorm
-from actors.dense.router import make_route
+from actors.dense.fast_paths.cpu_step import Layer
+from actors.dense.layers.norm import AddNorm
+from actors.dense.layers.router import make_route
 from actors.devices import has_triton
 from actors.linear import DeviceProduct
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from actors.dense.scheduler import Chunk
+from actors.dense.scheduling.scheduler import Chunk
 from actors.errors import ExchangeError, ExpertFailedError
 
 logger = logging.getLogger(__name__)
