@@ -23,13 +23,13 @@ from actors.dense.scheduling.kv_capacity import Demand, free_cache_bytes, plan_c
 from actors.dense.scheduling.prefill_budget import PrefillPace
 from actors.dense.scheduling.scheduler import Scheduler, SchedulerLimits
 from actors.errors import LinkError, StaleEpochError
-from actors.exchange.dense_links import DenseLinks
-from actors.exchange.load import ExpertLoad
+from actors.exchange.all_to_all.open import open_dense
+from actors.exchange.context import Site
+from actors.exchange.expert_load import ExpertLoad
+from actors.exchange.links.dense.endpoint import DenseLinks
+from actors.exchange.links.dense.peers import Roster
 from actors.exchange.local import LocalExchange
-from actors.exchange.open import open_dense
 from actors.exchange.rendezvous import host_store
-from actors.exchange.roster import Roster
-from actors.exchange.site import Site
 from actors.expert.experts import GroupedExperts
 from actors.kernels.threads import share_cores
 from actors.linear import product_name

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from actors.exchange.split import Ids
+from actors.exchange.row_assignment import Ids
 
 
 def add_choices(results: torch.Tensor, num_choices: int) -> torch.Tensor:

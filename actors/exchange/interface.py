@@ -18,7 +18,7 @@ from typing import Protocol
 
 import torch
 
-from actors.exchange.direct import DirectTurns
+from actors.exchange.links.dense.kernel_exchange import DirectTurns
 
 
 class Handle(Protocol):

@@ -12,8 +12,8 @@ from typing import TypeAlias
 import torch
 
 from actors.exchange.combine import add_choices
+from actors.exchange.expert_load import ExpertLoad
 from actors.exchange.interface import Handle
-from actors.exchange.load import ExpertLoad
 
 Compute: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 """`GroupedExperts.forward`: (layer, rows, expert_ids, weights, num_results) -> results [num_results, H]."""

@@ -10,10 +10,10 @@ import torch
 
 from actors.background_load import Loading
 from actors.errors import LinkError, StaleEpochError
-from actors.exchange.expert_links import ExpertLinks
-from actors.exchange.open import open_expert
-from actors.exchange.serve_all_to_all import AllToAllServer
-from actors.exchange.site import Site
+from actors.exchange.all_to_all.open import open_expert
+from actors.exchange.all_to_all.server import AllToAllServer
+from actors.exchange.context import Site
+from actors.exchange.links.expert.endpoint import ExpertLinks
 from actors.expert.held import HeldExperts
 from actors.kernels.threads import share_cores
 from actors.linear import product_name

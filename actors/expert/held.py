@@ -19,7 +19,7 @@ from actors.checkpoint.layout import expert_tensors
 from actors.checkpoint.open import open_model
 from actors.checkpoint.read_quantized import serving_quantization
 from actors.checkpoint.weights import ProgressCallback, serving_dtype
-from actors.exchange.serve_links import NotHeldError
+from actors.exchange.links.expert.server import NotHeldError
 from actors.expert.cores import CoreClaim
 from actors.expert.experts import GroupedExperts
 from actors.expert.tables import serve_tables

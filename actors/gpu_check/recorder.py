@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from actors.exchange.direct import DirectTurns
 from actors.exchange.interface import Exchange, Handle
+from actors.exchange.links.dense.kernel_exchange import DirectTurns
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-/* What an expert actor does for its links, as actors/exchange/serve_links.py does it, for the plain course of things. */
+/* What an expert actor does for its links, as actors/exchange/links/expert/server.py does it, for the plain course of things. */
 
 #ifndef PHIMOE_SERVE_H
 #define PHIMOE_SERVE_H

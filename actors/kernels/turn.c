@@ -20,7 +20,7 @@
 
 enum { MAX_PEERS = 64 };
 
-/* Rows that take as long as reading an expert's weights (actors/exchange/split.py). */
+/* Rows that take as long as reading an expert's weights (actors/exchange/row_assignment.py). */
 enum { MIN_PART_ROWS = 64 };
 
 static int64_t now_ns(void) {

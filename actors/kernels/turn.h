@@ -1,4 +1,4 @@
-/* One layer's exchange over TCP links, as actors/exchange/links.py does it, for the plain course of things. */
+/* One layer's exchange over TCP links, as actors/exchange/links/dense/exchange.py does it, for the plain course of things. */
 
 #ifndef PHIMOE_TURN_H
 #define PHIMOE_TURN_H

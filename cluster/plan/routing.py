@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 
-from actors.exchange.split import MIN_PART_ROWS
+from actors.exchange.row_assignment import MIN_PART_ROWS
 from cluster.plan.shape import Shape
 
 
@@ -47,7 +47,7 @@ def busiest_actor(num_touched: int, num_experts: int, num_actors: int) -> float:
 def expert_share(shape: Shape, num_tokens: float, num_actors: int, num_replicas: int) -> tuple[float, float]:
     """(experts whose weights the busiest actor reads, rows that it computes) in one layer, for tokens of all dense actors.
 
-    Experts with few rows stay whole on one holder (`actors.exchange.split`); with replicas the holder that has less to do
+    Experts with few rows stay whole on one holder (`actors.exchange.row_assignment`); with replicas the holder that has less to do
     is asked, which evens the actors out, and an expert of many rows is read by several.
     """
     touched = distinct_experts(num_tokens, shape.num_experts, shape.num_experts_per_token)

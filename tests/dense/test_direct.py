@@ -19,8 +19,8 @@ from actors.dense.model import DenseModel
 from actors.dense.scheduling.scheduler import Chunk
 from actors.dense.scheduling.sequence import Sequence
 from actors.errors import ExpertFailedError, NoHolderError
+from actors.exchange.expert_load import ExpertLoad
 from actors.exchange.interface import Exchange, Handle
-from actors.exchange.load import ExpertLoad
 from actors.exchange.local import LocalExchange
 from actors.protocol.messages import SamplingParams
 from tests.exchange.peers import ALL, CONFIG, Act, Network, ScriptedPeer, experts, network

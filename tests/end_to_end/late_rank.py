@@ -14,8 +14,8 @@ from typing import Any
 
 from actors.errors import ActorError
 from actors.exchange.deadline import Deadline
-from actors.exchange.handshake import LinkHello
-from actors.exchange.knock import Knocker, knock
+from actors.exchange.links.expert.connect import Knocker, knock
+from actors.exchange.links.handshake import LinkHello
 from actors.exchange.rendezvous import connect_store
 from actors.protocol.messages import ExpertMember, Membership
 

@@ -14,12 +14,12 @@ import torch
 
 from actors.checkpoint.presets import preset_config
 from actors.errors import LinkError
-from actors.exchange.links import LinksExchange
-from actors.exchange.load import ExpertLoad
+from actors.exchange.expert_load import ExpertLoad
+from actors.exchange.links.backends.tcp_link import TcpLink
+from actors.exchange.links.dense.exchange import LinksExchange
+from actors.exchange.links.dense.sender import WaitLimits
 from actors.exchange.local import LocalExchange
 from actors.exchange.message import FAILURE, NOT_HELD, RESULTS, Message, MessageFormat
-from actors.exchange.sender import WaitLimits
-from actors.exchange.tcp import TcpLink
 from actors.expert.experts import GroupedExperts
 from actors.protocol.messages import ExpertMember, Membership
 from tests.exchange.processes import PRESET, load_all

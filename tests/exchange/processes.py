@@ -22,12 +22,12 @@ import torch
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.dummy import DummyReader
 from actors.checkpoint.presets import preset_config
-from actors.exchange.dense_links import DenseLinks
+from actors.exchange.all_to_all.open import open_dense
+from actors.exchange.context import Site
+from actors.exchange.expert_load import ExpertLoad
 from actors.exchange.interface import Exchange
-from actors.exchange.load import ExpertLoad
-from actors.exchange.open import open_dense
+from actors.exchange.links.dense.endpoint import DenseLinks
 from actors.exchange.rendezvous import host_store
-from actors.exchange.site import Site
 from actors.expert.actor import ExpertActor
 from actors.expert.experts import GroupedExperts
 from actors.protocol.messages import ActorReport, DenseMember, ExpertMember, Membership, Progress

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from actors.exchange.site import choose_backend
+from actors.exchange.context import choose_backend
 from actors.protocol.settings import ExchangeSettings
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from actors.errors import LinkError
+from actors.exchange.links.backends.tcp_link import TcpLink
+from actors.exchange.links.expert.server import LinkServer, NotHeldError
 from actors.exchange.message import MAGIC, NOT_HELD, RESULTS, ROWS, Header, Message
-from actors.exchange.serve_links import LinkServer, NotHeldError
-from actors.exchange.tcp import TcpLink
 from actors.expert.tables import serve_tables
 from actors.kernels.library import load
 from actors.kernels.serve import ServeTables

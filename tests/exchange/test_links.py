@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from actors.errors import LinkError
+from actors.exchange.links.backends.tcp_link import TcpLink
+from actors.exchange.links.expert.server import LinkServer, NotHeldError, Serve
 from actors.exchange.message import FAILURE, MAGIC, NOT_HELD, RESULTS, ROWS, Header, Message, MessageFormat
-from actors.exchange.serve_links import LinkServer, NotHeldError, Serve
-from actors.exchange.tcp import TcpLink
 from tests.exchange.peers import CONFIG, experts, wait_for
 
 FORMAT = MessageFormat(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from actors.exchange.load import ExpertLoad
+from actors.exchange.expert_load import ExpertLoad
 
 
 def test_routes_are_counted_layer_by_layer() -> None:

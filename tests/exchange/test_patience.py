@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.exchange.patience import Patience, PatienceLimits
+from actors.exchange.links.dense.hedge_delay import Patience, PatienceLimits
 
 LIMITS = PatienceLimits(shortest=0.15, longest=30.0)
 

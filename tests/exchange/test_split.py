@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.exchange.split import (
+from actors.exchange.row_assignment import (
     MIN_PART_ROWS,
     NOBODY,
     Portion,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import threading
 import time
 
-from actors.exchange.turn import Turn
+from actors.exchange.all_to_all.fair_lock import Turn
 
 
 def test_turns_are_taken_in_the_order_of_asking() -> None:

@@ -17,8 +17,8 @@ from actors.dense.fast_paths.cpu_rows import StepRows
 from actors.dense.kv_cache import KVCache
 from actors.dense.layers.norm import norm_kernels, norm_weights
 from actors.dense.scheduling.scheduler import Chunk
-from actors.exchange.direct import DirectTurns
 from actors.exchange.interface import Exchange
+from actors.exchange.links.dense.kernel_exchange import DirectTurns
 from actors.kernels.layer import LayerTask, LayerWeights, ProductWeights
 from actors.kernels.library import Kernels
 from actors.linear import KernelProduct, Product

@@ -14,15 +14,15 @@ import threading
 
 from torch._C._distributed_c10d import Store
 
-from actors.exchange.all_to_all import AllToAllExchange
+from actors.exchange.all_to_all.exchange import AllToAllExchange
+from actors.exchange.all_to_all.group import Group, GroupSite, open_group
+from actors.exchange.all_to_all.server import AllToAllServer
+from actors.exchange.all_to_all.wire_format import RoundFormat
+from actors.exchange.context import Site, choose_backend
 from actors.exchange.deadline import Deadline
-from actors.exchange.group import Group, GroupSite, open_group
-from actors.exchange.load import ExpertLoad
+from actors.exchange.expert_load import ExpertLoad
+from actors.exchange.links.expert.server import Serve
 from actors.exchange.rendezvous import Rendezvous, connect_store, unless_stopped
-from actors.exchange.round import RoundFormat
-from actors.exchange.serve_all_to_all import AllToAllServer
-from actors.exchange.serve_links import Serve
-from actors.exchange.site import Site, choose_backend
 from actors.protocol.messages import Membership
 
 

@@ -22,9 +22,9 @@ from torch._C._distributed_c10d import Work
 
 from actors.errors import LinkError
 from actors.exchange.deadline import Deadline
+from actors.exchange.links.backends.tcp_link import TcpLink
 from actors.exchange.message import RESULTS, ROWS, Message, MessageFormat
 from actors.exchange.rendezvous import Rendezvous
-from actors.exchange.tcp import TcpLink
 
 _POLL_SECONDS = 20e-6
 _POLLS_PER_CHECK = 50

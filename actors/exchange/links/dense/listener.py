@@ -19,7 +19,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from actors.errors import ExchangeError
 from actors.exchange.deadline import Deadline
-from actors.exchange.handshake import (
+from actors.exchange.links.handshake import (
     NO_LINK,
     SECRET_BYTES,
     LinkHello,
@@ -28,7 +28,7 @@ from actors.exchange.handshake import (
     read_frame,
     send_frame,
 )
-from actors.exchange.link import Link
+from actors.exchange.links.link import Link
 from actors.protocol.messages import Membership
 
 logger = logging.getLogger(__name__)

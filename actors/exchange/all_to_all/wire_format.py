@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from actors.errors import LinkError, StaleEpochError
-from actors.exchange.group import Group
+from actors.exchange.all_to_all.group import Group
 from actors.exchange.message import HEADER_BYTES, MAGIC, Header
 
 _ALIGNMENT = 64

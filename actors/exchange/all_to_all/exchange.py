@@ -21,14 +21,21 @@ import numpy.typing as npt
 import torch
 
 from actors.errors import ExchangeError, LinkError
+from actors.exchange.all_to_all.fair_lock import Turn
+from actors.exchange.all_to_all.group import Group
+from actors.exchange.all_to_all.wire_format import (
+    TICK,
+    RoundFormat,
+    body_views,
+    exchange_headers,
+    is_empty,
+    make_header,
+)
 from actors.exchange.combine import add_arrived
-from actors.exchange.group import Group
+from actors.exchange.expert_load import ExpertLoad
 from actors.exchange.interface import Handle
-from actors.exchange.load import ExpertLoad
 from actors.exchange.message import ROWS
-from actors.exchange.round import TICK, RoundFormat, body_views, exchange_headers, is_empty, make_header
-from actors.exchange.split import Ids, Share, owner_table, split_rows
-from actors.exchange.turn import Turn
+from actors.exchange.row_assignment import Ids, Share, owner_table, split_rows
 
 _TICKS_PER_DEADLINE = 3
 _SHARED_TICK_SECONDS = 0.005

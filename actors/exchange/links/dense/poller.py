@@ -7,7 +7,7 @@ import select
 from collections.abc import Iterator
 from contextlib import suppress
 
-from actors.exchange.roster import Peer
+from actors.exchange.links.dense.peers import Peer
 
 _READ = select.POLLIN
 _WRITE = select.POLLOUT

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from actors.exchange.links.open_link import LinkSite
 from actors.exchange.message import MessageFormat
-from actors.exchange.open_link import LinkSite
 from actors.protocol.settings import ExchangeSettings
 
 _CPU_BACKENDS = {"links": "tcp", "all_to_all": "gloo"}

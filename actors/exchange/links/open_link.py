@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from torch._C._distributed_c10d import Store
 
 from actors.errors import LinkError
-from actors.exchange import gloo, nccl
 from actors.exchange.deadline import Deadline
-from actors.exchange.link import Link
+from actors.exchange.links.backends import gloo_link, nccl_link
+from actors.exchange.links.backends.tcp_link import TcpLink
+from actors.exchange.links.link import Link
 from actors.exchange.message import MessageFormat
 from actors.exchange.rendezvous import Rendezvous
-from actors.exchange.tcp import TcpLink
 
 DENSE_RANK = 0
 EXPERT_RANK = 1
@@ -76,21 +76,21 @@ def make_link(site: LinkSite, names: LinkNames, connection: socket.socket, rende
 
 def _gloo_link(site: LinkSite, names: LinkNames, rendezvous: Rendezvous) -> Link:
     try:
-        group = gloo.open_group(names.key, names.rank, 2, site.node_ip, rendezvous)
+        group = gloo_link.open_group(names.key, names.rank, 2, site.node_ip, rendezvous)
     except RuntimeError as error:
         raise LinkError(names.peer, None, f"cannot come up ({error})") from error
-    return gloo.GlooLink(names.peer, rendezvous.epoch, group, site.message_format)
+    return gloo_link.GlooLink(names.peer, rendezvous.epoch, group, site.message_format)
 
 
 def _nccl_link(site: LinkSite, names: LinkNames, carrier: TcpLink, rendezvous: Rendezvous) -> Link:
     device = site.message_format.device
     try:
         requests, answers = (
-            nccl.open_group(f"{names.key}/{name}", names.rank, 2, device, rendezvous)
+            nccl_link.open_group(f"{names.key}/{name}", names.rank, 2, device, rendezvous)
             for name in ("requests", "answers")
         )
     except RuntimeError as error:
         carrier.close()
         raise LinkError(carrier.peer, None, f"cannot come up ({error})") from error
     outward, inward = (requests, answers) if names.rank == DENSE_RANK else (answers, requests)
-    return nccl.NcclLink(carrier, outward, inward, site.message_format, site.deadline_seconds)
+    return nccl_link.NcclLink(carrier, outward, inward, site.message_format, site.deadline_seconds)

@@ -25,13 +25,13 @@ import numpy as np
 import torch
 
 from actors.errors import DeadlineError, ExpertFailedError, LinkError, NoHolderError
-from actors.exchange.direct import MAX_ROWS, DirectTurns
-from actors.exchange.flight import Dispatch, Request
+from actors.exchange.expert_load import ExpertLoad
 from actors.exchange.interface import Handle
-from actors.exchange.load import ExpertLoad
+from actors.exchange.links.dense.in_flight import Dispatch, Request
+from actors.exchange.links.dense.kernel_exchange import MAX_ROWS, DirectTurns
+from actors.exchange.links.dense.peers import Peer, Roster
+from actors.exchange.links.dense.sender import Sender, WaitLimits
 from actors.exchange.message import FAILURE, NOT_HELD, RESULTS, Message
-from actors.exchange.roster import Peer, Roster
-from actors.exchange.sender import Sender, WaitLimits
 
 logger = logging.getLogger(__name__)
 

@@ -9,15 +9,22 @@ from collections.abc import Callable
 from torch._C._distributed_c10d import Store
 
 from actors.errors import DeadlineError, LinkError
+from actors.exchange.context import Site
 from actors.exchange.deadline import Deadline
-from actors.exchange.door import LinkDoor
-from actors.exchange.handshake import LinkHello
-from actors.exchange.link import Link
-from actors.exchange.links import LinksExchange
-from actors.exchange.load import ExpertLoad
-from actors.exchange.open_link import DENSE_RANK, LinkNames, LinkSite, link_key, link_rendezvous, make_link
-from actors.exchange.sender import WaitLimits
-from actors.exchange.site import Site
+from actors.exchange.expert_load import ExpertLoad
+from actors.exchange.links.dense.exchange import LinksExchange
+from actors.exchange.links.dense.listener import LinkDoor
+from actors.exchange.links.dense.sender import WaitLimits
+from actors.exchange.links.handshake import LinkHello
+from actors.exchange.links.link import Link
+from actors.exchange.links.open_link import (
+    DENSE_RANK,
+    LinkNames,
+    LinkSite,
+    link_key,
+    link_rendezvous,
+    make_link,
+)
 from actors.protocol.messages import Membership
 
 

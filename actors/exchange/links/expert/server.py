@@ -23,8 +23,8 @@ from typing import TypeAlias
 import torch
 
 from actors.errors import LinkError
-from actors.exchange.direct_service import DirectService
-from actors.exchange.link import Link
+from actors.exchange.links.expert.kernel_server import DirectService
+from actors.exchange.links.link import Link
 from actors.exchange.message import FAILURE, NOT_HELD, RESULTS, ROWS, Message
 from actors.kernels.serve import ServeTables
 

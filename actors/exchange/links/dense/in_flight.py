@@ -19,7 +19,7 @@ import torch
 
 from actors.errors import ExchangeError, ExpertFailedError
 from actors.exchange.combine import add_arrived, add_one
-from actors.exchange.split import Ids
+from actors.exchange.row_assignment import Ids
 
 Targets: TypeAlias = Ids | Sequence[int]
 """[n] into T * K, ascending."""

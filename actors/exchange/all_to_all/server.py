@@ -11,10 +11,17 @@ from collections.abc import Sequence
 import torch
 
 from actors.errors import ExchangeError, LinkError
-from actors.exchange.group import Group
+from actors.exchange.all_to_all.group import Group
+from actors.exchange.all_to_all.wire_format import (
+    TICK,
+    RoundFormat,
+    body_views,
+    exchange_headers,
+    is_empty,
+    make_header,
+)
+from actors.exchange.links.expert.server import Serve
 from actors.exchange.message import Header
-from actors.exchange.round import TICK, RoundFormat, body_views, exchange_headers, is_empty, make_header
-from actors.exchange.serve_links import Serve
 
 
 class AllToAllServer:

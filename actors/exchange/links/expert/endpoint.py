@@ -7,15 +7,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from actors.errors import ExchangeError, LinkError
+from actors.exchange.context import Site
 from actors.exchange.deadline import Deadline
-from actors.exchange.door import is_same
-from actors.exchange.handshake import NO_LINK, LinkHello
-from actors.exchange.knock import Knocker, knock
-from actors.exchange.link import Link
-from actors.exchange.open_link import EXPERT_RANK, LinkNames, link_key, link_rendezvous, make_link
+from actors.exchange.links.dense.listener import is_same
+from actors.exchange.links.expert.connect import Knocker, knock
+from actors.exchange.links.expert.server import LinkServer, Serve
+from actors.exchange.links.handshake import NO_LINK, LinkHello
+from actors.exchange.links.link import Link
+from actors.exchange.links.open_link import EXPERT_RANK, LinkNames, link_key, link_rendezvous, make_link
 from actors.exchange.rendezvous import connect_store, unless_stopped
-from actors.exchange.serve_links import LinkServer, Serve
-from actors.exchange.site import Site
 from actors.kernels.serve import ServeTables
 from actors.protocol.messages import DenseMember, Membership
 

@@ -23,13 +23,13 @@ import numpy.typing as npt
 import torch
 
 from actors.errors import LinkError
-from actors.exchange.flight import Dispatch, Request
-from actors.exchange.load import ExpertLoad
+from actors.exchange.expert_load import ExpertLoad
+from actors.exchange.links.backends.tcp_link import TcpLink
+from actors.exchange.links.dense.in_flight import Dispatch, Request
+from actors.exchange.links.dense.peers import Peer, Table
+from actors.exchange.links.dense.sender import Sender
 from actors.exchange.message import MAGIC, Message
-from actors.exchange.roster import Peer, Table
-from actors.exchange.sender import Sender
-from actors.exchange.split import MIN_PART_ROWS, NOBODY
-from actors.exchange.tcp import TcpLink
+from actors.exchange.row_assignment import MIN_PART_ROWS, NOBODY
 from actors.kernels.turn import TurnPeer, TurnTask
 
 MAX_ROWS = 2 * MIN_PART_ROWS - 1

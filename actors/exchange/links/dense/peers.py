@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from actors.exchange.deadline import Deadline
-from actors.exchange.door import is_same
-from actors.exchange.flight import Request
-from actors.exchange.link import Link
-from actors.exchange.split import NOBODY, Ids
+from actors.exchange.links.dense.in_flight import Request
+from actors.exchange.links.dense.listener import is_same
+from actors.exchange.links.link import Link
+from actors.exchange.row_assignment import NOBODY, Ids
 from actors.protocol.messages import ExpertMember, Membership
 
 _SLICE_SECONDS = 0.05

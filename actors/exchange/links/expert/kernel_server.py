@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.exchange.link import Link
+from actors.exchange.links.backends.tcp_link import TcpLink
+from actors.exchange.links.link import Link
 from actors.exchange.message import MAGIC, Message
-from actors.exchange.tcp import TcpLink
 from actors.kernels.library import load
 from actors.kernels.serve import ServeLink, ServeTables, ServeTask
 

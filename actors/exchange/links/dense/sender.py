@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from actors.errors import DeadlineError, LinkError
-from actors.exchange.flight import Dispatch, Request, Targets
+from actors.exchange.links.dense.hedge_delay import Patience, PatienceLimits
+from actors.exchange.links.dense.in_flight import Dispatch, Request, Targets
+from actors.exchange.links.dense.peers import Peer, Roster
+from actors.exchange.links.dense.poller import Switchboard
 from actors.exchange.message import MAGIC, ROWS, Header, Message
-from actors.exchange.patience import Patience, PatienceLimits
-from actors.exchange.roster import Peer, Roster
-from actors.exchange.split import NOBODY, Ids, Share, assign_rows, portion_out, split_rows
-from actors.exchange.switchboard import Switchboard
+from actors.exchange.row_assignment import NOBODY, Ids, Share, assign_rows, portion_out, split_rows
 
 logger = logging.getLogger(__name__)
 

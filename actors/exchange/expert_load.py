@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from actors.exchange.split import Ids
+from actors.exchange.row_assignment import Ids
 
 
 class ExpertLoad:
