@@ -14,7 +14,7 @@ from actors.exchange.all_to_all.open import open_expert
 from actors.exchange.all_to_all.server import AllToAllServer
 from actors.exchange.context import Site
 from actors.exchange.links.expert.endpoint import ExpertLinks
-from actors.expert.held import HeldExperts
+from actors.expert.expert_store import HeldExperts
 from actors.kernels.threads import share_cores
 from actors.linear import product_name
 from actors.memory import memory_bytes

@@ -25,9 +25,9 @@ from actors.checkpoint.read_quantized import read_quantized_experts
 from actors.checkpoint.weights import ExpertWeights, ProgressCallback, WeightReader, read_experts
 from actors.devices import has_triton
 from actors.exchange.local import Combined
-from actors.expert.grouped_linear import GroupedLinearLayer
-from actors.expert.grouped_matmul import GroupedMatmulLayer
-from actors.expert.packed import PackedLayer
+from actors.expert.layers.cpu_kernels import GroupedLinearLayer
+from actors.expert.layers.grouped_mm import GroupedMatmulLayer
+from actors.expert.layers.onednn import PackedLayer
 from actors.memory import release_free_memory
 
 _Stream: TypeAlias = Iterator[tuple[int, int, ExpertWeights | QuantizedExpert]]
@@ -192,7 +192,7 @@ def _layer_kind(
 ) -> Callable[[torch.Tensor, Iterable[Any]], LayerExperts]:
     """grouped_mm takes bfloat16 only, the project's kernels what they were written for, the loop everything."""
     if has_triton(device):
-        from actors.expert.triton_layer import TritonLayer
+        from actors.expert.layers.triton_experts import TritonLayer
 
         return TritonLayer
     if device.type == "cuda" and dtype == torch.bfloat16:

@@ -15,7 +15,7 @@ from actors.errors import LinkError
 from actors.exchange.links.backends.tcp_link import TcpLink
 from actors.exchange.links.expert.server import LinkServer, NotHeldError
 from actors.exchange.message import MAGIC, NOT_HELD, RESULTS, ROWS, Header, Message
-from actors.expert.tables import serve_tables
+from actors.expert.kernel_tables import serve_tables
 from actors.kernels.library import load
 from actors.kernels.serve import ServeTables
 from tests.exchange.peers import CONFIG, FORMAT, experts, wait_for

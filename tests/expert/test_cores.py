@@ -7,11 +7,11 @@ import subprocess
 import sys
 import threading
 
-from actors.expert.cores import CoreClaim
+from actors.expert.cpu_affinity import CoreClaim
 
 HOLD = """
 import sys
-from actors.expert.cores import CoreClaim
+from actors.expert.cpu_affinity import CoreClaim
 claim = CoreClaim(1, sys.argv[1])
 print(sorted(claim.cores), flush=True)
 sys.stdin.read()

@@ -7,8 +7,8 @@ import torch
 
 from actors.checkpoint.weights import ExpertWeights
 from actors.expert.experts import slot_table
-from actors.expert.grouped_linear import GroupedLinearLayer
-from actors.expert.packed import PackedLayer
+from actors.expert.layers.cpu_kernels import GroupedLinearLayer
+from actors.expert.layers.onednn import PackedLayer
 
 HIDDEN, WIDTH, HELD = 64, 96, (1, 4, 5, 9)
 

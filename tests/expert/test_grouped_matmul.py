@@ -9,7 +9,7 @@ from actors.checkpoint.dummy import DummyReader
 from actors.checkpoint.presets import preset_config
 from actors.checkpoint.weights import read_expert
 from actors.expert.experts import GroupedExperts, slot_table
-from actors.expert.grouped_matmul import GroupedMatmulLayer
+from actors.expert.layers.grouped_mm import GroupedMatmulLayer
 
 CONFIG = preset_config("tiny")
 DEVICES = [

@@ -14,8 +14,8 @@ from actors.checkpoint.quantized import (
     to_words,
 )
 from actors.expert.experts import slot_table
-from actors.expert.grouped_linear import GroupedLinearLayer
-from actors.expert.packed import PackedLayer
+from actors.expert.layers.cpu_kernels import GroupedLinearLayer
+from actors.expert.layers.onednn import PackedLayer
 
 HIDDEN, WIDTH, HELD = 96, 160, (1, 4, 5, 9)
 KINDS = [pytest.param("int8", 32), pytest.param("int4", 32), pytest.param("int8", 0), pytest.param("int4", 0)]

@@ -19,8 +19,8 @@ from actors.checkpoint.quantized import QuantizedExpert, QuantizedWeight, quanti
 from actors.checkpoint.weights import ExpertWeights, read_expert
 from actors.exchange.combine import add_choices
 from actors.expert.experts import slot_table
-from actors.expert.packed import PackedLayer
-from actors.expert.triton_layer import TritonLayer
+from actors.expert.layers.onednn import PackedLayer
+from actors.expert.layers.triton_experts import TritonLayer
 
 pytestmark = MARKS
 TINY = preset_config("tiny")

@@ -20,9 +20,9 @@ from actors.checkpoint.open import open_model
 from actors.checkpoint.read_quantized import serving_quantization
 from actors.checkpoint.weights import ProgressCallback, serving_dtype
 from actors.exchange.links.expert.server import NotHeldError
-from actors.expert.cores import CoreClaim
+from actors.expert.cpu_affinity import CoreClaim
 from actors.expert.experts import GroupedExperts
-from actors.expert.tables import serve_tables
+from actors.expert.kernel_tables import serve_tables
 from actors.kernels.serve import ServeTables
 from actors.protocol.messages import Progress
 from actors.protocol.settings import ExpertSettings

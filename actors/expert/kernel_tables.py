@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.expert.experts import GroupedExperts
-from actors.expert.grouped_linear import GroupedLinearLayer
+from actors.expert.layers.cpu_kernels import GroupedLinearLayer
 from actors.kernels.serve import ServeLayer, ServeTables
 from actors.kernels.threads import num_threads
 
