@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from actors.checkpoint.quantization import group_size
-from actors.checkpoint.quantized import QuantizedWeight, quantize
+from actors.checkpoint.quantized_weight import QuantizedWeight, quantize
 from actors.devices import has_triton
 from actors.kernels.layer import ProductWeights
 from actors.kernels.library import Kernels, kernels_for, pack, pack_quantized

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from actors.checkpoint.quantized import QuantizedWeight, dequantize, from_words, to_words
+from actors.checkpoint.quantized_weight import QuantizedWeight, dequantize, from_words, to_words
 
 
 def make_quantized_product(weight: QuantizedWeight) -> Callable[[torch.Tensor], torch.Tensor]:

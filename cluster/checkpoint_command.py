@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from actors.checkpoint.presets import PRESETS
+from actors.checkpoint.dummy.presets import PRESETS
 from actors.checkpoint.quantization import KINDS
 from actors.errors import CheckpointError
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit status: 0 when the directory is complete, 1 when it cannot be written."""
     # Imported here: only this command makes tensors, and it does so in the actors' code.
-    from actors.checkpoint.dummy import write_checkpoint
+    from actors.checkpoint.dummy.dummy_reader import write_checkpoint
     from actors.checkpoint.write import quantize_checkpoint
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(True), TimeRemainingColumn())

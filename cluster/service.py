@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Protocol
 
 from actors.checkpoint.download import resolve
-from actors.checkpoint.dummy_files import write_small_files
-from actors.checkpoint.presets import PRESETS
+from actors.checkpoint.dummy.presets import PRESETS
+from actors.checkpoint.dummy.small_files import write_small_files
 from actors.errors import ActorError
 from actors.protocol.messages import Load
 from actors.protocol.settings import ModelSource

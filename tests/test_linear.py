@@ -11,7 +11,7 @@ import torch
 
 from actors import linear
 from actors.checkpoint.quantization import group_size
-from actors.checkpoint.quantized import dequantize, quantize
+from actors.checkpoint.quantized_weight import dequantize, quantize
 from actors.kernels import library
 from actors.kernels.library import kernels_for
 from actors.linear import make_product, padded_rows, product_name

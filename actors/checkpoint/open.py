@@ -6,8 +6,8 @@ import dataclasses
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.download import TensorNames, resolve
-from actors.checkpoint.dummy import DummyReader
-from actors.checkpoint.presets import PRESETS, preset_config
+from actors.checkpoint.dummy.dummy_reader import DummyReader
+from actors.checkpoint.dummy.presets import PRESETS, preset_config
 from actors.checkpoint.reader import CheckpointReader, WeightReader
 from actors.protocol.settings import ModelSource
 

@@ -9,7 +9,7 @@ import torch
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.layout import Shape, expert_matrices, stored_parts
 from actors.checkpoint.quantization import DENSE_DEVICES, KINDS, check_device, group_size
-from actors.checkpoint.quantized import QuantizedExpert, QuantizedWeight, from_words, quantize
+from actors.checkpoint.quantized_weight import QuantizedExpert, QuantizedWeight, from_words, quantize
 from actors.checkpoint.reader import WeightReader
 from actors.checkpoint.weights import Meter, ProgressCallback, read_expert, validate_experts
 from actors.devices import has_fp8, has_triton

@@ -16,7 +16,7 @@ from actors.checkpoint.fields import read_json_object
 from actors.checkpoint.index import INDEX_FILE
 from actors.checkpoint.layout import all_tensors, expert_tensor_names, layer_prefix
 from actors.checkpoint.quantization import StoredQuantization, new_storage, quantization_config
-from actors.checkpoint.quantized import quantize, stored_tensors
+from actors.checkpoint.quantized_weight import quantize, stored_tensors
 from actors.checkpoint.reader import CheckpointReader, WeightReader
 from actors.checkpoint.weights import ProgressCallback, validate_dense, validate_experts
 

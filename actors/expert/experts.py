@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 
 from actors.checkpoint.config import ModelConfig
-from actors.checkpoint.quantized import QuantizedExpert
+from actors.checkpoint.quantized_weight import QuantizedExpert
 from actors.checkpoint.read_quantized import read_quantized_experts
 from actors.checkpoint.weights import ExpertWeights, ProgressCallback, WeightReader, read_experts
 from actors.devices import has_triton

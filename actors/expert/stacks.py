@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import torch
 
-from actors.checkpoint.quantized import QuantizedExpert, QuantizedWeight
+from actors.checkpoint.quantized_weight import QuantizedExpert, QuantizedWeight
 from actors.checkpoint.weights import ExpertWeights
 
 Expert: TypeAlias = ExpertWeights | QuantizedExpert

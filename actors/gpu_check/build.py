@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from actors.checkpoint.config import ModelConfig
-from actors.checkpoint.dummy import DummyReader
+from actors.checkpoint.dummy.dummy_reader import DummyReader
+from actors.checkpoint.dummy.presets import preset_config
 from actors.checkpoint.layout import expert_matrices
-from actors.checkpoint.presets import preset_config
 from actors.checkpoint.quantization import KINDS, group_size
-from actors.checkpoint.quantized import dequantize, quantize
+from actors.checkpoint.quantized_weight import dequantize, quantize
 from actors.checkpoint.read_quantized import serving_quantization
 from actors.checkpoint.weights import read_dense
 from actors.dense.batch import StepBatch, build_batch

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from actors.checkpoint.config import DTYPES
-from actors.checkpoint.presets import PRESETS, preset_config
+from actors.checkpoint.dummy.presets import PRESETS, preset_config
 from actors.checkpoint.quantization import KINDS
 
 PARTS = ("checks", "decode", "prefill", "transformers")

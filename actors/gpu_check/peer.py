@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from actors.checkpoint.config import ModelConfig
-from actors.checkpoint.presets import original_dialect
+from actors.checkpoint.dummy.presets import original_dialect
 from actors.gpu_check.clock import median_seconds
 
 

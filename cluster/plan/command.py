@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from actors.checkpoint.config import ModelConfig
-from actors.checkpoint.presets import PRESETS, preset_config
+from actors.checkpoint.dummy.presets import PRESETS, preset_config
 from actors.errors import CheckpointError
 from cluster.plan.demand import Demand, NoPlanError
 from cluster.plan.hardware import NAMES, Hardware, hardware

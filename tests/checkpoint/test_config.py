@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from actors.checkpoint.config import ModelConfig
-from actors.checkpoint.presets import original_dialect, preset_config
+from actors.checkpoint.dummy.presets import original_dialect, preset_config
 from actors.errors import ConfigError, UnreadableFileError
 from tests import small_checkpoints
 

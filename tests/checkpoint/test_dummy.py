@@ -10,11 +10,11 @@ from tokenizers import Tokenizer
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.download import embedded_directory
-from actors.checkpoint.dummy import DummyReader, write_checkpoint, write_random_model
-from actors.checkpoint.dummy_files import MIN_VOCAB_SIZE, write_small_files
+from actors.checkpoint.dummy.dummy_reader import DummyReader, write_checkpoint, write_random_model
+from actors.checkpoint.dummy.presets import preset_config
+from actors.checkpoint.dummy.small_files import MIN_VOCAB_SIZE, write_small_files
 from actors.checkpoint.layout import all_tensors, dense_tensor_names
 from actors.checkpoint.open import open_model
-from actors.checkpoint.presets import preset_config
 from actors.checkpoint.reader import CheckpointReader
 from actors.checkpoint.weights import read_dense, read_expert, validate_dense, validate_experts
 from actors.errors import MissingTensorError, TensorMismatchError

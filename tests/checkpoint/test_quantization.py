@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.download import embedded_directory
-from actors.checkpoint.dummy import DummyReader
+from actors.checkpoint.dummy.dummy_reader import DummyReader
 from actors.checkpoint.quantization import KINDS, StoredQuantization, new_storage, quantization_config
-from actors.checkpoint.quantized import QuantizedExpert, QuantizedWeight, dequantize, join, quantize
+from actors.checkpoint.quantized_weight import QuantizedExpert, QuantizedWeight, dequantize, join, quantize
 from actors.checkpoint.read_quantized import read_quantized_experts, serving_quantization
 from actors.checkpoint.reader import CheckpointReader
 from actors.checkpoint.weights import read_dense, read_expert, read_experts, validate_dense, validate_experts

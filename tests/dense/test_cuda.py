@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from actors.checkpoint.download import embedded_directory
-from actors.checkpoint.presets import preset_config
+from actors.checkpoint.dummy.presets import preset_config
 from actors.dense.batch import PrefillRows
 from actors.dense.fast_paths.cuda_graphs import CapturedSteps
 from actors.dense.layers.prefill_attention import make_prefill, sdpa_prefill

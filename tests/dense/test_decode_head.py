@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from actors.checkpoint.dummy import DummyReader
+from actors.checkpoint.dummy.dummy_reader import DummyReader
 from actors.checkpoint.weights import read_dense
 from actors.dense.fast_paths.cpu_head import DecodeHead
 from actors.dense.layers.norm import norm_kernels

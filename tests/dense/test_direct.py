@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import torch
 
-from actors.checkpoint.dummy import DummyReader
+from actors.checkpoint.dummy.dummy_reader import DummyReader
 from actors.checkpoint.weights import read_dense
 from actors.dense.kv_cache import KVCache
 from actors.dense.layers.norm import norm_kernels

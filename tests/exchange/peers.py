@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 
-from actors.checkpoint.presets import preset_config
+from actors.checkpoint.dummy.presets import preset_config
 from actors.errors import LinkError
 from actors.exchange.expert_load import ExpertLoad
 from actors.exchange.links.backends.tcp_link import TcpLink

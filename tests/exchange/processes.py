@@ -20,8 +20,8 @@ from typing import TypeAlias
 import torch
 
 from actors.checkpoint.config import ModelConfig
-from actors.checkpoint.dummy import DummyReader
-from actors.checkpoint.presets import preset_config
+from actors.checkpoint.dummy.dummy_reader import DummyReader
+from actors.checkpoint.dummy.presets import preset_config
 from actors.exchange.all_to_all.open import open_dense
 from actors.exchange.context import Site
 from actors.exchange.expert_load import ExpertLoad

@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from actors.checkpoint.dummy import DummyReader
-from actors.checkpoint.presets import preset_config
+from actors.checkpoint.dummy.dummy_reader import DummyReader
+from actors.checkpoint.dummy.presets import preset_config
 from actors.exchange.local import LocalExchange
 from actors.expert.experts import GroupedExperts
 from actors.protocol.settings import ExchangeSettings

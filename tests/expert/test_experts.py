@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from actors.checkpoint.config import ModelConfig
-from actors.checkpoint.dummy import DummyReader
-from actors.checkpoint.presets import preset_config
+from actors.checkpoint.dummy.dummy_reader import DummyReader
+from actors.checkpoint.dummy.presets import preset_config
 from actors.checkpoint.weights import read_expert
 from actors.errors import MissingTensorError
 from actors.expert.experts import GroupedExperts

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from actors.checkpoint.dummy import DummyReader
-from actors.checkpoint.presets import preset_config
+from actors.checkpoint.dummy.dummy_reader import DummyReader
+from actors.checkpoint.dummy.presets import preset_config
 from actors.checkpoint.weights import read_expert
 from actors.expert.experts import GroupedExperts, slot_table
 from actors.expert.layers.grouped_mm import GroupedMatmulLayer

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from actors.checkpoint.quantized import (
+from actors.checkpoint.quantized_weight import (
     QuantizedExpert,
     dequantize,
     from_words,

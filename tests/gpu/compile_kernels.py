@@ -15,7 +15,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from actors.checkpoint.config import ModelConfig
-from actors.checkpoint.presets import preset_config
+from actors.checkpoint.dummy.presets import preset_config
 from actors.checkpoint.weights import Norm
 from actors.dense.batch import build_batch
 from actors.dense.layers.rope import RotaryEmbedding

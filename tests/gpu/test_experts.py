@@ -12,10 +12,10 @@ from tests.gpu.device import DEVICE, HALF, MARKS
 # isort: split
 
 from actors.checkpoint.config import ModelConfig
-from actors.checkpoint.dummy import DummyReader
-from actors.checkpoint.presets import preset_config
+from actors.checkpoint.dummy.dummy_reader import DummyReader
+from actors.checkpoint.dummy.presets import preset_config
 from actors.checkpoint.quantization import group_size
-from actors.checkpoint.quantized import QuantizedExpert, QuantizedWeight, quantize
+from actors.checkpoint.quantized_weight import QuantizedExpert, QuantizedWeight, quantize
 from actors.checkpoint.weights import ExpertWeights, read_expert
 from actors.exchange.combine import add_choices
 from actors.expert.experts import slot_table

@@ -12,7 +12,7 @@ from tests.gpu.device import DEVICE, HALF, MARKS
 # isort: split
 
 from actors.checkpoint.config import ModelConfig
-from actors.checkpoint.presets import preset_config
+from actors.checkpoint.dummy.presets import preset_config
 from actors.dense.batch import StepBatch, build_batch
 from actors.dense.kv_cache import KVCache
 from actors.dense.layers.attention import Attention

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from actors.checkpoint.presets import preset_config
+from actors.checkpoint.dummy.presets import preset_config
 from actors.gpu_check.work import Device, Work, step_work
 
 FULL = preset_config("phi-3.5-moe")

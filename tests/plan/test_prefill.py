@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.checkpoint.presets import preset_config
+from actors.checkpoint.dummy.presets import preset_config
 from cluster.plan.hardware import hardware
 from cluster.plan.prefill import host_prefill_seconds
 from cluster.plan.shape import model_shape

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.checkpoint.presets import preset_config
+from actors.checkpoint.dummy.presets import preset_config
 from cluster.plan.routing import busiest_actor, distinct_experts, expert_share
 from cluster.plan.shape import model_shape
 

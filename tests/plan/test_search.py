@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.checkpoint.presets import preset_config
+from actors.checkpoint.dummy.presets import preset_config
 from actors.dense.scheduling import kv_capacity
 from cluster.plan.capacity import CPU_CACHE_SHARE, CPU_MAX_CACHE_BYTES, GPU_CACHE_SHARE
 from cluster.plan.demand import Demand, NoPlanError

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.checkpoint.presets import preset_config
+from actors.checkpoint.dummy.presets import preset_config
 from cluster.plan.hardware import NAMES, Hardware, hardware
 from cluster.plan.shape import Shape, model_shape
 from cluster.plan.step import Layout, step_cost

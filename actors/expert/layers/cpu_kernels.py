@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from actors.checkpoint.quantized import QuantizedExpert, QuantizedWeight, join
+from actors.checkpoint.quantized_weight import QuantizedExpert, QuantizedWeight, join
 from actors.checkpoint.weights import ExpertWeights
 from actors.kernels.library import Kernels, kernels_for, pack, pack_quantized
 from actors.kernels.quantization import Quantization

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from actors.checkpoint.quantized import QuantizedExpert, join
+from actors.checkpoint.quantized_weight import QuantizedExpert, join
 from actors.checkpoint.weights import ExpertWeights
 from actors.linear import Product, make_product
 from actors.quantized_product import make_quantized_product

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from actors.checkpoint.config import ModelConfig
-from actors.checkpoint.dummy_files import write_config_files, write_small_files, write_tokenizer_files
+from actors.checkpoint.dummy.small_files import write_config_files, write_small_files, write_tokenizer_files
 from actors.checkpoint.layout import FLOAT, Shape, all_tensors
 from actors.checkpoint.reader import TensorInfo
 from actors.checkpoint.weights import ProgressCallback

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from actors.checkpoint.config import CONFIG_FILE, GENERATION_CONFIG_FILE, ModelConfig
 from actors.checkpoint.download import SMALL_FILES, TINY, embedded_directory
+from actors.checkpoint.dummy.presets import generation_config, original_dialect, preset_config
 from actors.checkpoint.index import INDEX_FILE
-from actors.checkpoint.presets import generation_config, original_dialect, preset_config
 
 SPECIAL_TOKENS = (
     "<unk>",
