@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 
 from actors.dense.scheduling.scheduler import Chunk
-from actors.dense.to_device import to_device
+from actors.gpu.host_to_device import to_device
 
 IsNarrow: TypeAlias = Callable[[Chunk], bool]
 

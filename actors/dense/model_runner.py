@@ -16,8 +16,8 @@ from actors.dense.sampling.cuda_sampler import make_sampler
 from actors.dense.sampling.sampler import Sample, token_logprobs
 from actors.dense.scheduling.scheduler import Chunk
 from actors.dense.scheduling.sequence import Sequence
-from actors.dense.to_device import to_device
 from actors.exchange.interface import Exchange
+from actors.gpu.host_to_device import to_device
 from actors.protocol.messages import TokenLogprobs
 
 _PROMPT_LOGITS_ROWS = 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from actors.dense.to_device import to_device
+from actors.gpu.host_to_device import to_device
 
 CUDA = torch.device("cuda")
 

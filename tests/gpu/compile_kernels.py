@@ -20,17 +20,17 @@ from actors.checkpoint.weights import Norm
 from actors.dense.batch import build_batch
 from actors.dense.layers.rope import RotaryEmbedding
 from actors.expert.experts import slot_table
-from actors.expert.stacks import Stack, Stacks
 from actors.gpu.add_norm import add_norm
-from actors.gpu.experts import products
+from actors.gpu.attention.merge import merge
+from actors.gpu.attention.paged_attention import PagedAttention
+from actors.gpu.experts.one_token import one_token
+from actors.gpu.experts.products import products
+from actors.gpu.experts.sort import sort_entries
+from actors.gpu.experts.stacks import Stack, Stacks
+from actors.gpu.experts.weigh import weigh, weigh_and_add
 from actors.gpu.linear import one_row
-from actors.gpu.merge import merge
 from actors.gpu.norm_and_route import norm_and_route
-from actors.gpu.one_token import one_token
-from actors.gpu.paged_attention import PagedAttention
 from actors.gpu.route import route
-from actors.gpu.sort import sort_entries
-from actors.gpu.weigh import weigh, weigh_and_add
 from actors.gpu_check.build import BLOCK_SIZE, Rows, last_token
 
 CPU = torch.device("cpu")

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.gpu.attention.splits import LEAST_PART, MOST_PARTS, TILE, num_parts, part_length
 from actors.gpu.buckets import BATCHES, batch_bucket, parts_bucket
-from actors.gpu.splits import LEAST_PART, MOST_PARTS, TILE, num_parts, part_length
-from actors.gpu.tiles import choose_tiles
+from actors.gpu.experts.tiles import choose_tiles
 
 
 @pytest.mark.parametrize(

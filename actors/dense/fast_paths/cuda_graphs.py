@@ -21,9 +21,9 @@ from actors.dense.kv_cache import KVCache
 from actors.devices import has_triton
 from actors.exchange.interface import Exchange
 from actors.exchange.local import Combined, LocalExchange
+from actors.gpu.attention.splits import num_parts
 from actors.gpu.buckets import batch_bucket, blocks_bucket, parts_bucket
 from actors.gpu.capture import CudaCapture
-from actors.gpu.splits import num_parts
 
 logger = logging.getLogger(__name__)
 

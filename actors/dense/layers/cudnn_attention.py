@@ -34,7 +34,7 @@ def has_cudnn(config: ModelConfig, device: torch.device) -> bool:
 
 def make_cudnn_prefill(window: int | None, other: Prefill) -> Prefill:
     """cuDNN for whole chunks without anything outside the window, `other` for the rest. Needs Triton."""
-    from actors.gpu.merge import merge
+    from actors.gpu.attention.merge import merge
 
     def prefill(
         rows: PrefillRows, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor

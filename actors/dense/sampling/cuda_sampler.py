@@ -18,7 +18,7 @@ from actors.dense.sampling.cpu_choice import make_choose
 from actors.dense.sampling.philox import uniform
 from actors.dense.sampling.sampler import Sample, adjust, sample
 from actors.dense.scheduling.sequence import Sequence
-from actors.dense.to_device import to_device
+from actors.gpu.host_to_device import to_device
 from actors.protocol.messages import TokenLogprobs
 
 Sampler: TypeAlias = Callable[[torch.Tensor, list[Sequence], tuple[int, ...]], list[Sample]]

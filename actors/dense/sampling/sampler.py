@@ -15,7 +15,7 @@ import torch
 
 from actors.dense.sampling.cpu_choice import Choose
 from actors.dense.scheduling.sequence import Sequence
-from actors.dense.to_device import to_device
+from actors.gpu.host_to_device import to_device
 from actors.protocol.messages import TokenLogprobs
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from actors.expert.stacks import StackedLayer
+from actors.gpu.experts.stacks import StackedLayer
 
 
 class GroupedMatmulLayer(StackedLayer):

@@ -2,9 +2,9 @@
 
 Legend: T tokens, H hidden, K experts per token, E experts, N = T * K entries (token, choice).
 
-    one token, all experts here     matrix times vector (`actors.gpu.one_token`)
+    one token, all experts here     matrix times vector (`actors.gpu.experts.one_token`)
     many rows in bfloat16           the second product by `grouped_mm`
-    otherwise                       `actors.gpu.experts`
+    otherwise                       `actors.gpu.experts.products`
 
 No step asks the device anything.
 """
@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 
 from actors.exchange.combine import add_choices
-from actors.expert.stacks import Expert, StackedLayer
-from actors.gpu.experts import first_products, products
-from actors.gpu.one_token import one_token, suits
-from actors.gpu.sort import Entries, sort_entries
-from actors.gpu.weigh import weigh, weigh_and_add
+from actors.gpu.experts.one_token import one_token, suits
+from actors.gpu.experts.products import first_products, products
+from actors.gpu.experts.sort import Entries, sort_entries
+from actors.gpu.experts.stacks import Expert, StackedLayer
+from actors.gpu.experts.weigh import weigh, weigh_and_add
 
 _MOST_ENTRIES = 2048
 """Of more, `grouped_mm` is the faster second product. The first, which gathers its rows and ends with silu, is never slower here."""

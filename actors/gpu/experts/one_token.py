@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from actors.expert.stacks import Stack, Stacks
+from actors.gpu.experts.stacks import Stack, Stacks
 
 # Outputs and inputs at a time and warps: the fastest of 28 combinations on an H200 with the shapes of Phi-3.5-MoE.
 _FIRST, _SECOND = (2, 1024, 4), (4, 512, 2)

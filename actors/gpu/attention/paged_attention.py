@@ -20,8 +20,8 @@ from actors.checkpoint.config import ModelConfig
 from actors.dense.batch import DecodeRows, StepBatch
 from actors.dense.kv_cache import KVCache
 from actors.dense.layers.rope import Tables
+from actors.gpu.attention.splits import LEAST_PART, MOST_PARTS, TILE, num_parts
 from actors.gpu.buckets import parts_bucket
-from actors.gpu.splits import LEAST_PART, MOST_PARTS, TILE, num_parts
 
 _LOG2_E = 1.4426950408889634
 _HEADS = 8

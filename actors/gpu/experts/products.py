@@ -21,9 +21,9 @@ import torch
 import triton
 import triton.language as tl
 
-from actors.expert.stacks import Stack, Stacks
-from actors.gpu.sort import Entries
-from actors.gpu.tiles import Tile, choose_tiles
+from actors.gpu.experts.sort import Entries
+from actors.gpu.experts.stacks import Stack, Stacks
+from actors.gpu.experts.tiles import Tile, choose_tiles
 
 
 def products(

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from actors.gpu.sort import Entries
+from actors.gpu.experts.sort import Entries
 
 _FEATURES = 1024
 """Per program."""
