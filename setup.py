@@ -12,10 +12,10 @@ setup(
         Extension(
             "actors.kernels._kernels",
             sources=[
-                f"actors/kernels/{name}.c"
-                for name in ("exports", "avx2", "avx512", "coded", "pool", "router", "rows", "serve", "turn")
+                f"actors/kernels/c/{name}.c"
+                for name in ("exports", "avx2", "avx512", "coded", "pool", "router", "rows", "serve", "exchange")
             ],
-            depends=sorted(glob("actors/kernels/*.h")),
+            depends=sorted(glob("actors/kernels/c/*.h")),
             # Sums are fused where the code says so and nowhere else: results must not depend on the compiler's taste.
             extra_compile_args=["-O3", "-ffp-contract=off"],
             libraries=["m", "pthread"],

@@ -1,7 +1,7 @@
 """How many threads a product has: this process's share of the cores, and as many again that only take what would idle.
 
 The processes of a host take turns: while a dense actor computes, its expert actors wait, and the other way round. A spare
-thread gives way to every other thread of the machine (actors/kernels/pool.c), so whoever computes has the idle cores too.
+thread gives way to every other thread of the machine (actors/kernels/c/pool.c), so whoever computes has the idle cores too.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Hardware:
     core_bandwidth_share: float = 1.0
     """Share of a CPU host's bandwidth that one core reaches alone."""
     bf16_weight_share: float = 1.0
-    """Share of their bytes that weights of bfloat16 are read in; less than 1 where they are coded (`actors/kernels/coded.h`)."""
+    """Share of their bytes that weights of bfloat16 are read in; less than 1 where they are coded (`actors/kernels/c/coded.h`)."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -135,7 +135,7 @@ def _host_step(
     """All actors are processes on one host and take turns on its cores and its memory.
 
     Per step: attention, head and the touched experts are read once, plus each sequence's keys and values. Whoever computes
-    has all cores while the others wait, by its spare threads (`actors/kernels/pool.c`).
+    has all cores while the others wait, by its spare threads (`actors/kernels/c/pool.c`).
 
         T = L * (Ta + Te + 2 Tc) + head + overhead
     """

@@ -1,4 +1,4 @@
-"""Whole engines whose decoding steps are captured, token for token against the reference.
+"""Whole engines whose decoding steps are cuda_graphs, token for token against the reference.
 
 Without CUDA the kernels run in Triton's interpreter, and a captured step is computed anew over the same places whenever it
 is repeated; all else is the same.
@@ -64,10 +64,10 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_kernels(*_: object) -> None:
         return None
 
-    for module in (attention, captured, norm, router, routing, linear, experts):
+    for module in (attention, cuda_graphs, norm, router, norm_and_route, linear, experts):
         monkeypatch.setattr(module, "has_triton", yes)
     monkeypatch.setattr(model, "make_product", product)
-    monkeypatch.setattr(captured, "CudaCapture", Rerun)
+    monkeypatch.setattr(cuda_graphs, "CudaCapture", Rerun)
     monkeypatch.setattr(DecodeLayers, "make", no_kernels)
 
 
@@ -123,7 +123,7 @@ def test_graphs_are_made_anew_for_another_exchange(small_checkpoints: dict[str, 
 def test_what_cannot_be_captured_goes_launch_by_launch(
     small_checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(captured, "CudaCapture", CannotCapture)
+    monkeypatch.setattr(cuda_graphs, "CudaCapture", CannotCapture)
     directory = small_checkpoints["like-the-real-one"]
     engine = LocalEngine(directory, device=DEVICE.type)
     engine.submit("a", prompt(9, 1), greedy(4))

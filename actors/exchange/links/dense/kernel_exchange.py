@@ -1,7 +1,7 @@
 """A decoding step's exchanges, carried out by the kernels between the layers as long as their course is the plain one.
 
     begin       nothing is under way, every expert has a holder in good standing: the kernels may go ahead
-    (kernels)   layer after layer: send, wait, add up (actors/kernels/turn.c)
+    (kernels)   layer after layer: send, wait, add up (actors/kernels/c/exchange.c)
     end         what was learnt meanwhile: how long answers took
     take_over   the kernels have stopped within a layer, for whatever reason: what they left becomes a dispatch as any other,
     hand_back   and the links go on where the kernels were
@@ -30,7 +30,7 @@ from actors.exchange.links.dense.peers import Peer, Table
 from actors.exchange.links.dense.sender import Sender
 from actors.exchange.message import MAGIC, Message
 from actors.exchange.row_assignment import MIN_PART_ROWS, NOBODY
-from actors.kernels.turn import TurnPeer, TurnTask
+from actors.kernels.exchange import TurnPeer, TurnTask
 
 MAX_ROWS = 2 * MIN_PART_ROWS - 1
 """Of a step: with more, an expert's rows may be shared out over its holders."""

@@ -1,6 +1,6 @@
 /* A decoding step: layer after layer, each with its exchange in between, for as long as nothing out of the ordinary happens. */
 
-#include "turn.h"
+#include "exchange.h"
 
 /* combined = results of the first choice + those of the second, rounded once. */
 static void add_choices(const turn_task *t, int64_t num_rows, int64_t H, int is_bf16) {

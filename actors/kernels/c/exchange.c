@@ -8,7 +8,7 @@
 #endif
 
 #include "message.h"
-#include "turn.h"
+#include "exchange.h"
 
 #ifdef __linux__
 

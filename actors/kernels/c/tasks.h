@@ -5,7 +5,7 @@
 
 #include "common.h"
 #include "pool.h"
-#include "turn.h"
+#include "exchange.h"
 
 enum { DONE = 0, FOREIGN_EXPERT = 1, WRONG_COUNT = 2, NO_MEMORY = 3, UNKNOWN_TOKEN = 4 };
 

@@ -7,7 +7,7 @@
 
 #define TURN_CHOICES 2 /* experts per token */
 
-/* A link and what is under way on it. actors/kernels/turn.py has the same fields. */
+/* A link and what is under way on it. actors/kernels/exchange.py has the same fields. */
 typedef struct {
     int64_t descriptor, epoch;
     uint8_t *outgoing, *incoming; /* room for the largest message */
@@ -18,7 +18,7 @@ typedef struct {
     int64_t sent_ns, answered_ns; /* monotonic clock; answered_ns is 0 until all of the answer is there */
 } turn_peer;
 
-/* Legend: B sequences, H hidden, E experts, P peers, L layers. actors/kernels/turn.py has the same fields. */
+/* Legend: B sequences, H hidden, E experts, P peers, L layers. actors/kernels/exchange.py has the same fields. */
 typedef struct {
     turn_peer *peers;       /* [P] */
     const int32_t *holders; /* [E, P]: peers that hold an expert, then -1 */
