@@ -13,7 +13,17 @@ setup(
             "actors.kernels._kernels",
             sources=[
                 f"actors/kernels/c/{name}.c"
-                for name in ("exports", "avx2", "avx512", "coded", "pool", "router", "rows", "serve", "exchange")
+                for name in (
+                    "exports",
+                    "avx2",
+                    "avx512",
+                    "coded",
+                    "pool",
+                    "router",
+                    "rows",
+                    "serve",
+                    "exchange",
+                )
             ],
             depends=sorted(glob("actors/kernels/c/*.h")),
             # Sums are fused where the code says so and nowhere else: results must not depend on the compiler's taste.

@@ -26,9 +26,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import environment
 from cluster.api_keys import ApiKey, KeyRing, KeySource
-from cluster.config import ClusterConfig
+from cluster.config import environment
+from cluster.config.cluster_config import ClusterConfig
 from cluster.errors import Forbidden, TooManyRequests, Unauthenticated
 
 FORWARDED = ("forwarded", "via", "x-forwarded-for")

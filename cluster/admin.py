@@ -13,8 +13,8 @@ from collections.abc import AsyncGenerator, Awaitable
 from msgspec.structs import replace
 
 from cluster.errors import DeadlineExceeded, InvalidRequest, OperationFailed, ServerUnavailable
-from cluster.remote import ActorLostError, OperationError
 from cluster.service import Service
+from cluster.supervisor.remote_actor import ActorLostError, OperationError
 from cluster.view import ClusterView
 
 _POLL_SECONDS = 0.5

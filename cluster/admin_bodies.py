@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.config import NUM_EXPERTS
+from cluster.config.cluster_config import NUM_EXPERTS
 from cluster.openai.fields import Fields
 
 MAX_GRACE_SECONDS = 3600.0

@@ -6,7 +6,7 @@ import argparse
 import ssl
 from pathlib import Path
 
-from cluster import environment
+from cluster.config import environment
 from cluster.run_state import running_states
 
 DEFAULT_URL = "http://127.0.0.1:8000"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import grpc
 
-from cluster.environment import is_haproxy_on
+from cluster.config.environment import is_haproxy_on
 from cluster.errors import ServerUnavailable, TooManyRequests, outcome
 from cluster.grpc_calls import CallContext
 

@@ -21,7 +21,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from cluster.config import ClusterConfig
+from cluster.config.cluster_config import ClusterConfig
 from cluster.errors import ClientError
 from cluster.grpc_admin import GrpcAdmin
 from cluster.grpc_calls import status_code

@@ -3,7 +3,7 @@
 uvicorn bounds neither: a client that sends a byte a minute keeps its connection for ever, and one that never ends its header fills
 the memory. Serve calls `install` in every process that listens (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH), before it does; it
 puts a subclass of uvicorn's protocol under the name that Serve's uvicorn looks up. HAProxy has limits of its own, which
-`cluster.environment` sets; its answer to a header that is too large is 400 where this one is 431.
+`cluster.config.environment` sets; its answer to a header that is too large is 400 where this one is 431.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from cluster.environment import header_limits
+from cluster.config.environment import header_limits
 from cluster.openai.encoding import encode_json
 
 _REASONS = {408: "Request Timeout", 431: "Request Header Fields Too Large"}

@@ -9,7 +9,7 @@ from ray import serve
 
 from cluster.access import make_doorkeeper
 from cluster.admin import Admin
-from cluster.config import from_mapping
+from cluster.config.cluster_config import from_mapping
 from cluster.grpc_admin import GrpcAdmin
 from cluster.grpc_calls import Calls
 from cluster.grpc_methods import GrpcMethods
@@ -41,7 +41,7 @@ class Ingress:
 
     async def _find_supervisor(self) -> SupervisorLink:
         """The running supervisor, or a new one: a Serve config file starts the service without `phimoe serve`."""
-        from cluster.pool import ensure_supervisor
+        from cluster.ray_actors.supervisor_actor import ensure_supervisor
 
         return await ensure_supervisor(self._service.config)
 

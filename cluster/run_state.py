@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster.environment import state_folder
+from cluster.config.environment import state_folder
 from cluster.process import process_start
 
 

@@ -22,16 +22,16 @@ from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.download import find_local
 from actors.errors import CheckpointError
 from cluster.access import read_keys
-from cluster.config import ClusterConfig
-from cluster.config_sources import add_flags, from_flags
-from cluster.environment import admin_keys, api_keys, has_haproxy, is_haproxy_on, prepare_ray
+from cluster.config.cluster_config import ClusterConfig
+from cluster.config.environment import admin_keys, api_keys, has_haproxy, is_haproxy_on, prepare_ray
+from cluster.config.sources import add_flags, from_flags
 from cluster.own_session import run_in_own_session
 from cluster.run_state import write_state
 from cluster.startup_view import StartupView
 from cluster.waiting import within
 
 if TYPE_CHECKING:
-    from cluster.pool import SupervisorClient
+    from cluster.ray_actors.supervisor_actor import SupervisorClient
 
 _POLL_SECONDS = 0.1
 _CALL_SECONDS = 30.0
@@ -143,7 +143,7 @@ async def _until_up_or(stop: _Signals, config: ClusterConfig, view: StartupView)
 
 async def _bring_up(config: ClusterConfig, view: StartupView) -> None:
     """Actors and doors start side by side; returns when a request would be answered. Raises StartError."""
-    from cluster.pool import ensure_supervisor, node_labels
+    from cluster.ray_actors.supervisor_actor import ensure_supervisor, node_labels
     from cluster.serving import open_doors
 
     supervisor = await ensure_supervisor(config)
@@ -198,16 +198,16 @@ def _announce(config: ClusterConfig, view: StartupView, seconds: float) -> None:
 @contextlib.asynccontextmanager
 async def _ray(config: ClusterConfig) -> AsyncIterator[None]:
     """Ray for as long as the block lasts."""
-    from cluster import pool
+    from cluster.ray_actors import supervisor_actor
 
     try:
-        await asyncio.to_thread(pool.start_ray, config)
+        await asyncio.to_thread(supervisor_actor.start_ray, config)
     except (RuntimeError, OSError, ValueError) as error:
         raise StartError(f"cannot reach or start Ray: {error}") from error
     try:
         yield
     finally:
-        await asyncio.to_thread(pool.stop_ray)
+        await asyncio.to_thread(supervisor_actor.stop_ray)
 
 
 async def _drain(config: ClusterConfig, view: StartupView, stop: _Signals) -> None:
@@ -215,8 +215,8 @@ async def _drain(config: ClusterConfig, view: StartupView, stop: _Signals) -> No
 
     Where the service is beyond asking, since all of its processes were told to end, there is nothing to wait for.
     """
-    from cluster.pool import find_supervisor
-    from cluster.remote import ActorLostError
+    from cluster.ray_actors.supervisor_actor import find_supervisor
+    from cluster.supervisor.remote_actor import ActorLostError
 
     grace = config.drain_grace_seconds
     with contextlib.suppress(ActorLostError, asyncio.TimeoutError):
@@ -242,7 +242,7 @@ async def _take_down() -> None:
 
     Whoever stops a whole group of processes has stopped Ray's as well; what is then left ends with Ray itself.
     """
-    from cluster.pool import find_supervisor
+    from cluster.ray_actors.supervisor_actor import find_supervisor
     from cluster.serving import close_doors
 
     try:

@@ -27,9 +27,8 @@ from actors.protocol.messages import Load
 from actors.protocol.settings import ModelSource
 from cluster.admission import SEQUENCE_TOKENS, Admission, Bounds
 from cluster.channels import Channels
-from cluster.config import ClusterConfig
+from cluster.config.cluster_config import ClusterConfig
 from cluster.errors import ClientError, ServerUnavailable, TooManyRequests
-from cluster.hosting import model_source
 from cluster.openai.assembler import ChoiceAssembler, OutputPiece
 from cluster.openai.limits import limits_of
 from cluster.openai.model_context import ModelContext, load_model_context
@@ -37,6 +36,7 @@ from cluster.openai.models import check_model
 from cluster.openai.prepare import prepare
 from cluster.openai.request import ParsedRequest, SequenceRequest
 from cluster.openai.responses import ResponseHead, response_id
+from cluster.ray_actors.actor_settings import model_source
 from cluster.requests import Deadlines, Request
 from cluster.view import ClusterView, Doors
 

@@ -8,7 +8,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 
 from cluster.app import APPLICATION_NAME, GRPC_SERVICERS, build_from
-from cluster.config import ClusterConfig
+from cluster.config.cluster_config import ClusterConfig
 
 
 def open_doors(config: ClusterConfig, labels: frozenset[str]) -> None:

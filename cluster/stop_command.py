@@ -9,8 +9,8 @@ import signal
 import sys
 import time
 
-from cluster.config import ClusterConfig
-from cluster.environment import prepare_ray
+from cluster.config.cluster_config import ClusterConfig
+from cluster.config.environment import prepare_ray
 from cluster.run_state import RunState, running_states
 
 _REMOVE_SECONDS = 60.0
@@ -58,20 +58,20 @@ def _wait_for_end(state: RunState, timeout_seconds: float) -> bool:
 
 async def _remove_from(address: str) -> int:
     prepare_ray(use_haproxy=False, scratch=None)
-    from cluster import pool
+    from cluster.ray_actors import supervisor_actor
     from cluster.serving import close_doors
 
     try:
-        await asyncio.to_thread(pool.start_ray, ClusterConfig(address=address))
+        await asyncio.to_thread(supervisor_actor.start_ray, ClusterConfig(address=address))
     except (ConnectionError, RuntimeError, ValueError) as error:
         print(f"phimoe stop: cannot reach Ray at {address}: {error}", file=sys.stderr)
         return 1
     try:
         await asyncio.to_thread(close_doors)
-        supervisor = pool.find_supervisor()
+        supervisor = supervisor_actor.find_supervisor()
         if supervisor is not None:
             await supervisor.remove(_REMOVE_SECONDS)
     finally:
-        pool.stop_ray()
+        supervisor_actor.stop_ray()
     print("the service is removed" if supervisor is not None else "no service is running there")
     return 0

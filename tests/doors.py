@@ -13,7 +13,7 @@ import httpx
 
 from cluster.access import Doorkeeper, make_doorkeeper
 from cluster.admin import Admin
-from cluster.config import ClusterConfig
+from cluster.config.cluster_config import ClusterConfig
 from cluster.grpc_admin import GrpcAdmin
 from cluster.grpc_calls import Calls
 from cluster.grpc_methods import GrpcMethods

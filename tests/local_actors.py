@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 from actors.errors import StaleEpochError
 from actors.protocol.messages import ActorReport, Membership, Progress
 from actors.protocol.settings import DenseSettings, ExpertSettings
-from cluster.config import ClusterConfig
-from cluster.hosting import Fleet, plan_actors
-from cluster.membership import ActorKey
-from cluster.remote import ActorDeadError, ActorLostError
-from cluster.roster import actor_name, key_of
-from cluster.supervisor import Supervisor
+from cluster.config.cluster_config import ClusterConfig
+from cluster.ray_actors.actor_settings import Fleet, plan_actors
+from cluster.supervisor.membership.membership import ActorKey
+from cluster.supervisor.membership.registry import actor_name, key_of
+from cluster.supervisor.remote_actor import ActorDeadError, ActorLostError
+from cluster.supervisor.supervisor import Supervisor
 from cluster.view import ActorView, Pulse
 
 DENSE, EXPERT_0 = ActorKey("dense", 0), ActorKey("expert", 0)

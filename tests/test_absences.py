@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.absences import Absences
+from cluster.supervisor.operations.absences import Absences
 
 AFTER = 20.0
 EVERYBODY = frozenset(range(4))

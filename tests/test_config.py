@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import ClusterConfig, from_mapping
-from cluster.config_sources import add_flags, from_flags, read_yaml, to_yaml
+from cluster.config.cluster_config import ClusterConfig, from_mapping
+from cluster.config.sources import add_flags, from_flags, read_yaml, to_yaml
 
 
 def parse(*arguments: str) -> ClusterConfig:

@@ -14,11 +14,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cluster.config import ClusterConfig
+from cluster.config.cluster_config import ClusterConfig
 from cluster.grpc_calls import peer_address
 from cluster.grpc_tls import start_tls_server
 from cluster.http_routes import routes
-from cluster.remote import ActorLostError, OperationError
+from cluster.supervisor.remote_actor import ActorLostError, OperationError
 from protos import admin_pb2, admin_pb2_grpc, serving_pb2, serving_pb2_grpc
 from tests.doors import ADMIN_KEY, CLIENT_KEY, OpenDoors, make_certificate, open_doors, with_keys
 from tests.end_to_end.running import free_ports

@@ -7,8 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.protocol.settings import DenseSettings, ExpertSettings
-from cluster.config import ClusterConfig
-from cluster.hosting import CPUS_PER_ACTOR, Fleet, bundle, choose_node, plan_actors, share_threads
+from cluster.config.cluster_config import ClusterConfig
+from cluster.ray_actors.actor_settings import (
+    CPUS_PER_ACTOR,
+    Fleet,
+    bundle,
+    choose_node,
+    plan_actors,
+    share_threads,
+)
 
 GPU_NODES = Fleet(
     num_nodes=3,

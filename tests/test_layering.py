@@ -43,7 +43,11 @@ def test_ray_core_is_called_in_three_files() -> None:
         for file, module in imports("cluster")
         if within(module, "ray") and not within(module, "ray.serve")
     }
-    assert core == {"cluster/pool.py", "cluster/pool_actors.py", "cluster/pool_groups.py"}
+    assert core == {
+        "cluster/ray_actors/supervisor_actor.py",
+        "cluster/ray_actors/actors.py",
+        "cluster/ray_actors/placement_groups.py",
+    }
 
 
 def test_torch_distributed_is_used_in_one_folder() -> None:
@@ -61,7 +65,13 @@ def test_the_front_door_loads_without_torch(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["cluster.membership", "cluster.placement", "cluster.config", "cluster.requests"]
+    "module",
+    [
+        "cluster.supervisor.membership.membership",
+        "cluster.supervisor.placement.placement",
+        "cluster.config.cluster_config",
+        "cluster.requests",
+    ],
 )
 def test_pure_code_loads_without_ray(module: str) -> None:
     code = f"import sys, {module}; sys.exit('ray' in sys.modules)"

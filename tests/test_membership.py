@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.membership import (
+from cluster.supervisor.membership.membership import (
     ActorKey,
     Added,
     Created,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.placement import (
+from cluster.supervisor.placement.placement import (
     Holder,
     Placement,
     balance,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.rebalancing import Hysteresis, RecentLoads
+from cluster.supervisor.operations.rebalance_trigger import Hysteresis, RecentLoads
 
 PATIENT = Hysteresis(threshold=0.1, interval_seconds=60)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from cluster.supervisor import Supervisor
+from cluster.supervisor.supervisor import Supervisor
 from tests.local_actors import (
     DENSE,
     EXPERT_0,

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from cluster.membership import ActorKey
-from cluster.remote import OperationError
-from cluster.supervisor import Supervisor
+from cluster.supervisor.membership.membership import ActorKey
+from cluster.supervisor.remote_actor import OperationError
+from cluster.supervisor.supervisor import Supervisor
 from tests.local_actors import (
     DENSE,
     EXPERT_0,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 
-from cluster.membership import ActorKey
-from cluster.supervisor import Supervisor
+from cluster.supervisor.membership.membership import ActorKey
+from cluster.supervisor.supervisor import Supervisor
 from tests.local_actors import (
     DENSE,
     EXPERT_0,

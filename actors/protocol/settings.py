@@ -1,4 +1,4 @@
-"""What an actor is told when it is created: frozen, picklable, already checked by `cluster.config`."""
+"""What an actor is told when it is created: frozen, picklable, already checked by `cluster.config.cluster_config`."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.admin_bodies import MAX_GRACE_SECONDS
-from cluster.config import NUM_EXPERTS
+from cluster.config.cluster_config import NUM_EXPERTS
 from cluster.openai.conversation import MAX_NAME_CHARS, NEUTRAL, RESERVED, ROLES
 from cluster.openai.limits import Limits
 from cluster.openai.parse import IGNORED, UNSUPPORTED

@@ -17,12 +17,12 @@ import ray
 from ray.cluster_utils import Cluster
 
 from actors.protocol.settings import DenseSettings, ExpertSettings
-from cluster import pool_groups
-from cluster.config import ClusterConfig
-from cluster.environment import NAMESPACE, prepare_ray
-from cluster.pool_actors import RayPool
-from cluster.remote import UNANSWERED, ActorDeadError, ActorLostError, RemoteActor
-from cluster.roster import key_of
+from cluster.config.cluster_config import ClusterConfig
+from cluster.config.environment import NAMESPACE, prepare_ray
+from cluster.ray_actors import placement_groups
+from cluster.ray_actors.actors import RayPool
+from cluster.supervisor.membership.registry import key_of
+from cluster.supervisor.remote_actor import UNANSWERED, ActorDeadError, ActorLostError, RemoteActor
 from tests.end_to_end.tenants import Tenant
 
 NAME = "phimoe-expert-0"
@@ -113,7 +113,7 @@ async def _share_of_head() -> float:
 
 
 def _state() -> str:
-    return next((str(item["state"]) for item in pool_groups._live() if item["name"] == NAME), "")
+    return next((str(item["state"]) for item in placement_groups._live() if item["name"] == NAME), "")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from cluster.config import ClusterConfig
-from cluster.environment import prepare_ray
+from cluster.config.cluster_config import ClusterConfig
+from cluster.config.environment import prepare_ray
 from tests.end_to_end.running import Running
 
 SECONDS = 120.0
@@ -27,13 +27,13 @@ def command(service: Running, *arguments: str) -> list[str]:
 
 async def main(address: str, operation: str, *numbers: str) -> None:
     prepare_ray(use_haproxy=False, scratch=None)
-    from cluster import pool
+    from cluster.ray_actors import supervisor_actor
 
-    pool.start_ray(ClusterConfig(address=address))
-    supervisor = pool.find_supervisor()
+    supervisor_actor.start_ray(ClusterConfig(address=address))
+    supervisor = supervisor_actor.find_supervisor()
     assert supervisor is not None
     await getattr(supervisor, operation)(*[int(number) for number in numbers], deadline_seconds=SECONDS)
-    pool.stop_ray()
+    supervisor_actor.stop_ray()
 
 
 if __name__ == "__main__":

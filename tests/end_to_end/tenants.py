@@ -2,7 +2,7 @@
 
 What is taken leaves room for one actor that claims the label, and is taken again when the host comes back: by an actor that
 does nothing. A placement group would cost no process, but the head of Ray looks for its place without a pause while the
-host is away (`cluster.pool_groups`).
+host is away (`cluster.ray_actors.placement_groups`).
 """
 
 from __future__ import annotations

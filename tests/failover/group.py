@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from cluster.config import ClusterConfig
+from cluster.config.cluster_config import ClusterConfig
 from cluster.openai.parse import parse_completion
 from cluster.service import Service
 from cluster.view import ClusterView, DenseDoor, Doors

@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from cluster.config import from_mapping
+from cluster.config.cluster_config import from_mapping
 from tests.k8s.crd import schema_of
 from tests.k8s.manifests import FOLDER, OVERLAYS, ROOT, groups, of_kind, render, serve_config
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from cluster.config import ClusterConfig, base_type, field_types, from_mapping
+from cluster.config.cluster_config import ClusterConfig, base_type, field_types, from_mapping
 
 
 def read_yaml(path: Path) -> dict[str, object]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from actors.protocol.messages import ActorReport, Progress
 from actors.protocol.settings import DenseSettings, ExpertSettings
-from cluster.membership import ActorKey, Place
-from cluster.roster import Roster, actor_name
+from cluster.supervisor.membership.membership import ActorKey, Place
+from cluster.supervisor.membership.registry import Roster, actor_name
 from cluster.view import ActorStartup, ActorView, Startup
 
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from actors.protocol.messages import ActorReport, Progress
-from cluster.config import ClusterConfig
-from cluster.membership import (
+from cluster.config.cluster_config import ClusterConfig
+from cluster.supervisor.membership.membership import (
     ActorKey,
     Created,
     Died,
@@ -29,8 +29,8 @@ from cluster.membership import (
     Steady,
     Unlinked,
 )
-from cluster.remote import UNANSWERED, ActorDeadError, ActorPool, RemoteActor
-from cluster.roster import Roster, Seat, actor_name
+from cluster.supervisor.membership.registry import Roster, Seat, actor_name
+from cluster.supervisor.remote_actor import UNANSWERED, ActorDeadError, ActorPool, RemoteActor
 from cluster.view import Pulse
 from cluster.waiting import within
 

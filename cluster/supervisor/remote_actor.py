@@ -1,4 +1,4 @@
-"""Actors in other processes as the supervisor sees them: two protocols, which `cluster.pool` fills with Ray."""
+"""Actors in other processes as the supervisor sees them: two protocols, which `cluster.ray_actors.supervisor_actor` fills with Ray."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from actors.errors import ActorError
 from actors.protocol import messages
 from actors.protocol.messages import ActorReport
 from actors.protocol.settings import DenseSettings, ExpertSettings
-from cluster.config import ClusterConfig
+from cluster.config.cluster_config import ClusterConfig
 from cluster.view import Pulse
 
 

@@ -12,11 +12,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from cluster.membership import ActorKey, Tabled
-from cluster.placement import Placement, num_moves
-from cluster.remote import UNANSWERED, CannotLoadError, OperationError
-from cluster.roster import Roster, Seat
-from cluster.watching import CALL_SECONDS
+from cluster.supervisor.membership.membership import ActorKey, Tabled
+from cluster.supervisor.membership.registry import Roster, Seat
+from cluster.supervisor.membership.watcher import CALL_SECONDS
+from cluster.supervisor.placement.placement import Placement, num_moves
+from cluster.supervisor.remote_actor import UNANSWERED, CannotLoadError, OperationError
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@
     flags     --add_flags-->  mapping  --+--from_mapping-->  ClusterConfig (checked, frozen)
     Serve args  ---------->  mapping  --+
 
-Every field is a key of the file and, with dashes, a flag of `phimoe serve`; `cluster.config_sources` reads both.
+Every field is a key of the file and, with dashes, a flag of `phimoe serve`; `cluster.config.sources` reads both.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from actors.protocol.messages import Progress
-from cluster.membership import ActorKey, Kind, Place
-from cluster.placement import Placement
-from cluster.roster import Roster
+from cluster.supervisor.membership.membership import ActorKey, Kind, Place
+from cluster.supervisor.membership.registry import Roster
+from cluster.supervisor.placement.placement import Placement
 from cluster.view import Pulse
 
 

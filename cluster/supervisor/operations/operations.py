@@ -13,16 +13,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from actors.protocol.settings import DenseSettings, ExpertSettings
-from cluster.config import NUM_EXPERTS, ClusterConfig
-from cluster.membership import ActorKey, Added, Removed
-from cluster.placement import Holder, Placement, among, gain, place, slot_counts
-from cluster.presence import Presence
-from cluster.rebalancing import Hysteresis
-from cluster.remote import UNANSWERED, OperationError
-from cluster.roster import Roster, Seat, key_of
-from cluster.slots import Slots
+from cluster.config.cluster_config import NUM_EXPERTS, ClusterConfig
+from cluster.supervisor.membership.membership import ActorKey, Added, Removed
+from cluster.supervisor.membership.registry import Roster, Seat, key_of
+from cluster.supervisor.membership.watcher import CALL_SECONDS
+from cluster.supervisor.operations.presence import Presence
+from cluster.supervisor.operations.rebalance_trigger import Hysteresis
+from cluster.supervisor.placement.placement import Holder, Placement, among, gain, place, slot_counts
+from cluster.supervisor.placement.reconciler import Slots
+from cluster.supervisor.remote_actor import UNANSWERED, OperationError
 from cluster.view import OperationView
-from cluster.watching import CALL_SECONDS
 
 logger = logging.getLogger(__name__)
 

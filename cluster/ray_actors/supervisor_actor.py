@@ -1,6 +1,6 @@
 """Start or join Ray; the process of the supervisor, and how ingress replicas and the command line call it.
 
-With `cluster.pool_actors` and `cluster.pool_groups` the only files that call Ray core.
+With `cluster.ray_actors.actors` and `cluster.ray_actors.placement_groups` the only files that call Ray core.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.config import ClusterConfig, from_mapping
-from cluster.environment import NAMESPACE
-from cluster.pool_actors import RayPool, as_future, this_node
-from cluster.remote import ActorLostError, OperationError
-from cluster.supervisor import Supervisor
+from cluster.config.cluster_config import ClusterConfig, from_mapping
+from cluster.config.environment import NAMESPACE
+from cluster.ray_actors.actors import RayPool, as_future, this_node
+from cluster.supervisor.remote_actor import ActorLostError, OperationError
+from cluster.supervisor.supervisor import Supervisor
 from cluster.view import ActorView, ClusterView, Doors, Startup
 from cluster.waiting import within
 

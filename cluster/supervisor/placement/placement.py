@@ -16,8 +16,8 @@ from typing import TypeAlias
 
 import msgspec
 
-from cluster.balancing import Board, Matrix, as_matrix, cost, improve, num_violations
-from cluster.config import NUM_EXPERTS
+from cluster.config.cluster_config import NUM_EXPERTS
+from cluster.supervisor.placement.local_search import Board, Matrix, as_matrix, cost, improve, num_violations
 
 Loads: TypeAlias = Sequence[Sequence[float]]
 """Rows routed to each expert, [layer][expert]."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from actors.checkpoint.quantization import KINDS
 from actors.protocol.settings import DenseSettings, ExchangeSettings, ExpertSettings, ModelSource
-from cluster.config import ClusterConfig
-from cluster.environment import hub_token
-from cluster.placement import spread_experts
+from cluster.config.cluster_config import ClusterConfig
+from cluster.config.environment import hub_token
+from cluster.supervisor.placement.placement import spread_experts
 
 DENSE_LABEL, EXPERT_LABEL, INGRESS_LABEL = "phimoe_dense", "phimoe_expert", "phimoe_ingress"
 """Custom resources of Ray nodes that are meant for one kind of actor (k8s/overlays/gpu gives them to its groups), or for

@@ -1,13 +1,13 @@
-"""Which expert actors are there, looked at again and again: the eyes of `cluster.absences`."""
+"""Which expert actors are there, looked at again and again: the eyes of `cluster.supervisor.operations.absences`."""
 
 from __future__ import annotations
 
 import asyncio
 
-from cluster.absences import Absences
-from cluster.membership import ActorKey
-from cluster.roster import Roster
-from cluster.slots import Slots
+from cluster.supervisor.membership.membership import ActorKey
+from cluster.supervisor.membership.registry import Roster
+from cluster.supervisor.operations.absences import Absences
+from cluster.supervisor.placement.reconciler import Slots
 
 
 class Presence:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 
 from actors.protocol.messages import ActorReport
 from actors.protocol.settings import DenseSettings, ExpertSettings
-from cluster import membership
-from cluster.membership import ActorKey
-from cluster.remote import RemoteActor
+from cluster.supervisor.membership import membership
+from cluster.supervisor.membership.membership import ActorKey
+from cluster.supervisor.remote_actor import RemoteActor
 from cluster.view import Pulse
 from cluster.waiting import within
 

@@ -1,4 +1,4 @@
-"""Carries out what `cluster.absences` decides: experts of an actor that stays away go to the others, and back to it later.
+"""Carries out what `cluster.supervisor.operations.absences` decides: experts of an actor that stays away go to the others, and back to it later.
 
     away --stand_in--> the others hold its experts too, then the table names them: what was parked goes on
     back --place-----> experts are placed anew, as by `rebalance`
@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from cluster.config import ClusterConfig
-from cluster.membership import ActorKey
-from cluster.operations import Operations
-from cluster.placement import num_moves, stand_in
-from cluster.presence import Presence
-from cluster.remote import CannotLoadError, OperationError
-from cluster.roster import Roster
-from cluster.slots import Slots
+from cluster.config.cluster_config import ClusterConfig
+from cluster.supervisor.membership.membership import ActorKey
+from cluster.supervisor.membership.registry import Roster
+from cluster.supervisor.operations.operations import Operations
+from cluster.supervisor.operations.presence import Presence
+from cluster.supervisor.placement.placement import num_moves, stand_in
+from cluster.supervisor.placement.reconciler import Slots
+from cluster.supervisor.remote_actor import CannotLoadError, OperationError
 
 logger = logging.getLogger(__name__)
 

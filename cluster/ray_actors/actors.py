@@ -26,13 +26,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from actors.errors import ActorError
 from actors.protocol.messages import ActorReport, Membership
 from actors.protocol.settings import DenseSettings, ExpertSettings
-from cluster import pool_groups
-from cluster.config import ClusterConfig
-from cluster.environment import NAMESPACE, limit_threads
-from cluster.hosting import CPUS_PER_ACTOR, Fleet, bundle, plan_actors
+from cluster.config.cluster_config import ClusterConfig
+from cluster.config.environment import NAMESPACE, limit_threads
 from cluster.process import kill_process, process_start
-from cluster.remote import ActorDeadError, ActorLostError
-from cluster.roster import actor_name, key_of
+from cluster.ray_actors import placement_groups
+from cluster.ray_actors.actor_settings import CPUS_PER_ACTOR, Fleet, bundle, plan_actors
+from cluster.supervisor.membership.registry import actor_name, key_of
+from cluster.supervisor.remote_actor import ActorDeadError, ActorLostError
 from cluster.view import Pulse
 from cluster.waiting import within
 
@@ -210,7 +210,9 @@ class RayPool:
         self._gpus_per_actor = config.gpus_per_actor if settings[0].device == "cuda" else 0.0
         bundles = {actor_name(key_of(item)): bundle(item, config.gpus_per_actor, fleet) for item in settings}
         self._names = set(bundles)
-        await _in_thread(lambda: pool_groups.reserve(bundles, _GROUP_SECONDS), _GROUP_SECONDS + _HEAD_SECONDS)
+        await _in_thread(
+            lambda: placement_groups.reserve(bundles, _GROUP_SECONDS), _GROUP_SECONDS + _HEAD_SECONDS
+        )
         return settings
 
     async def find_or_create(self, settings: DenseSettings | ExpertSettings) -> RayActor:
@@ -243,27 +245,27 @@ class RayPool:
     async def _place_of(self, name: str) -> Any:
         """The actor's placement group, once it has a node. Raises ActorLostError where it has none for long."""
         for _ in range(_LOOKS):
-            group = await _in_thread(lambda: pool_groups.find_placed(name), _HEAD_SECONDS)
+            group = await _in_thread(lambda: placement_groups.find_placed(name), _HEAD_SECONDS)
             if group is not None:
                 return group
             await asyncio.sleep(_LOOK_SECONDS)
         raise ActorLostError(name, "the cluster has no room for it now")
 
     async def tend(self) -> None:
-        lost = await _in_thread(pool_groups.homeless, _HEAD_SECONDS)
+        lost = await _in_thread(placement_groups.homeless, _HEAD_SECONDS)
         for name in sorted(lost.keys() & self._names):
             logger.warning("%s has lost its node and is placed anew", name)
             # With the claims that it had: the labels of nodes that are gone are not among those that `plan` sees.
-            await _in_thread(partial(pool_groups.place_anew, name, lost[name]), _HEAD_SECONDS)
+            await _in_thread(partial(placement_groups.place_anew, name, lost[name]), _HEAD_SECONDS)
 
     async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
         name = actor_name(key_of(settings))
         self._names.discard(name)
-        await _in_thread(lambda: pool_groups.remove(name), _HEAD_SECONDS)
+        await _in_thread(lambda: placement_groups.remove(name), _HEAD_SECONDS)
 
     async def release(self) -> None:
         """Give the reserved places back, and forget the notes."""
-        await _in_thread(pool_groups.remove_all, _HEAD_SECONDS)
+        await _in_thread(placement_groups.remove_all, _HEAD_SECONDS)
         await _in_thread(lambda: internal_kv._internal_kv_del(_NOTES_KEY, namespace=NAMESPACE), _HEAD_SECONDS)
 
     async def save(self, notes: bytes) -> None:

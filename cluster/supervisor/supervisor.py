@@ -4,7 +4,7 @@
     operations --target--> slots --hold, table, drop--> expert actors
     everything that must outlive it --> notes, in the pool
 
-It reaches actors through the protocols of `cluster.remote`, which `cluster.pool` fills with Ray.
+It reaches actors through the protocols of `cluster.supervisor.remote_actor`, which `cluster.ray_actors.supervisor_actor` fills with Ray.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from typing import Any
 
 from actors.protocol.messages import ActorReport
 from actors.protocol.settings import DenseSettings, ExpertSettings
-from cluster import membership, notes
-from cluster.config import ClusterConfig
-from cluster.description import actor_views, startup
-from cluster.membership import ActorKey, Place
-from cluster.notes import Notes
-from cluster.operations import Means, Operations, is_idle
-from cluster.presence import Presence
-from cluster.rebalancing import RecentLoads
-from cluster.remote import UNANSWERED, ActorPool
-from cluster.replacing import Replacing
-from cluster.roster import Roster, Seat, key_of
-from cluster.rounds import DoorBoard, Rounds
-from cluster.slots import Slots
+from cluster.config.cluster_config import ClusterConfig
+from cluster.supervisor import snapshot
+from cluster.supervisor.membership import membership
+from cluster.supervisor.membership.membership import ActorKey, Place
+from cluster.supervisor.membership.registry import Roster, Seat, key_of
+from cluster.supervisor.membership.rounds import DoorBoard, Rounds
+from cluster.supervisor.membership.watcher import CALL_SECONDS, Watcher
+from cluster.supervisor.operations.operations import Means, Operations, is_idle
+from cluster.supervisor.operations.presence import Presence
+from cluster.supervisor.operations.rebalance_trigger import RecentLoads
+from cluster.supervisor.operations.replacement import Replacing
+from cluster.supervisor.placement.reconciler import Slots
+from cluster.supervisor.remote_actor import UNANSWERED, ActorPool
+from cluster.supervisor.snapshot import Notes
+from cluster.supervisor.status import actor_views, startup
 from cluster.view import ActorView, ClusterView, Doors, Startup
-from cluster.watching import CALL_SECONDS, Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class Supervisor:
             for place in known.places:
                 if place.key in seats:
                     seats[place.key].pulse = place.pulse
-            places |= {key: place for key, place in notes.places_of(known).items() if key in seats}
+            places |= {key: place for key, place in snapshot.places_of(known).items() if key in seats}
             self._slots.placement, self._slots.target = known.placement, known.target
             table = dict(known.placement.slots) if known.placement is not None else {}
         epoch = known.epoch if known is not None else 0
@@ -181,7 +182,7 @@ class Supervisor:
         while True:
             try:
                 content = await self._pool.load()
-                known = notes.decode(content, self._config.actor_hash()) if content is not None else None
+                known = snapshot.decode(content, self._config.actor_hash()) if content is not None else None
                 num_experts = self._config.num_expert_actors if known is None else known.num_experts
                 self._device = known.device if known is not None else None
                 settings = await self._plan(num_experts)
@@ -259,7 +260,7 @@ class Supervisor:
     async def _save(self) -> None:
         """Write the notes if they have changed. A failure is tried again by `_save_always`."""
         async with self._saving:
-            current = notes.compose(
+            current = snapshot.compose(
                 self._config.actor_hash(),
                 self._device or "",
                 self._roster,
@@ -269,7 +270,7 @@ class Supervisor:
             if current == self._saved:
                 return
             try:
-                await self._pool.save(notes.encode(current))
+                await self._pool.save(snapshot.encode(current))
                 self._saved = current
             except Exception as error:
                 logger.warning("the notes cannot be written now: %s", error)

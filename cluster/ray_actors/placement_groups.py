@@ -24,9 +24,9 @@ from typing import Any
 import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
-from cluster.environment import NAMESPACE
-from cluster.hosting import choose_node
-from cluster.remote import ActorLostError
+from cluster.config.environment import NAMESPACE
+from cluster.ray_actors.actor_settings import choose_node
+from cluster.supervisor.remote_actor import ActorLostError
 
 _PREFIX = "phimoe-"
 """Of the names of actors and their groups."""

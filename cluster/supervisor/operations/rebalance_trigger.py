@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cluster.balancing import Matrix
+from cluster.supervisor.placement.local_search import Matrix
 
 Counts = tuple[tuple[int, ...], ...]
 """Rows routed since a process began, [layer][expert]."""
