@@ -8,17 +8,20 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "serve": ("cluster.serve_command", "start the service, on a local Ray or on the one at --address"),
-    "chat": ("cluster.chat", "talk to a running service"),
-    "status": ("cluster.status_command", "show all actors of a running service"),
-    "scale": ("cluster.operate.scale", "change the number of expert actors"),
-    "rebalance": ("cluster.operate.rebalance", "place the experts anew by measured load"),
-    "restart": ("cluster.operate.restart", "restart all actors one by one"),
-    "drain": ("cluster.operate.drain", "finish what has begun, begin nothing new"),
-    "stop": ("cluster.stop_command", "stop a running service"),
-    "bench": ("cluster.bench.command", "measure an OpenAI-compatible service"),
-    "plan": ("cluster.plan.command", "recommend actors and batch for a model, hardware and load"),
-    "make-checkpoint": ("cluster.checkpoint_command", "write a checkpoint directory with random weights"),
+    "serve": ("cluster.commands.serve", "start the service, on a local Ray or on the one at --address"),
+    "chat": ("cluster.commands.chat", "talk to a running service"),
+    "status": ("cluster.commands.status", "show all actors of a running service"),
+    "scale": ("cluster.commands.scale", "change the number of expert actors"),
+    "rebalance": ("cluster.commands.rebalance", "place the experts anew by measured load"),
+    "restart": ("cluster.commands.restart", "restart all actors one by one"),
+    "drain": ("cluster.commands.drain", "finish what has begun, begin nothing new"),
+    "stop": ("cluster.commands.stop", "stop a running service"),
+    "bench": ("cluster.commands.bench.command", "measure an OpenAI-compatible service"),
+    "plan": ("cluster.commands.plan.command", "recommend actors and batch for a model, hardware and load"),
+    "make-checkpoint": (
+        "cluster.commands.make_checkpoint",
+        "write a checkpoint directory with random weights",
+    ),
 }
 """Command -> module with `add_arguments(parser)` and `run(args) -> exit status`, and what it does."""
 

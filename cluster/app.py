@@ -8,7 +8,7 @@ from typing import Any
 from ray import serve
 
 from cluster.config.cluster_config import ClusterConfig, from_mapping
-from cluster.ingress import Ingress
+from cluster.ingress.deployment import Ingress
 from cluster.ray_actors.actor_settings import INGRESS_LABEL, LABEL_SHARE
 
 APPLICATION_NAME = "phimoe"

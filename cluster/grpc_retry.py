@@ -9,7 +9,7 @@ import grpc
 
 from cluster.config.environment import is_haproxy_on
 from cluster.errors import ServerUnavailable, TooManyRequests, outcome
-from cluster.grpc_calls import CallContext
+from cluster.ingress.grpc.calls import CallContext
 
 
 @contextlib.contextmanager

@@ -11,22 +11,22 @@ from pathlib import Path
 
 import httpx
 
-from cluster.access import Doorkeeper, make_doorkeeper
-from cluster.admin import Admin
 from cluster.config.cluster_config import ClusterConfig
-from cluster.grpc_admin import GrpcAdmin
-from cluster.grpc_calls import Calls
-from cluster.grpc_methods import GrpcMethods
-from cluster.http_routes import http_app
-from cluster.service import Service, SupervisorLink
-from cluster.view import ActorView, ClusterView, Doors
+from cluster.ingress.admin import Admin
+from cluster.ingress.auth import Doorkeeper, make_doorkeeper
+from cluster.ingress.grpc.admin import GrpcAdmin
+from cluster.ingress.grpc.calls import Calls
+from cluster.ingress.grpc.serving import GrpcMethods
+from cluster.ingress.http.routes import http_app
+from cluster.ingress.service import Service, SupervisorLink
+from cluster.messages import ActorView, ClusterView, Doors
 
 CLIENT_KEY, ADMIN_KEY = "client-0123456789abcdef", "admin-0123456789abcdef"
 
 
 @dataclass(slots=True)
 class LedSupervisor:
-    """`cluster.service.SupervisorLink` whose operations change its view, or fail as a test says."""
+    """`cluster.ingress.service.SupervisorLink` whose operations change its view, or fail as a test says."""
 
     expert_actors: int = 2
     epoch: int = 1

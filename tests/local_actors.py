@@ -11,12 +11,12 @@ from actors.errors import StaleEpochError
 from actors.protocol.messages import ActorReport, Membership, Progress
 from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config.cluster_config import ClusterConfig
+from cluster.messages import ActorView, Pulse
 from cluster.ray_actors.actor_settings import Fleet, plan_actors
 from cluster.supervisor.membership.membership import ActorKey
 from cluster.supervisor.membership.registry import actor_name, key_of
 from cluster.supervisor.remote_actor import ActorDeadError, ActorLostError
 from cluster.supervisor.supervisor import Supervisor
-from cluster.view import ActorView, Pulse
 
 DENSE, EXPERT_0 = ActorKey("dense", 0), ActorKey("expert", 0)
 ME = ActorView(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.access import Access, Doorkeeper, Visitor, is_loopback, is_this_host
-from cluster.api_keys import KeyRing, KeySource
 from cluster.errors import ClientError, Forbidden, TooManyRequests, Unauthenticated
+from cluster.ingress.api_keys import KeyRing, KeySource
+from cluster.ingress.auth import Access, Doorkeeper, Visitor, is_loopback, is_this_host
 
 CLIENT, OPERATOR = "client-0123456789abcdef", "operator-0123456789abcdef"
 HERE, ELSEWHERE = "127.0.0.1", "192.0.2.7"

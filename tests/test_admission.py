@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.admission import Admission, Bounds
+from cluster.ingress.admission import Admission, Bounds
 
 BOUNDS = Bounds(max_requests=4, max_tokens=1000)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.api_keys import KeyRing, KeySource, parse_keys
+from cluster.ingress.api_keys import KeyRing, KeySource, parse_keys
 
 ALICE, BOB, ROOT = "alice-0123456789abcdef", "bob-0123456789abcdef", "root-0123456789abcdef"
 

@@ -11,8 +11,8 @@ import uvloop
 
 from actors.protocol.framing import encode_frame, read_frame
 from actors.protocol.messages import Hello, Load, SamplingParams, SequenceDelta, Submit, Welcome
-from cluster.channel import DenseChannel
-from cluster.view import DenseDoor
+from cluster.messages import DenseDoor
+from cluster.requests.dense_channel import DenseChannel
 
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 IDLE = Load(running=0, waiting=0, free_blocks=1, total_blocks=1)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.choosing import Candidate, choose, cost
+from cluster.requests.load_balancer import Candidate, choose, cost
 
 
 def candidate(index: int, **load: Any) -> Candidate:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import client_options
-from cluster.bench.command import add_arguments as add_bench_arguments
-from cluster.chat import add_arguments as add_chat_arguments
+from cluster.commands import client_options
+from cluster.commands.bench.command import add_arguments as add_bench_arguments
+from cluster.commands.chat import add_arguments as add_chat_arguments
 from tests.end_to_end.running import ROOT
 
 KEY = "mine-0123456789abcdef"

@@ -15,9 +15,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cluster.config.cluster_config import ClusterConfig
-from cluster.grpc_calls import peer_address
-from cluster.grpc_tls import start_tls_server
-from cluster.http_routes import routes
+from cluster.ingress.grpc.calls import peer_address
+from cluster.ingress.grpc.tls import start_tls_server
+from cluster.ingress.http.routes import routes
 from cluster.supervisor.remote_actor import ActorLostError, OperationError
 from protos import admin_pb2, admin_pb2_grpc, serving_pb2, serving_pb2_grpc
 from tests.doors import ADMIN_KEY, CLIENT_KEY, OpenDoors, make_certificate, open_doors, with_keys
@@ -282,7 +282,7 @@ def test_nothing_that_is_logged_holds_a_key(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_status_messages_have_every_field_of_the_view() -> None:
-    from cluster.view import ActorView, ClusterView
+    from cluster.messages import ActorView, ClusterView
 
     for message, struct in ((admin_pb2.ClusterStatus, ClusterView), (admin_pb2.ActorStatus, ActorView)):
         assert set(struct.__struct_fields__) <= set(message.DESCRIPTOR.fields_by_name)

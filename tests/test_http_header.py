@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from cluster.http_header import GuardedProtocol
+from cluster.ingress.http.header_limits import GuardedProtocol
 
 MAX_BYTES = 16384
 

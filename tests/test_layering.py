@@ -57,7 +57,13 @@ def test_torch_distributed_is_used_in_one_folder() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["cluster.serve_command", "cluster.service", "cluster.http_routes", "cluster.grpc_methods"]
+    "module",
+    [
+        "cluster.commands.serve",
+        "cluster.ingress.service",
+        "cluster.ingress.http.routes",
+        "cluster.ingress.grpc.serving",
+    ],
 )
 def test_the_front_door_loads_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
@@ -70,7 +76,7 @@ def test_the_front_door_loads_without_torch(module: str) -> None:
         "cluster.supervisor.membership.membership",
         "cluster.supervisor.placement.placement",
         "cluster.config.cluster_config",
-        "cluster.requests",
+        "cluster.requests.request",
     ],
 )
 def test_pure_code_loads_without_ray(module: str) -> None:

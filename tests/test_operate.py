@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from cluster.http_routes import http_app
+from cluster.ingress.http.routes import http_app
 from tests.doors import ADMIN_KEY, CLIENT_KEY, OpenDoors, make_certificate, open_doors, with_keys
 from tests.end_to_end.running import ROOT
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from actors.protocol.messages import PrefixRule
 from actors.protocol.prefix_hash import extend_chain, prefix_root, prompt_hashes
-from cluster.prefixes import HeldPrefixes
+from cluster.requests.prefix_affinity import HeldPrefixes
 
 RULE = PrefixRule(block_size=4, long_rope_threshold=20)
 TEXTS = st.lists(st.integers(0, 1), max_size=30)

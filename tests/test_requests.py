@@ -25,11 +25,11 @@ from actors.protocol.messages import (
     Welcome,
 )
 from actors.protocol.prefix_hash import prompt_hashes
-from cluster.channels import Channels
 from cluster.errors import ClientError, DeadlineExceeded, RequestFailed, ServerUnavailable
+from cluster.messages import DenseDoor, Doors
 from cluster.openai.request import OutputOptions, SequenceRequest
-from cluster.requests import Deadlines, Request
-from cluster.view import DenseDoor, Doors
+from cluster.requests.channel_pool import Channels
+from cluster.requests.request import Deadlines, Request
 
 LOAD = Load(running=0, waiting=0, free_blocks=1, total_blocks=1)
 RULE = PrefixRule(block_size=16, long_rope_threshold=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.silence import MOST_SECONDS, TICK_SECONDS, Silence
+from cluster.requests.failure_detector import MOST_SECONDS, TICK_SECONDS, Silence
 
 LEAST = 0.75
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.status_command import ranges
+from cluster.commands.status import ranges
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import gc
 
 import pytest
 
-from cluster.waiting import within
+from cluster.timeouts import within
 
 
 def test_a_result_in_time_is_returned() -> None:

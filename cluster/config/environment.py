@@ -37,7 +37,7 @@ _ALWAYS = {
     # Serve kills a door that is not up after three times as long; its default of 5 is too little on cores where all
     # actors start at the same time.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cluster.http_header.install",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cluster.ingress.http.header_limits.install",
     # What gRPC refuses unread; max_body_bytes has the clear error. It also bounds answers, so it must not be small.
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(64 * 1024 * 1024),
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -86,7 +86,7 @@ def prepare_ray(
         os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH", str(scratch / "metrics.sock"))
         _wrap_haproxy(scratch / "haproxy", seconds)
         _choose_inner_ports()
-    _add_to_python_path(Path(__file__).resolve().parent.parent)
+    _add_to_python_path(Path(__file__).resolve().parent.parent.parent)
 
 
 _SPIN_ROUNDS = "10000"

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import InvalidRequest
-from cluster.openai.conversation import parse_conversation
-from cluster.openai.fields import Fields
 from cluster.openai.limits import Limits
-from cluster.openai.model_context import ModelContext
-from cluster.openai.parse import IGNORED, checked_ids
-from cluster.openai.prepare import chat_prompt, checked_prompt_ids
-from cluster.openai.ranges import MAX_MODEL_CHARS
+from cluster.openai.parsing.conversation import parse_conversation
+from cluster.openai.parsing.fields import Fields
+from cluster.openai.parsing.parse import IGNORED, checked_ids
+from cluster.openai.parsing.ranges import MAX_MODEL_CHARS
+from cluster.openai.prompts.model_context import ModelContext
+from cluster.openai.prompts.prepare import chat_prompt, checked_prompt_ids
 from cluster.openai.request import ChatInput
 
 UNSUPPORTED: dict[str, tuple[object, ...]] = {"chat_template": (), "tools": (), "mm_processor_kwargs": ()}

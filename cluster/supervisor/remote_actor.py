@@ -10,7 +10,7 @@ from actors.protocol import messages
 from actors.protocol.messages import ActorReport
 from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config.cluster_config import ClusterConfig
-from cluster.view import Pulse
+from cluster.messages import Pulse
 
 
 class ActorLostError(Exception):

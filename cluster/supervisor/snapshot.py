@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from actors.protocol.messages import Progress
+from cluster.messages import Pulse
 from cluster.supervisor.membership.membership import ActorKey, Kind, Place
 from cluster.supervisor.membership.registry import Roster
 from cluster.supervisor.placement.placement import Placement
-from cluster.view import Pulse
 
 
 class PlaceNotes(msgspec.Struct, frozen=True, kw_only=True):

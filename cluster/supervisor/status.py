@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from actors.protocol.messages import ActorReport, Progress
 from actors.protocol.settings import DenseSettings, ExpertSettings
+from cluster.messages import ActorStartup, ActorView, Startup
 from cluster.supervisor.membership.membership import ActorKey, Place
 from cluster.supervisor.membership.registry import Roster, actor_name
-from cluster.view import ActorStartup, ActorView, Startup
 
 
 def actor_views(roster: Roster) -> tuple[ActorView, ...]:

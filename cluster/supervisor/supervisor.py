@@ -18,6 +18,7 @@ from typing import Any
 from actors.protocol.messages import ActorReport
 from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config.cluster_config import ClusterConfig
+from cluster.messages import ActorView, ClusterView, Doors, Startup
 from cluster.supervisor import snapshot
 from cluster.supervisor.membership import membership
 from cluster.supervisor.membership.membership import ActorKey, Place
@@ -32,7 +33,6 @@ from cluster.supervisor.placement.reconciler import Slots
 from cluster.supervisor.remote_actor import UNANSWERED, ActorPool
 from cluster.supervisor.snapshot import Notes
 from cluster.supervisor.status import actor_views, startup
-from cluster.view import ActorView, ClusterView, Doors, Startup
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.bench import command
+from cluster.commands.bench import command
 from tests.bench.server import Behaviour, serving
 
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.bench.client import Mark, Outcome
-from cluster.bench.compare import Measurement, compare
-from cluster.bench.figures import latency, steady_rate, summarise, time_per_output_token, token_gaps
+from cluster.commands.bench.client import Mark, Outcome
+from cluster.commands.bench.compare import Measurement, compare
+from cluster.commands.bench.figures import latency, steady_rate, summarise, time_per_output_token, token_gaps
 
 
 def _outcome(

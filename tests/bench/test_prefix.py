@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cluster.bench import command
-from cluster.bench.prefix import PrefixPlan, pair
+from cluster.commands.bench import command
+from cluster.commands.bench.prefix import PrefixPlan, pair
 from tests.bench.server import Behaviour, serving
 
 PLAN = PrefixPlan(shared_tokens=20, own_tokens=5, new_tokens=2, repeat=2, vocab=4001, seed=1)

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.bench.sse import EventReader
+from cluster.commands.bench.sse import EventReader
 
 
 @given(

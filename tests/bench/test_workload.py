@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.bench.workload import (
+from cluster.commands.bench.workload import (
     Call,
     RandomCalls,
     Span,

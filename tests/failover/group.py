@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from cluster.config.cluster_config import ClusterConfig
-from cluster.openai.parse import parse_completion
-from cluster.service import Service
-from cluster.view import ClusterView, DenseDoor, Doors
+from cluster.ingress.service import Service
+from cluster.messages import ClusterView, DenseDoor, Doors
+from cluster.openai.parsing.parse import parse_completion
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "secret"

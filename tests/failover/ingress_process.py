@@ -10,10 +10,10 @@ import sys
 from collections.abc import AsyncGenerator
 
 from actors.protocol.messages import SamplingParams
-from cluster.channels import Channels
+from cluster.messages import DenseDoor, Doors
 from cluster.openai.request import OutputOptions, SequenceRequest
-from cluster.requests import Deadlines, Request
-from cluster.view import DenseDoor, Doors
+from cluster.requests.channel_pool import Channels
+from cluster.requests.request import Deadlines, Request
 
 
 async def main() -> None:

@@ -16,7 +16,7 @@ import pytest
 from actors.protocol.framing import encode_frame, read_frame
 from actors.protocol.messages import Hello
 from cluster.errors import DeadlineExceeded, ServerUnavailable, TooManyRequests
-from cluster.service import Service
+from cluster.ingress.service import Service
 from tests.failover.group import ROOT, TOKEN, Group, serving, stream, until_idle
 
 pytestmark = pytest.mark.timeout(240)

@@ -21,8 +21,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from cluster.admin_bodies import parse_drain, parse_nothing, parse_scale
 from cluster.errors import InvalidRequest
+from cluster.ingress.admin_bodies import parse_drain, parse_nothing, parse_scale
 from tests.doors import open_doors
 from tests.end_to_end.running import Running
 from tests.fuzz.unharmed import unharmed

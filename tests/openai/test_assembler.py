@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from actors.protocol.messages import SamplingParams, SequenceDelta
 from cluster.errors import RequestFailed
-from cluster.openai.assembler import ChoiceAssembler, merged
+from cluster.openai.replies.assembler import ChoiceAssembler, merged
 from cluster.openai.request import OutputOptions
 from tests.openai.deltas import assemble, deltas, sequence_request, token_logprobs
 from tests.openai.small_tokenizers import END_ID, EOS_ID, byte_fallback, byte_level

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import InvalidRequest
-from cluster.openai.chat_template import ChatTemplate
+from cluster.openai.prompts.chat_template import ChatTemplate
 from cluster.openai.request import ChatInput
 from tests.openai.small_tokenizers import CHAT_TEMPLATE
 

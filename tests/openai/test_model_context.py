@@ -7,9 +7,9 @@ import pytest
 import actors.checkpoint
 from actors.errors import ConfigError
 from cluster.openai.limits import GenerationDefaults, Limits
-from cluster.openai.model_context import generation_defaults, load_model_context
-from cluster.openai.parse import parse_chat
-from cluster.openai.prepare import prepare
+from cluster.openai.parsing.parse import parse_chat
+from cluster.openai.prompts.model_context import generation_defaults, load_model_context
+from cluster.openai.prompts.prepare import prepare
 from tests.openai.small_tokenizers import byte_level_backend, write_checkpoint_files
 
 TINY = Path(actors.checkpoint.__file__).parent / "tiny"

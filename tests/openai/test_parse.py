@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from cluster.errors import ClientError, InvalidRequest, MalformedBody, UnsupportedParameter
 from cluster.openai.encoding import decode_body
 from cluster.openai.limits import Limits
-from cluster.openai.parse import IGNORED, UNSUPPORTED, parse_chat, parse_completion, parse_timeout_header
+from cluster.openai.parsing.parse import (
+    IGNORED,
+    UNSUPPORTED,
+    parse_chat,
+    parse_completion,
+    parse_timeout_header,
+)
 from cluster.openai.request import OutputOptions, SamplingFields, StreamOptions
 
 LIMITS = Limits()

@@ -10,9 +10,9 @@ from tokenizers import decoders, models, normalizers
 
 from cluster.errors import ContextLengthExceeded, InvalidRequest
 from cluster.openai.limits import GenerationDefaults, Limits, ModelLimits
-from cluster.openai.model_context import ModelContext
-from cluster.openai.parse import parse_chat, parse_completion
-from cluster.openai.prepare import derived_seed, prepare
+from cluster.openai.parsing.parse import parse_chat, parse_completion
+from cluster.openai.prompts.model_context import ModelContext
+from cluster.openai.prompts.prepare import derived_seed, prepare
 from cluster.openai.request import SequenceRequest
 from cluster.tokenizer import Tokenizer
 from tests.openai.small_tokenizers import END_ID, EOS_ID, byte_level, model_context

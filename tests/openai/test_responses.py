@@ -8,11 +8,10 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from actors.protocol.messages import TokenLogprobs
 from cluster.errors import ModelNotFound, ServerUnavailable
-from cluster.openai.assembler import OutputPiece, merged
 from cluster.openai.encoding import SSE_DONE, encode_json, sse_error, sse_frame
 from cluster.openai.models import check_model, model_card, models_response
-from cluster.openai.request import Kind, OutputOptions, ParsedRequest, StreamOptions
-from cluster.openai.responses import (
+from cluster.openai.replies.assembler import OutputPiece, merged
+from cluster.openai.replies.responses import (
     ResponseHead,
     StreamChunks,
     Usage,
@@ -22,6 +21,7 @@ from cluster.openai.responses import (
     full_response,
     response_id,
 )
+from cluster.openai.request import Kind, OutputOptions, ParsedRequest, StreamOptions
 from tests.openai.deltas import assemble, deltas, sequence_request
 from tests.openai.small_tokenizers import byte_fallback, byte_level
 

@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.openai.stops import StopScanner
+from cluster.openai.replies.stops import StopScanner
 
 # Few letters, so that stop strings overlap themselves, each other and the ends of pieces.
 texts = st.text("abS", max_size=30)

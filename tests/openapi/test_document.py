@@ -10,16 +10,17 @@ from typing import Any
 import jsonschema
 import pytest
 
-from cluster.access import Access
-from cluster.admin_bodies import parse_drain, parse_nothing, parse_scale
 from cluster.errors import InvalidRequest
-from cluster.http_routes import routes
-from cluster.openai import conversation, parse, tokenize
-from cluster.openai.fields import Fields
+from cluster.ingress.admin_bodies import parse_drain, parse_nothing, parse_scale
+from cluster.ingress.auth import Access
+from cluster.ingress.http.openapi import bodies
+from cluster.ingress.http.openapi.document import operations
+from cluster.ingress.http.routes import routes
+from cluster.openai import tokenize
 from cluster.openai.limits import Limits
-from cluster.openai.ranges import INTEGERS, NUMBERS
-from cluster.openapi import bodies
-from cluster.openapi.document import operations
+from cluster.openai.parsing import conversation, parse
+from cluster.openai.parsing.fields import Fields
+from cluster.openai.parsing.ranges import INTEGERS, NUMBERS
 from tests.doors import open_doors, with_keys
 
 LIMITS = Limits(max_stop_chars=8, max_prompt_chars=100, max_request_id_chars=8)

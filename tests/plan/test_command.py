@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cluster.bench import command as bench
-from cluster.plan import command
+from cluster.commands.bench import command as bench
+from cluster.commands.plan import command
 from tests.bench.server import Behaviour, serving
 
 README_BATCHES = (1, 4, 16, 32)
@@ -169,5 +169,7 @@ def test_it_loads_neither_torch_nor_ray() -> None:
     import subprocess
     import sys
 
-    code = "import sys, cluster.plan.command; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    code = (
+        "import sys, cluster.commands.plan.command; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from actors.checkpoint.dummy.presets import preset_config
-from cluster.plan.hardware import hardware
-from cluster.plan.prefill import host_prefill_seconds
-from cluster.plan.shape import model_shape
-from cluster.plan.step import Layout
+from cluster.commands.plan.hardware import hardware
+from cluster.commands.plan.prefill import host_prefill_seconds
+from cluster.commands.plan.shape import model_shape
+from cluster.commands.plan.step import Layout
 
 MID = model_shape(preset_config("mid"))
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.checkpoint.dummy.presets import preset_config
-from cluster.plan.routing import busiest_actor, distinct_experts, expert_share
-from cluster.plan.shape import model_shape
+from cluster.commands.plan.routing import busiest_actor, distinct_experts, expert_share
+from cluster.commands.plan.shape import model_shape
 
 SHAPE = model_shape(preset_config("phi-3.5-moe"))
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from actors.checkpoint.dummy.presets import preset_config
 from actors.dense.scheduling import kv_capacity
-from cluster.plan.capacity import CPU_CACHE_SHARE, CPU_MAX_CACHE_BYTES, GPU_CACHE_SHARE
-from cluster.plan.demand import Demand, NoPlanError
-from cluster.plan.hardware import NAMES, hardware
-from cluster.plan.search import Plan, find_plan
-from cluster.plan.shape import model_shape
+from cluster.commands.plan.capacity import CPU_CACHE_SHARE, CPU_MAX_CACHE_BYTES, GPU_CACHE_SHARE
+from cluster.commands.plan.demand import Demand, NoPlanError
+from cluster.commands.plan.hardware import NAMES, hardware
+from cluster.commands.plan.search import Plan, find_plan
+from cluster.commands.plan.shape import model_shape
 
 PHI = model_shape(preset_config("phi-3.5-moe"))
 MID = model_shape(preset_config("mid"))

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.checkpoint.dummy.presets import preset_config
-from cluster.plan.hardware import NAMES, Hardware, hardware
-from cluster.plan.shape import Shape, model_shape
-from cluster.plan.step import Layout, step_cost
+from cluster.commands.plan.hardware import NAMES, Hardware, hardware
+from cluster.commands.plan.shape import Shape, model_shape
+from cluster.commands.plan.step import Layout, step_cost
 
 PHI = model_shape(preset_config("phi-3.5-moe"))
 MID = model_shape(preset_config("mid"))

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 
 from actors.protocol.messages import ActorReport
 from actors.protocol.settings import DenseSettings, ExpertSettings
+from cluster.messages import Pulse
 from cluster.supervisor.membership import membership
 from cluster.supervisor.membership.membership import ActorKey
 from cluster.supervisor.remote_actor import RemoteActor
-from cluster.view import Pulse
-from cluster.waiting import within
+from cluster.timeouts import within
 
 
 class Seat:

@@ -9,12 +9,12 @@ import logging
 from actors.errors import StaleEpochError
 from actors.protocol import messages
 from actors.protocol.messages import DenseMember, ExpertMember
+from cluster.messages import DenseDoor, Doors
 from cluster.supervisor.membership.membership import ActorKey, EpochSeen, RoundEnded
 from cluster.supervisor.membership.registry import Roster
 from cluster.supervisor.membership.watcher import CALL_SECONDS
 from cluster.supervisor.remote_actor import UNANSWERED
-from cluster.view import DenseDoor, Doors
-from cluster.waiting import within
+from cluster.timeouts import within
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from actors.protocol.messages import ActorReport, Progress
 from cluster.config.cluster_config import ClusterConfig
+from cluster.messages import Pulse
 from cluster.supervisor.membership.membership import (
     ActorKey,
     Created,
@@ -31,8 +32,7 @@ from cluster.supervisor.membership.membership import (
 )
 from cluster.supervisor.membership.registry import Roster, Seat, actor_name
 from cluster.supervisor.remote_actor import UNANSWERED, ActorDeadError, ActorPool, RemoteActor
-from cluster.view import Pulse
-from cluster.waiting import within
+from cluster.timeouts import within
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config.cluster_config import NUM_EXPERTS, ClusterConfig
+from cluster.messages import OperationView
 from cluster.supervisor.membership.membership import ActorKey, Added, Removed
 from cluster.supervisor.membership.registry import Roster, Seat, key_of
 from cluster.supervisor.membership.watcher import CALL_SECONDS
@@ -22,7 +23,6 @@ from cluster.supervisor.operations.rebalance_trigger import Hysteresis
 from cluster.supervisor.placement.placement import Holder, Placement, among, gain, place, slot_counts
 from cluster.supervisor.placement.reconciler import Slots
 from cluster.supervisor.remote_actor import UNANSWERED, OperationError
-from cluster.view import OperationView
 
 logger = logging.getLogger(__name__)
 

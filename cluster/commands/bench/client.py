@@ -1,0 +1,257 @@
+"""One call over HTTP, and when each of its tokens came.
+
+How tokens are counted. The client asks for `stream_options: {include_usage, continuous_usage_stats}`. A chunk that carries
+usage says exactly how many tokens have come so far. A server that sends usage only at the end (or never) is counted by
+chunks: a chunk with text is one token, and the final usage, if any, corrects the total, not the times. `Outcome.is_exact`
+tells which of the two it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from cluster.commands.bench.sse import EventReader
+from cluster.commands.bench.workload import Call
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """`num_tokens` output tokens had come by `seconds` after the load's start."""
+
+    seconds: float
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one call. Times are seconds after the load's start."""
+
+    sent_seconds: float
+    ended_seconds: float
+    max_tokens: int
+    marks: tuple[Mark, ...] = ()
+    """One for each chunk that brought tokens; empty without streaming."""
+    num_prompt_tokens: int | None = None
+    """As the server counts; None where it does not say."""
+    num_cached_tokens: int | None = None
+    """Of the prompt, tokens that the server found computed; None where it does not say."""
+    num_output_tokens: int = 0
+    is_exact: bool = False
+    """Whether every mark's count is the server's own."""
+    error: str | None = None
+    """Why it failed; None for a call that was answered to its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A server and how it is spoken to."""
+
+    url: str
+    """Without `/v1`."""
+    model: str
+    endpoint: str = "completions"
+    is_streamed: bool = True
+    is_eos_ignored: bool = True
+    temperature: float = 0.0
+    extra_body: Mapping[str, Any] | None = None
+    """Further fields of each request."""
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    text: str | None = None
+    delta: _Delta | None = None
+
+
+class _Body(msgspec.Struct):
+    """The fields of a response or of a chunk that are measured; others are skipped unread."""
+
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: msgspec.Raw = msgspec.Raw()
+
+
+_decode = msgspec.json.Decoder(_Body).decode
+_MOST_CLOSED = 4
+"""Connections that one call may find closed."""
+
+
+class BenchError(Exception):
+    """A server that cannot be measured at all; the text names it and says why."""
+
+
+def open_client(
+    headers: Mapping[str, str], verify: ssl.SSLContext | bool, timeout_seconds: float
+) -> aiohttp.ClientSession:
+    """A client that opens as many connections as there are calls under way. It parses in C: a slow one would be measured as well.
+
+    Call it within a running loop. timeout_seconds: for each wait, not for a whole call.
+    """
+    return aiohttp.ClientSession(
+        headers={"Accept-Encoding": "identity", **headers},
+        connector=aiohttp.TCPConnector(ssl=verify, limit=0, keepalive_timeout=600),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeout_seconds, sock_read=timeout_seconds),
+        auto_decompress=False,
+    )
+
+
+async def first_model(client: aiohttp.ClientSession, url: str) -> str:
+    """The first of `/v1/models`. Raises BenchError."""
+    try:
+        async with client.get(f"{url}/v1/models", raise_for_status=True) as response:
+            return str(msgspec.json.decode(await response.read())["data"][0]["id"])
+    except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
+        raise BenchError(f"{url}/v1/models did not name a model: {_words(error)}") from error
+
+
+async def send(client: aiohttp.ClientSession, target: Target, call: Call, start: float) -> Outcome:
+    """Send one call and follow it to its end. `start` is the `perf_counter` of the load's start. Never raises but
+    for cancellation: what went wrong is in `Outcome.error`."""
+    progress = _Progress(start)
+    sent = time.perf_counter() - start
+    try:
+        content = msgspec.json.encode(body_of(target, call))
+        await _post(client, target, content, progress)
+    except (aiohttp.ClientError, msgspec.MsgspecError, asyncio.TimeoutError) as error:
+        progress.error = _words(error)
+    return Outcome(
+        sent_seconds=sent,
+        ended_seconds=time.perf_counter() - start,
+        max_tokens=call.max_tokens,
+        marks=tuple(progress.marks),
+        num_prompt_tokens=progress.num_prompt_tokens,
+        num_cached_tokens=progress.num_cached_tokens,
+        num_output_tokens=progress.num_output_tokens,
+        is_exact=progress.is_exact and bool(progress.marks),
+        error=progress.error,
+    )
+
+
+def body_of(target: Target, call: Call) -> dict[str, Any]:
+    """The JSON body of a call."""
+    body: dict[str, Any] = {
+        "model": target.model,
+        "max_tokens": call.max_tokens,
+        "temperature": target.temperature,
+    }
+    if call.messages is not None:
+        body["messages"] = call.messages
+    else:
+        body["prompt"] = call.text if call.text is not None else call.token_ids
+    if target.is_eos_ignored:
+        body["ignore_eos"] = True
+    if target.is_streamed:
+        body["stream"] = True
+        body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+    return body | dict(target.extra_body or {})
+
+
+class _Progress:
+    """What is known of a call under way."""
+
+    def __init__(self, start: float) -> None:
+        self.start = start
+        self.marks: list[Mark] = []
+        self.num_prompt_tokens: int | None = None
+        self.num_cached_tokens: int | None = None
+        self.num_output_tokens = 0
+        self.is_exact = True
+        self.is_answered = False
+        """A status has come."""
+        self.error: str | None = None
+
+    def add(self, body: _Body, seconds: float) -> None:
+        """Count one chunk that came at `seconds`."""
+        usage = body.usage
+        if usage is not None and usage.prompt_tokens is not None:
+            self.num_prompt_tokens = usage.prompt_tokens
+            details = usage.prompt_tokens_details
+            self.num_cached_tokens = None if details is None else details.cached_tokens
+        if usage is not None and usage.completion_tokens is not None:
+            if not body.choices:  # the closing usage chunk brings no token: it corrects the total only
+                self.is_exact = self.is_exact and usage.completion_tokens == self.num_output_tokens
+                self.num_output_tokens = usage.completion_tokens
+                return
+            count = usage.completion_tokens
+        elif any(_has_text(choice) for choice in body.choices):
+            self.is_exact = False
+            count = self.num_output_tokens + 1
+        else:
+            return
+        if count > self.num_output_tokens:
+            self.num_output_tokens = count
+            self.marks.append(Mark(seconds, count))
+
+
+async def _post(client: aiohttp.ClientSession, target: Target, content: bytes, progress: _Progress) -> None:
+    """Servers close a connection that was kept just as a call takes it: the call then takes another one."""
+    path = "/v1/chat/completions" if target.endpoint == "chat" else "/v1/completions"
+    headers = {"Content-Type": "application/json"}
+    for is_last in (*(False,) * _MOST_CLOSED, True):
+        try:
+            async with client.post(target.url + path, data=content, headers=headers) as response:
+                progress.is_answered = True
+                await _follow(response, target.is_streamed, progress)
+                return
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            if is_last or progress.is_answered or isinstance(error, aiohttp.ClientConnectorError):
+                raise
+
+
+async def _follow(response: aiohttp.ClientResponse, is_streamed: bool, progress: _Progress) -> None:
+    if response.status != 200:
+        text = (await response.read()).decode("utf-8", "replace").strip()
+        progress.error = f"HTTP {response.status}: {text[:200]}"
+        return
+    if not is_streamed:
+        body = _decode(await response.read())
+        if body.usage is not None:
+            progress.num_prompt_tokens = body.usage.prompt_tokens
+            progress.num_output_tokens = body.usage.completion_tokens or 0
+        return
+    reader, is_done = EventReader(), False
+    # To the very end, so that the connection can be used again.
+    async for chunk in response.content.iter_any():
+        seconds = time.perf_counter() - progress.start
+        for data in reader.feed(chunk):
+            if data == b"[DONE]":
+                is_done = True
+                continue
+            body = _decode(data)
+            if bytes(body.error) not in (b"", b"null"):
+                progress.error = f"error in the stream: {bytes(body.error).decode('utf-8', 'replace')[:200]}"
+                return
+            progress.add(body, seconds)
+    if not is_done:
+        progress.error = "the stream ended without [DONE]"
+
+
+def _has_text(choice: _Choice) -> bool:
+    delta = choice.delta
+    return bool(choice.text or (delta is not None and (delta.content or delta.reasoning_content)))
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,126 @@
+"""The decode rate of a batch, as an engine's own benchmark defines it, measured through HTTP.
+
+    decode rate = batch * new / (time for new + 1 tokens - time for 1 token)
+
+Both times run from sending the whole batch at once to the end of its last answer, each over fresh random prompts, so that
+prefill and the cost of a request cancel out. The steady rate beside it (`figures.steady_rate`) looks at one run only, at the
+span in which every call of the batch decodes.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import aiohttp
+
+from cluster.commands.bench.client import BenchError, Outcome, Target
+from cluster.commands.bench.figures import steady_rate
+from cluster.commands.bench.load import closed_loop
+from cluster.commands.bench.workload import RandomCalls, Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodePlan:
+    """Which batches are measured, and how often."""
+
+    batches: tuple[int, ...]
+    prompt_tokens: int
+    new_tokens: int
+    repeat: int
+    vocab: int
+    seed: int
+    phrase_tokens: int | None = None
+    """As RandomCalls has it."""
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "new_tokens", "repeat"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if min(self.batches, default=0) < 1:
+            raise ValueError(f"batches is {self.batches}, expected sizes from 1 on")
+
+    @property
+    def num_runs(self) -> int:
+        """Batches sent, warm-up included."""
+        return 1 + 2 * self.repeat * len(self.batches)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeRate:
+    """Tokens per second of one batch size; prefill in seconds. Medians over the repetitions."""
+
+    batch: int
+    decode_tokens_per_second: float
+    min: float
+    max: float
+    prefill_seconds: float
+    """Time for 1 token of each."""
+    steady_tokens_per_second: float | None
+    """None without streaming, or where the calls never all decoded at once."""
+
+
+async def decode_rates(
+    client: aiohttp.ClientSession, target: Target, plan: DecodePlan, tick: Callable[[], None]
+) -> list[DecodeRate]:
+    """One figure per batch size. Raises BenchError when a call fails or ends early, since no rate is then true."""
+    seed = plan.seed
+
+    async def run(batch: int, max_tokens: int) -> list[Outcome]:
+        nonlocal seed
+        seed += 1
+        prompts = RandomCalls(
+            endpoint=target.endpoint,
+            prompt_tokens=Span(low=plan.prompt_tokens, high=plan.prompt_tokens),
+            output_tokens=Span(low=max_tokens, high=max_tokens),
+            vocab=plan.vocab,
+            phrase_tokens=plan.phrase_tokens,
+        )
+        outcomes = await closed_loop(client, target, prompts.make(batch, seed), batch, lambda _: None)
+        _check(outcomes, target)
+        tick()
+        return outcomes
+
+    await run(max(plan.batches), 4)  # opens the connections that the largest batch needs
+    rates = []
+    for batch in plan.batches:
+        firsts, decodes, steadies = [], [], []
+        for _ in range(plan.repeat):
+            first = _seconds(await run(batch, 1))
+            outcomes = await run(batch, plan.new_tokens + 1)
+            decodes.append(_rate(batch * plan.new_tokens, _seconds(outcomes) - first))
+            firsts.append(first)
+            steadies.append(steady_rate(outcomes))
+        known = [rate for rate in steadies if rate is not None]
+        rates.append(
+            DecodeRate(
+                batch=batch,
+                decode_tokens_per_second=statistics.median(decodes),
+                min=min(decodes),
+                max=max(decodes),
+                prefill_seconds=statistics.median(firsts),
+                steady_tokens_per_second=statistics.median(known) if len(known) == len(steadies) else None,
+            )
+        )
+    return rates
+
+
+def _seconds(outcomes: list[Outcome]) -> float:
+    return max(o.ended_seconds for o in outcomes) - min(o.sent_seconds for o in outcomes)
+
+
+def _rate(tokens: int, seconds: float) -> float:
+    if seconds <= 0:
+        raise BenchError(f"{tokens} tokens took no measurable time: ask for more output tokens")
+    return tokens / seconds
+
+
+def _check(outcomes: list[Outcome], target: Target) -> None:
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise BenchError(f"{target.url}: {outcome.error}")
+        if outcome.num_output_tokens != outcome.max_tokens:
+            raise BenchError(
+                f"{target.url}: asked for {outcome.max_tokens} tokens, got {outcome.num_output_tokens}"
+            )

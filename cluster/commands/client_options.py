@@ -1,0 +1,76 @@
+"""What the commands that talk to a running service have in common: where it is, which key it is shown, whom it must be."""
+
+from __future__ import annotations
+
+import argparse
+import ssl
+from pathlib import Path
+
+from cluster.commands.run_state import running_states
+from cluster.config import environment
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def add_trust_flags(parser: argparse.ArgumentParser) -> None:
+    """--api-key-file and --ca-file. A key is never an argument, where every user of the host could read it."""
+    parser.add_argument(
+        "--api-key-file", metavar="FILE", type=Path, help="file with an API key (default: PHIMOE_API_KEY)"
+    )
+    add_ca_flag(parser)
+
+
+def add_ca_flag(parser: argparse.ArgumentParser) -> None:
+    """--ca-file."""
+    parser.add_argument(
+        "--ca-file",
+        metavar="FILE",
+        type=Path,
+        help="PEM certificates to trust with https, instead of the system's",
+    )
+
+
+def api_headers(file: Path | None) -> dict[str, str]:
+    """The Authorization header of a client: the file's key, else PHIMOE_API_KEY, else none. Raises ValueError."""
+    return _headers(_key_of(file) if file is not None else environment.own_api_key())
+
+
+def admin_headers(file: Path | None) -> dict[str, str]:
+    """The Authorization header of an operator: the file's key, else PHIMOE_ADMIN_KEY, else none. Raises ValueError."""
+    return _headers(_key_of(file) if file is not None else environment.own_admin_key())
+
+
+def verification(ca_file: Path | None) -> ssl.SSLContext | bool:
+    """What httpx takes as `verify` and aiohttp as `ssl`. Raises ValueError where the file holds no certificates."""
+    if ca_file is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=str(ca_file))
+    except (OSError, ssl.SSLError) as error:
+        raise ValueError(f"ca-file is {str(ca_file)!r}, which cannot be used: {error}") from error
+
+
+def service_url(url: str | None) -> str:
+    """The URL that was given, else the service that runs on this host, else where one would listen; without /v1."""
+    found = url or next((state.url for state in running_states()), DEFAULT_URL)
+    return found.rstrip("/").removesuffix("/v1")
+
+
+def _key_of(file: Path) -> str:
+    """The first entry of a file in the form of a service's key files. Messages never hold the key."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read a key from {file}: {type(error).__name__}") from None
+    entries = [entry for line in lines if (entry := line.partition("#")[0].strip())]
+    if not entries:
+        raise ValueError(f"{file} holds no key")
+    return entries[0].rpartition(":")[2].strip()
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    if key is None:
+        return {}
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ValueError("the API key is not printable ASCII without spaces")
+    return {"Authorization": f"Bearer {key}"}

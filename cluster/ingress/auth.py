@@ -1,0 +1,193 @@
+"""Who may come through the doors: the one rule for HTTP and gRPC.
+
+    access    keys configured                       no key configured
+    PUBLIC    anybody                               anybody
+    CLIENT    any key                               anybody
+    ADMIN     an admin key                          this host alone, where the doors listen on loopback
+
+Public are /health, /version, /openapi.json, gRPC health and gRPC reflection, which says what the .proto files in the
+repository say and which Serve answers before this service is asked. Everything else, /cluster, /load and /metrics included, is
+for CLIENT: a monitoring system gets a key of its own, not an operator's.
+
+Without any key an admin request is also refused when it carries an Origin header: only browsers send one, and a page that a
+user of this host visits must not operate the service. So is one that a proxy of this host says it forwards; one that does not
+say so is taken for this host's own: configure an admin key before you put a proxy in front. Where clients have keys and
+operators have none, admin is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import ipaddress
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.config import environment
+from cluster.config.cluster_config import ClusterConfig
+from cluster.errors import Forbidden, TooManyRequests, Unauthenticated
+from cluster.ingress.api_keys import ApiKey, KeyRing, KeySource
+
+FORWARDED = ("forwarded", "via", "x-forwarded-for")
+"""Headers and metadata by which a proxy says that it asks for somebody else."""
+_SCHEME = "bearer"
+_RETRY_SECONDS = 1
+
+
+class Access(enum.Enum):
+    """For whom a route or method is."""
+
+    PUBLIC = "public"
+    CLIENT = "client"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Visitor:
+    """What a call shows of whoever makes it."""
+
+    authorization: tuple[str, ...] = ()
+    """Every authorization header or metadata entry."""
+    address: str | None = None
+    """IP address of the other end of the connection, which may be a proxy's; None where it is unknown."""
+    is_from_page: bool = False
+    """Whether a browser says that a web page asks."""
+    is_forwarded: bool = False
+    """Whether a proxy says that it asks for somebody else."""
+
+
+class Doorkeeper:
+    """Lets calls in or raises Unauthenticated, Forbidden or TooManyRequests; counts the calls of each key."""
+
+    def __init__(self, keys: KeyRing, *, is_loopback: bool, max_requests_per_key: int) -> None:
+        """`is_loopback` says that the doors listen where only this host reaches them."""
+        self._keys, self._is_loopback, self._max_per_key = keys, is_loopback, max_requests_per_key
+        self._under_way: Counter[bytes] = Counter()
+
+    @contextlib.contextmanager
+    def admitted(self, access: Access, visitor: Visitor) -> Iterator[None]:
+        """A block in which one call is let in; its place is free again afterwards, however it ends.
+
+        Only calls of clients with a key are counted: operators must get in when all places are taken.
+        """
+        key = self._identify(access, visitor)
+        if key is None or access is not Access.CLIENT:
+            yield
+            return
+        if self._under_way[key.digest] >= self._max_per_key:
+            raise TooManyRequests(
+                f"max_requests_per_key: {self._under_way[key.digest]} requests of API key {key.name!r} are under way"
+                f" here, the limit is {self._max_per_key}",
+                _RETRY_SECONDS,
+            )
+        self._under_way[key.digest] += 1
+        try:
+            yield
+        finally:
+            self._under_way[key.digest] -= 1
+            if not self._under_way[key.digest]:
+                del self._under_way[key.digest]
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether every door that is not public wants a key."""
+        return self._keys.has_keys
+
+    @property
+    def num_under_way(self) -> int:
+        """Counted calls that have not ended."""
+        return sum(self._under_way.values())
+
+    def _identify(self, access: Access, visitor: Visitor) -> ApiKey | None:
+        if access is Access.PUBLIC:
+            return None
+        if not self._keys.has_keys:
+            if access is Access.ADMIN:
+                self._check_this_host(visitor)
+            return None
+        key = self._keys.find(_bearer(visitor))
+        if key is None:
+            raise Unauthenticated("the API key is wrong")
+        if access is Access.ADMIN and not key.is_admin:
+            if not self._keys.has_admin_keys:
+                raise Forbidden("this needs an admin key, and none is configured (admin_keys_file)")
+            raise Forbidden(f"this needs an admin key; {key.name!r} is a client's")
+        return key
+
+    def _check_this_host(self, visitor: Visitor) -> None:
+        if not self._is_loopback:
+            raise Forbidden(
+                "this needs an admin key, and none is configured (admin_keys_file); without one it is allowed only where"
+                " the service listens on 127.0.0.1"
+            )
+        if visitor.address is None or not is_this_host(visitor.address):
+            raise Forbidden(
+                "without an admin key (admin_keys_file) this is allowed only from the service's own host"
+            )
+        if visitor.is_from_page or visitor.is_forwarded:
+            raise Forbidden(
+                "without an admin key (admin_keys_file) this is allowed neither to web pages nor through proxies"
+            )
+
+
+def make_doorkeeper(config: ClusterConfig) -> Doorkeeper:
+    """The doorkeeper of one ingress replica. Raises ValueError where a key file cannot be used."""
+    return Doorkeeper(
+        read_keys(config),
+        is_loopback=is_loopback(config.host),
+        max_requests_per_key=config.max_requests_per_key,
+    )
+
+
+def read_keys(config: ClusterConfig) -> KeyRing:
+    """All keys that the config and the environment name. Raises ValueError that names the file and entry."""
+    files = [None if name is None else Path(name) for name in (config.api_keys_file, config.admin_keys_file)]
+    return KeyRing(
+        (
+            KeySource(
+                file=files[0], variable="PHIMOE_API_KEYS", entries=environment.api_keys(), is_admin=False
+            ),
+            KeySource(
+                file=files[1], variable="PHIMOE_ADMIN_KEYS", entries=environment.admin_keys(), is_admin=True
+            ),
+        )
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what listens on `host` is reached from its own host alone."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def is_this_host(address: str) -> bool:
+    """Whether an IP address is one of this host's own: then a socket can be bound to it."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped
+    if parsed.is_loopback:
+        return True
+    if parsed.is_unspecified:
+        return False
+    with socket.socket(socket.AF_INET6 if parsed.version == 6 else socket.AF_INET) as probe:
+        try:
+            probe.bind((str(parsed), 0))
+        except OSError:
+            return False
+    return True
+
+
+def _bearer(visitor: Visitor) -> str:
+    if not visitor.authorization:
+        raise Unauthenticated("there is no API key; send it as `Authorization: Bearer KEY`")
+    scheme, _, key = visitor.authorization[0].strip().partition(" ")
+    if len(visitor.authorization) > 1 or scheme.lower() != _SCHEME or not key.strip():
+        raise Unauthenticated("the API key cannot be read; send it once, as `Authorization: Bearer KEY`")
+    return key.strip()

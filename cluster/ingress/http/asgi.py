@@ -1,0 +1,267 @@
+"""A small ASGI application: finds the handler, reads the body, sends what it returns, and tells it of a disconnect.
+
+Written directly against ASGI because of what it must do that frameworks leave out: every answer, the errors included,
+has OpenAI's shape, a handler is cancelled the moment its client leaves, streaming or not, and nobody's body is read before
+the doorkeeper has let him in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+from urllib.parse import unquote
+
+from cluster.errors import (
+    BodyTimedOut,
+    ClientError,
+    MethodNotAllowed,
+    PayloadTooLarge,
+    RouteNotFound,
+    ServerUnavailable,
+    TooManyRequests,
+    Unauthenticated,
+    client_error,
+    openai_body,
+    outcome,
+)
+from cluster.ingress.auth import FORWARDED, Access, Doorkeeper, Visitor
+from cluster.openai.encoding import encode_json, sse_error
+from cluster.timeouts import within
+
+logger = logging.getLogger(__name__)
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_JSON = b"application/json"
+_EVENTS = b"text/event-stream"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HttpRequest:
+    """What a handler gets."""
+
+    rest: str
+    """What follows a route that ends with a slash; empty for others."""
+    body: bytes
+    timeout: str | None = None
+    """The header X-Request-Timeout."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HttpResponse:
+    """A whole answer."""
+
+    value: object
+    """Encoded as JSON; a text as it is."""
+    status: int = 200
+    headers: tuple[tuple[bytes, bytes], ...] = field(default=())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EventStream:
+    """An answer of server-sent events. An error before the first frame has its status, a later one is an event."""
+
+    frames: AsyncGenerator[bytes, None]
+
+
+Handler: TypeAlias = Callable[[HttpRequest], Awaitable[HttpResponse | EventStream]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Route:
+    """What answers one method of one path, and for whom."""
+
+    handler: Handler
+    access: Access = Access.CLIENT
+
+
+Routes: TypeAlias = Mapping[str, Mapping[str, Route]]
+"""Path -> method -> route. A path that ends with a slash also stands for all that begin with it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BodyLimits:
+    """What an HTTP body may be."""
+
+    max_bytes: int
+    timeout_seconds: float
+    """From the end of the header to the end of the body."""
+
+
+class HttpApp:
+    """The ASGI application for some routes. Never lets an exception out."""
+
+    def __init__(self, routes: Routes, doorkeeper: Doorkeeper, limits: BodyLimits) -> None:
+        self._routes, self._doorkeeper, self._limits = routes, doorkeeper, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            route, rest = self._find(scope)
+            with self._doorkeeper.admitted(route.access, _visitor(scope)):
+                body = await self._read_body(scope, receive)
+                request = HttpRequest(rest=rest, body=body, timeout=_timeout(scope))
+                await self._run(route.handler, request, receive, send)
+        except ClientError as error:
+            await _send_whole(send, _last_of_connection(error_response(error)))
+        except ConnectionError:
+            return
+
+    async def _run(self, handler: Handler, request: HttpRequest, receive: Receive, send: Send) -> None:
+        work = asyncio.ensure_future(self._handle(handler, request, send))
+        watch = asyncio.ensure_future(_until_disconnected(receive))
+        try:
+            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (work, watch):
+                task.cancel()
+            await asyncio.gather(work, watch, return_exceptions=True)
+
+    async def _handle(self, handler: Handler, request: HttpRequest, send: Send) -> None:
+        try:
+            response = await handler(request)
+        except Exception as error:
+            response = error_response(_told(error))
+        if isinstance(response, HttpResponse):
+            await _send_whole(send, response)
+        else:
+            await _send_events(send, response.frames)
+
+    def _find(self, scope: Scope) -> tuple[Route, str]:
+        path = unquote(scope["path"]) or "/"
+        methods, rest = self._routes.get(path), ""
+        if methods is None:
+            prefix = next(
+                (route for route in self._routes if route.endswith("/") and path.startswith(route)), None
+            )
+            if prefix is None or len(prefix) == len(path):
+                raise RouteNotFound(f"there is no {path[:200]} here")
+            methods, rest = self._routes[prefix], path[len(prefix) :]
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        if method not in methods:
+            raise MethodNotAllowed(
+                f"{path[:200]} wants {' or '.join(methods)}, not {scope['method'][:20]}", ", ".join(methods)
+            )
+        return methods[method], rest
+
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
+        """Raises PayloadTooLarge, as early as the header allows, BodyTimedOut, and ConnectionError when the client leaves."""
+        max_bytes, timeout_seconds = self._limits.max_bytes, self._limits.timeout_seconds
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        if declared.isdigit() and int(declared[:20]) > max_bytes:
+            raise PayloadTooLarge(f"the body has {declared[:20].decode()} bytes, the limit is {max_bytes}")
+        try:
+            return await within(timeout_seconds, _body(receive, max_bytes))
+        except asyncio.TimeoutError:
+            raise BodyTimedOut(f"the body did not arrive within {timeout_seconds:g} seconds") from None
+
+
+async def _body(receive: Receive, max_bytes: int) -> bytes:
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionError("the client left")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > max_bytes:
+            raise PayloadTooLarge(f"the body has more than {max_bytes} bytes, which is the limit")
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _visitor(scope: Scope) -> Visitor:
+    headers = scope["headers"]
+    return Visitor(
+        authorization=tuple(value.decode("latin-1") for name, value in headers if name == b"authorization"),
+        address=scope["client"][0] if scope.get("client") else None,
+        is_from_page=any(name == b"origin" for name, _ in headers),
+        is_forwarded=any(name.decode("latin-1") in FORWARDED for name, _ in headers),
+    )
+
+
+def _timeout(scope: Scope) -> str | None:
+    value = dict(scope["headers"]).get(b"x-request-timeout")
+    return None if value is None else value.decode("latin-1")
+
+
+def error_response(error: ClientError) -> HttpResponse:
+    """An error in OpenAI's shape, with the header that belongs to its status."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    if isinstance(error, TooManyRequests | ServerUnavailable):
+        headers = ((b"retry-after", str(error.retry_after_seconds).encode()),)
+    elif isinstance(error, Unauthenticated):
+        headers = ((b"www-authenticate", b"Bearer"),)
+    elif isinstance(error, MethodNotAllowed):
+        headers = ((b"allow", error.allowed.encode()),)
+    return HttpResponse(value=openai_body(error), status=outcome(error).status, headers=headers)
+
+
+def _last_of_connection(response: HttpResponse) -> HttpResponse:
+    """For an answer that does not wait for the body: what is left of it must not be in the next request's way."""
+    return replace(response, headers=(*response.headers, (b"connection", b"close")))
+
+
+def _told(error: Exception) -> ClientError:
+    told = client_error(error)
+    if outcome(told).status == 500:
+        logger.error("a request failed", exc_info=error)
+    return told
+
+
+async def _send_whole(send: Send, response: HttpResponse) -> None:
+    is_text = isinstance(response.value, str)
+    body = response.value.encode() if isinstance(response.value, str) else encode_json(response.value)
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8" if is_text else _JSON),
+        (b"content-length", str(len(body)).encode()),
+        *response.headers,
+    ]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_events(send: Send, frames: AsyncGenerator[bytes, None]) -> None:
+    """The first frame is awaited before the status is sent, so that a failure until then has its own status."""
+    async with contextlib.aclosing(frames):
+        try:
+            first = await anext(frames)
+        except Exception as error:
+            await _send_whole(send, error_response(_told(error)))
+            return
+        headers = [(b"content-type", _EVENTS), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": first, "more_body": True})
+        try:
+            async for frame in frames:
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+        except Exception as error:
+            await send({"type": "http.response.body", "body": sse_error(_told(error)), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _until_disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    """Nothing to start or stop: the ingress does that itself."""
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

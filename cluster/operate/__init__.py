@@ -1,1 +1,0 @@
-"""The admin commands: `phimoe scale`, `rebalance`, `restart` and `drain`, over the admin routes of a running service."""

@@ -1,0 +1,112 @@
+"""All dense actors that an ingress replica can reach, and where its next sequence goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+
+from actors.protocol.messages import Hello
+from actors.protocol.prefix_hash import prompt_hashes
+from cluster.messages import Doors
+from cluster.requests.dense_channel import DenseChannel
+from cluster.requests.load_balancer import choose
+from cluster.requests.prefix_affinity import MAX_BLOCKS
+
+_UNREADY_SECONDS = 1.0
+"""How long sequences stay at a dense actor that lives but cannot compute, while another one could."""
+
+
+class Channels:
+    """One channel to each dense actor that the supervisor names. Lives in one event loop."""
+
+    def __init__(self, ingress_id: str, silence_seconds: float) -> None:
+        self._ingress_id, self._silence_seconds = ingress_id, silence_seconds
+        self._channels: dict[tuple[int, str, int], DenseChannel] = {}
+        self._leaving: set[int] = set()
+        self._last_index = -1
+        self._unready_alarms: dict[DenseChannel, asyncio.TimerHandle] = {}
+        self._listeners: set[Callable[[], None]] = set()
+        self.was_ready = False
+        """Whether any dense actor was ever ready."""
+
+    def __iter__(self) -> Iterator[DenseChannel]:
+        return iter(self._channels.values())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a sequence that is submitted now is computed now."""
+        return any(channel.is_ready for channel in self)
+
+    def choose(self, token_ids: Sequence[int] = (), cache_salt: str = "") -> DenseChannel | None:
+        """Where the next sequence, of these tokens, is to be computed; the caller submits it there.
+
+        Of the dense actors that are ready the least busy one, or one that has computed a good part of the tokens; one
+        that is about to leave only where no other is ready.
+        """
+        ready = {channel.door.index: channel for channel in self if channel.is_ready}
+        staying = {index: channel for index, channel in ready.items() if index not in self._leaving}
+        choice = staying or ready
+        if not choice:
+            return None
+        rule = next((channel.prefix_rule for channel in choice.values() if channel.prefix_rule), None)
+        hashes = prompt_hashes(rule, token_ids, cache_salt, MAX_BLOCKS) if rule is not None else []
+        candidates = [channel.candidate(hashes) for channel in choice.values()]
+        self._last_index = choose(candidates, self._last_index)
+        chosen = choice[self._last_index]
+        chosen.prefixes.note(hashes)
+        return chosen
+
+    def add_listener(self, listener: Callable[[], None]) -> None:
+        """`listener` is called whenever a dense actor becomes ready or ceases to be."""
+        self._listeners.add(listener)
+
+    def remove_listener(self, listener: Callable[[], None]) -> None:
+        """It is not called any longer."""
+        self._listeners.discard(listener)
+
+    async def update(self, doors: Doors) -> None:
+        """Connect to new dense actors, leave those that are gone, and move away from those that are about to go."""
+        named = {(door.index, door.host, door.port): door for door in doors.dense}
+        gone = [self._channels.pop(key) for key in [*self._channels] if key not in named]
+        hello = Hello(token=doors.token, ingress_id=self._ingress_id)
+        for key, door in named.items():
+            if key not in self._channels:
+                self._channels[key] = DenseChannel(door, hello, self._silence_seconds, self._note_change)
+        self._leaving = {door.index for door in doors.dense if door.is_leaving}
+        await asyncio.gather(*(channel.close() for channel in gone))
+        self._note_change()
+
+    async def close(self) -> None:
+        """Leave all dense actors."""
+        channels, self._channels = self._channels, {}
+        for alarm in self._unready_alarms.values():
+            alarm.cancel()
+        await asyncio.gather(*(channel.close() for channel in channels.values()))
+
+    def _note_change(self) -> None:
+        self.was_ready = self.was_ready or self.is_ready
+        self._move_sequences()
+        for listener in tuple(self._listeners):
+            listener()
+
+    def _move_sequences(self) -> None:
+        """At once from a dense actor that is about to leave, after a while from one that cannot compute."""
+        for channel in self:
+            has_other = any(
+                other.is_ready and other.door.index not in self._leaving
+                for other in self
+                if other is not channel
+            )
+            if channel.door.index in self._leaving and has_other:
+                channel.send_away()
+            is_stuck = not channel.is_ready and channel.num_sequences > 0 and has_other
+            if is_stuck and channel not in self._unready_alarms:
+                loop = asyncio.get_running_loop()
+                self._unready_alarms[channel] = loop.call_later(_UNREADY_SECONDS, self._leave_stuck, channel)
+            elif not is_stuck and channel in self._unready_alarms:
+                self._unready_alarms.pop(channel).cancel()
+
+    def _leave_stuck(self, channel: DenseChannel) -> None:
+        del self._unready_alarms[channel]
+        if not channel.is_ready and self.is_ready:
+            channel.send_away()

@@ -1,0 +1,199 @@
+"""The truth of a client's request: its prompts, its seeds and the tokens it has so far.
+
+When the dense actor that computes a sequence is lost, or is to be left, the sequence is submitted again with the tokens
+that it has, to another one at once or to the first that becomes ready; since sampling depends on seed and position
+alone, it goes on as if nothing had happened. Everything that can happen to a request comes through one queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import msgspec
+
+from actors.protocol.messages import SequenceDelta, Submit
+from cluster.errors import ClientError, DeadlineExceeded, RequestFailed, ServerUnavailable
+from cluster.openai.request import SequenceRequest
+from cluster.requests.channel_pool import Channels
+from cluster.requests.dense_channel import DenseChannel, Sink
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deadlines:
+    """How long one request may take."""
+
+    total_seconds: float
+    """From its arrival to its last token."""
+    resume_seconds: float
+    """How long it waits for a dense actor after a loss."""
+    spent_seconds: float = 0.0
+    """What of the total is over when the sequences are submitted."""
+
+
+class _Run:
+    """One sequence and where it is being computed."""
+
+    def __init__(self, order: SequenceRequest) -> None:
+        self.order = order
+        self.output_ids: list[int] = []
+        self.has_prompt_logprobs = False
+        self.is_finished = False
+        self.attempt = 0
+        self.sequence_id = ""
+        self.channel: DenseChannel | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """Of one attempt to compute a sequence; without a delta nothing more will come of it."""
+
+    run: _Run
+    attempt: int
+    delta: SequenceDelta | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A dense actor has become ready, or has ceased to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class _OutOfPatience:
+    """Sequences have been without a dense actor for too long, if they still are."""
+
+    wait: int
+
+
+_Event: TypeAlias = _News | _Change | _OutOfPatience | ClientError
+
+
+class Request:
+    """One client request of one or more sequences. Iterate over `deltas` once, and close it at the end."""
+
+    def __init__(
+        self, request_id: str, orders: Sequence[SequenceRequest], channels: Channels, deadlines: Deadlines
+    ) -> None:
+        self._request_id, self._channels, self._deadlines = request_id, channels, deadlines
+        self._runs = {order.index: _Run(order) for order in orders}
+        self._events: asyncio.Queue[_Event] = asyncio.Queue()
+        self._homeless: list[_Run] = []
+        """Sequences that no dense actor computes."""
+        self._num_waits = 0
+        self._patience: asyncio.TimerHandle | None = None
+        self.num_resumed = 0
+        """How many times a sequence was submitted again."""
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, SequenceDelta], None]:
+        """(index of the sequence, what is new), in the order of arrival, until all sequences have finished.
+
+        Raises DeadlineExceeded, ServerUnavailable when a lost actor did not come back in time, RequestFailed when the dense
+        actor cannot compute a sequence, and what `abort` was given. However it ends, no sequence stays behind at a dense
+        actor.
+        """
+        late = DeadlineExceeded(f"the request took longer than {self._deadlines.total_seconds:g} seconds")
+        left_seconds = self._deadlines.total_seconds - self._deadlines.spent_seconds
+        alarm = asyncio.get_running_loop().call_later(left_seconds, self.abort, late)
+        self._channels.add_listener(self._note_change)
+        try:
+            if not (self._channels.is_ready or self._channels.was_ready):
+                raise ServerUnavailable("no dense actor is ready")
+            self._place(list(self._runs.values()))
+            while not all(run.is_finished for run in self._runs.values()):
+                event = await self._events.get()
+                if not isinstance(event, _News):
+                    self._react(event)
+                elif not event.run.is_finished and event.attempt == event.run.attempt:
+                    if event.delta is not None:
+                        yield event.run.order.index, self._take(event.run, event.delta)
+                    else:
+                        self._place([event.run])
+        finally:
+            self._channels.remove_listener(self._note_change)
+            alarm.cancel()
+            self._end_wait()
+            for index in self._runs:
+                self.finish(index)
+
+    def finish(self, index: int) -> None:
+        """This sequence is not wanted any longer, for example because its text reached a stop string."""
+        run = self._runs[index]
+        if not run.is_finished:
+            run.is_finished = True
+            if run.channel is not None:
+                run.channel.cancel(run.sequence_id)
+
+    def abort(self, error: ClientError) -> None:
+        """End with this error."""
+        self._events.put_nowait(error)
+
+    def _react(self, event: _Change | _OutOfPatience | ClientError) -> None:
+        match event:
+            case ClientError():
+                raise event
+            case _OutOfPatience():
+                if self._homeless and event.wait == self._num_waits:
+                    raise ServerUnavailable("no dense actor is ready")
+            case _Change():
+                homeless, self._homeless = self._homeless, []
+                self._place([run for run in homeless if not run.is_finished])
+
+    def _take(self, run: _Run, delta: SequenceDelta) -> SequenceDelta:
+        if delta.finish_reason == "error":
+            run.is_finished = True
+            if delta.is_worth_retrying:
+                raise ServerUnavailable("an actor stayed lost for too long; the request may be sent again")
+            raise RequestFailed(delta.error or "the dense actor failed")
+        run.is_finished = delta.finish_reason is not None
+        run.output_ids.extend(delta.token_ids)
+        if delta.prompt_logprobs is not None:
+            if run.has_prompt_logprobs:
+                return msgspec.structs.replace(delta, prompt_logprobs=None)
+            run.has_prompt_logprobs = True
+        return delta
+
+    def _place(self, runs: list[_Run]) -> None:
+        """Submit these sequences, each where it is computed soonest, or let them wait until that is possible."""
+        for run in runs:
+            channel = self._channels.choose([*run.order.prompt_ids, *run.output_ids], run.order.cache_salt)
+            if channel is None:
+                self._homeless.append(run)
+            else:
+                self._submit(run, channel)
+        if not self._homeless:
+            self._end_wait()
+        elif self._patience is None:
+            loop, seconds = asyncio.get_running_loop(), self._deadlines.resume_seconds
+            event = _OutOfPatience(self._num_waits)
+            self._patience = loop.call_later(seconds, self._events.put_nowait, event)
+
+    def _end_wait(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+            self._num_waits += 1
+
+    def _submit(self, run: _Run, channel: DenseChannel) -> None:
+        self.num_resumed += run.attempt > 0
+        run.attempt += 1
+        run.channel = channel
+        run.sequence_id = f"{self._request_id}-{run.order.index}-{run.attempt}"
+        order = Submit(
+            sequence_id=run.sequence_id,
+            prompt_ids=list(run.order.prompt_ids),
+            params=run.order.params,
+            output_ids=list(run.output_ids),
+            priority=run.order.priority,
+            cache_salt=run.order.cache_salt,
+        )
+        channel.submit(order, self._sink(run))
+
+    def _sink(self, run: _Run) -> Sink:
+        attempt = run.attempt
+        return lambda delta: self._events.put_nowait(_News(run, attempt, delta))
+
+    def _note_change(self) -> None:
+        if self._homeless:
+            self._events.put_nowait(_Change())
