@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.end_to_end.running import Running, serving
-from tests.small_checkpoints import CATALOGUE, Spec, write
+from tests.support.small_checkpoints import CATALOGUE, Spec, write
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.golden import make, record
-from tests.small_checkpoints import CATALOGUE
+from tests.support.small_checkpoints import CATALOGUE
 
 ENVIRONMENT_VARIABLE = "PHIMOE_GOLDEN_ENVIRONMENT"
 """May name a virtual environment to use, or to make and keep; by default one is made for this run alone."""

@@ -1,4 +1,4 @@
-"""Imports point one way: cluster -> actors -> torch; Ray core is called in two files, torch.distributed in one folder."""
+"""Imports point one way: cluster -> actors -> torch; Ray core and torch.distributed are called in one folder each."""
 
 from __future__ import annotations
 
@@ -37,17 +37,14 @@ def test_actors_import_neither_ray_nor_cluster() -> None:
     assert [item for item in imports("actors") if within(item[1], "ray") or within(item[1], "cluster")] == []
 
 
-def test_ray_core_is_called_in_three_files() -> None:
+def test_ray_core_is_called_in_one_folder() -> None:
     core = {
         file
         for file, module in imports("cluster")
         if within(module, "ray") and not within(module, "ray.serve")
     }
-    assert core == {
-        "cluster/ray_actors/supervisor_actor.py",
-        "cluster/ray_actors/actors.py",
-        "cluster/ray_actors/placement_groups.py",
-    }
+    assert core
+    assert all(file.startswith("cluster/ray_actors/") for file in core)
 
 
 def test_torch_distributed_is_used_in_one_folder() -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import small_checkpoints
 from tests.golden import record
 from tests.reference import Reference, Routing, parse_config, rope_tables, sparse_mixer, visible
-from tests.small_checkpoints import CATALOGUE, ORIGINAL_MAX, Spec
+from tests.support import small_checkpoints
+from tests.support.small_checkpoints import CATALOGUE, ORIGINAL_MAX, Spec
 
 LOGPROB_TOLERANCE = 1e-4
 E_MINUS_001 = math.exp(-0.01)

@@ -83,7 +83,7 @@ async def _operate(client: httpx.AsyncClient, name: str, body: dict[str, Any], s
 
 def _report(name: str, response: httpx.Response) -> int:
     if response.status_code == 200:
-        view = msgspec.json.decode(response.content, type=ClusterView)
+        view: ClusterView = msgspec.json.decode(response.content, type=ClusterView)
         print(f"{name} is done: {summary(view)}")
         return 0
     try:

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"phimoe status: {url} wants an API key (PHIMOE_API_KEY, --api-key-file)", file=sys.stderr)
             return 1
         response.raise_for_status()
-        view = msgspec.json.decode(response.content, type=ClusterView)
+        view: ClusterView = msgspec.json.decode(response.content, type=ClusterView)
     except ValueError as error:  # msgspec's errors are ValueErrors as well
         print(f"phimoe status: {error}", file=sys.stderr)
         return 1

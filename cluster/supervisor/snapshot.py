@@ -80,7 +80,7 @@ def encode(notes: Notes) -> bytes:
 def decode(content: bytes, actor_hash: str) -> Notes | None:
     """Notes of a service with the same actors; None for any others."""
     try:
-        notes = msgspec.json.decode(content, type=Notes)
+        notes: Notes = msgspec.json.decode(content, type=Notes)
     except msgspec.MsgspecError:
         return None
     return notes if notes.actor_hash == actor_hash else None

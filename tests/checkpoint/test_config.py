@@ -8,7 +8,7 @@ import pytest
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.dummy.presets import original_dialect, preset_config
 from actors.errors import ConfigError, UnreadableFileError
-from tests import small_checkpoints
+from tests.support import small_checkpoints
 
 Changes = dict[str, Any]
 

@@ -14,8 +14,8 @@ from actors.checkpoint.reader import CheckpointReader
 from actors.checkpoint.weights import validate_dense, validate_experts
 from actors.errors import DownloadError
 from actors.protocol.settings import ModelSource
-from tests import small_checkpoints
 from tests.checkpoint.hub_server import COMMIT, GATED, PUBLIC, HubServer, hub
+from tests.support import small_checkpoints
 
 SPEC = small_checkpoints.Spec(name="hub", seed=11, num_shards=12)
 

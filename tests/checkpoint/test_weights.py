@@ -25,8 +25,8 @@ from actors.errors import (
     TensorMismatchError,
     UnreadableFileError,
 )
-from tests import small_checkpoints
-from tests.small_checkpoints import Spec
+from tests.support import small_checkpoints
+from tests.support.small_checkpoints import Spec
 
 SHARDED = Spec(name="sharded", seed=5, attention_bias=True, lm_head_bias=True, num_shards=3)
 INDEX = "model.safetensors.index.json"

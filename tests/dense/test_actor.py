@@ -28,7 +28,7 @@ from actors.protocol.messages import (
 from actors.protocol.settings import DenseSettings, ExchangeSettings, ExpertSettings, ModelSource
 from tests.dense.local_engine import greedy
 from tests.dense.test_exact import greedy_reference, prompt
-from tests.small_checkpoints import ORIGINAL_MAX
+from tests.support.small_checkpoints import ORIGINAL_MAX
 
 CHECKPOINT = "like-the-real-one"
 NUM_EXPERTS = 16

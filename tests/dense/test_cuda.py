@@ -18,7 +18,7 @@ from actors.dense.layers.prefill_attention import make_prefill, sdpa_prefill
 from actors.protocol.messages import SamplingParams
 from tests.dense.local_engine import LocalEngine, greedy
 from tests.dense.test_exact import NAMES, assert_equals_reference, prompt
-from tests.small_checkpoints import ORIGINAL_MAX
+from tests.support.small_checkpoints import ORIGINAL_MAX
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,7 +10,7 @@ import pytest
 
 from tests.dense.local_engine import LocalEngine, greedy
 from tests.reference import Reference
-from tests.small_checkpoints import CATALOGUE, ORIGINAL_MAX
+from tests.support.small_checkpoints import CATALOGUE, ORIGINAL_MAX
 
 NAMES = [spec.name for spec in CATALOGUE]
 TOLERANCE = 1e-4

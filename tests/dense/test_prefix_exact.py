@@ -10,7 +10,7 @@ import pytest
 from actors.protocol.messages import SamplingParams
 from tests.dense.local_engine import LocalEngine, greedy
 from tests.dense.test_exact import assert_equals_reference, prompt
-from tests.small_checkpoints import ORIGINAL_MAX
+from tests.support.small_checkpoints import ORIGINAL_MAX
 
 
 def common(num_tokens: int, own_tokens: int, seed: int) -> list[int]:

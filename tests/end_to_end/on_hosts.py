@@ -1,4 +1,4 @@
-"""A service whose actors are on several hosts (`tests.hosts`): start it, see where everybody is, end hosts and wait."""
+"""A service whose actors are on several hosts (`tests.support.hosts`): start it, see where everybody is, end hosts and wait."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from tests.end_to_end.streams import MAX_TOKENS, NUM_STREAMS, Reading, Streams, read_stream
-from tests.hosts import Host, Network, wait_for_end
+from tests.support.hosts import Host, Network, wait_for_end
 
 HEAD = '{"phimoe_dense": 1, "phimoe_ingress": 1}'
 BOTH = '{"phimoe_dense": 1, "phimoe_expert": 1}'

@@ -35,7 +35,7 @@ from tests.end_to_end.on_hosts import (
     tenancy,
     undisturbed,
 )
-from tests.hosts import Network, network, wait_for_end, why_not
+from tests.support.hosts import Network, network, wait_for_end, why_not
 
 _WHY_NOT = why_not() or (None if shutil.which("redis-server") else "redis-server is not installed")
 pytestmark = [

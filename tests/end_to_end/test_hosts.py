@@ -39,7 +39,7 @@ from tests.end_to_end.on_hosts import (
     until_streaming,
 )
 from tests.end_to_end.streams import read_stream
-from tests.hosts import network, why_not
+from tests.support.hosts import network, why_not
 
 _WHY_NOT = why_not()
 pytestmark = [

@@ -2,7 +2,7 @@
 
 .venv/bin/python -m pytest tests/end_to_end/test_soak.py              ten faults
 .venv/bin/python -m pytest -m slow tests/end_to_end/test_soak.py      two hundred, and as many as fit without replicas
-.venv/bin/python -m tests.faults --faults 200 --json FILE             the same, with a plan of one's own
+.venv/bin/python -m tests.support.faults --faults 200 --json FILE             the same, with a plan of one's own
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.running import serving
-from tests.fault_plan import Fault, random_plan
-from tests.faults import Outcome, disturb, flags, percentile, summary
+from tests.support.fault_plan import Fault, random_plan
+from tests.support.faults import Outcome, disturb, flags, percentile, summary
 
 NUM_FAULTS = 200
 MARGIN = 3.0

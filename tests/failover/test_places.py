@@ -165,7 +165,7 @@ class Trap:
 
     def set(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(self._exchange, "dispatch", self._dispatched)
-        # Kernels that exchange by themselves would not pass here; tests/dense/test_direct.py has faults for them.
+        # Kernels that exchange by themselves would not pass here; tests/dense/fast_paths/test_kernel_exchange.py has faults for them.
         monkeypatch.setattr(self._exchange, "direct", lambda num_layers, x: None)
 
     def _dispatched(

@@ -23,9 +23,9 @@ from schemathesis.specs.openapi.checks import (
 
 from cluster.errors import InvalidRequest
 from cluster.ingress.admin_bodies import parse_drain, parse_nothing, parse_scale
-from tests.doors import open_doors
 from tests.end_to_end.running import Running
 from tests.fuzz.unharmed import unharmed
+from tests.support.local_ingress import open_doors
 
 pytestmark = [
     pytest.mark.timeout(1800),

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests import small_checkpoints
 from tests.golden.record import NUM_TOP, Golden, Pass, lengths, save
+from tests.support import small_checkpoints
 
 TRANSFORMERS_VERSION = "4.57.6"
 

@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.small_checkpoints import ORIGINAL_MAX, Spec
+from tests.support.small_checkpoints import ORIGINAL_MAX, Spec
 
 DIRECTORY = Path(__file__).parent
 NUM_TOP = 5

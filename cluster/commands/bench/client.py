@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,7 @@ class _Body(msgspec.Struct):
     error: msgspec.Raw = msgspec.Raw()
 
 
-_decode = msgspec.json.Decoder(_Body).decode
+_decode: Callable[[bytes], _Body] = msgspec.json.Decoder(_Body).decode
 _MOST_CLOSED = 4
 """Connections that one call may find closed."""
 

@@ -1,0 +1,201 @@
+"""The served OpenAPI document says what the routes and the parsers do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from cluster.errors import InvalidRequest
+from cluster.ingress.admin_bodies import parse_drain, parse_nothing, parse_scale
+from cluster.ingress.auth import Access
+from cluster.ingress.http.openapi import bodies
+from cluster.ingress.http.openapi.document import operations
+from cluster.ingress.http.routes import routes
+from cluster.openai import tokenize
+from cluster.openai.limits import Limits
+from cluster.openai.parsing import conversation, parse
+from cluster.openai.parsing.fields import Fields
+from cluster.openai.parsing.ranges import INTEGERS, NUMBERS
+from tests.support.local_ingress import open_doors, with_keys
+
+LIMITS = Limits(max_stop_chars=8, max_prompt_chars=100, max_request_id_chars=8)
+MESSAGES = [{"role": "user", "content": "hi"}]
+Case = tuple[dict[str, Any], Callable[[object], object], dict[str, Any]]
+CASES: dict[str, Case] = {
+    "completion": (
+        bodies.completion_body(LIMITS),
+        lambda body: parse.parse_completion(body, LIMITS),
+        {"prompt": "hi"},
+    ),
+    "chat": (bodies.chat_body(LIMITS), lambda body: parse.parse_chat(body, LIMITS), {"messages": MESSAGES}),
+    "tokenize": (
+        bodies.tokenize_body(LIMITS),
+        lambda body: tokenize.parse_tokenize(body, LIMITS),
+        {"messages": MESSAGES},
+    ),
+    "detokenize": (
+        bodies.detokenize_body(LIMITS),
+        lambda body: tokenize.parse_detokenize(body, LIMITS),
+        {"tokens": [1]},
+    ),
+    "scale": (bodies.scale_body(), parse_scale, {"expert_actors": 1}),
+    "drain": (bodies.drain_body(), parse_drain, {}),
+    "nothing": (bodies.empty_body(), parse_nothing, {}),
+}
+VALUES: list[Any] = [
+    *(None, True, False, 0, 1, -1, 2, 21, 129, 0.5, 2.5, 101, -101, 10.5, 3601, 2**31, 2**64, -(2**64)),
+    *(
+        "",
+        "a",
+        " a",
+        "stop",
+        "text",
+        "x" * 600,
+        "ä",
+        [],
+        [1],
+        [-1],
+        ["a"],
+        [""],
+        [[1]],
+        [[]],
+        [{}],
+        [2**31],
+        ["a"] * 40,
+    ),
+    *(
+        {},
+        {"a": 1},
+        {"1": 1},
+        {"1": 101},
+        {"1": "a"},
+        {"type": "text"},
+        {"include_usage": True},
+        {"include_usage": 1},
+    ),
+    *([{"role": "user"}], [{"role": "nobody", "content": "a"}], [{"role": "user", "content": []}]),
+    *([{"role": "user", "content": "a", "x": 1}], [{"role": "user", "content": [{"type": "image"}]}]),
+    *([{"role": "user", "content": "a", "tool_calls": [1]}], {"tools": []}, {"x": {"y": 1}}),
+]
+
+
+def refuses(parser: Callable[[object], object], body: object) -> bool:
+    try:
+        parser(body)
+    except InvalidRequest:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_whatever_a_schema_forbids_the_parser_refuses(name: str) -> None:
+    schema, parser, base = CASES[name]
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.check_schema(schema)
+    assert validator.is_valid(base) and not refuses(parser, base)
+    tried = 0
+    for field in [*schema["properties"], "unheard_of"]:
+        for value in VALUES:
+            body = {**base, field: value}
+            if not validator.is_valid(body):
+                tried += 1
+                assert refuses(parser, body), f"{field}: {value!r}"
+    assert tried >= len(VALUES)
+    others: tuple[object, ...] = (None, [], 1, "a")
+    assert all(refuses(parser, other) for other in others)
+
+
+@pytest.mark.parametrize("name", ["completion", "chat"])
+def test_the_ends_of_every_range_are_accepted(name: str) -> None:
+    schema, parser, base = CASES[name]
+    whole = {"max_tokens": 2**31 - 1, "n": LIMITS.max_n, "prompt_logprobs": LIMITS.max_logprobs}
+    for field, (_, high) in (INTEGERS | NUMBERS).items():
+        parser({**base, "max_tokens": 2**31 - 1, field: high})
+    for field, high in whole.items():
+        assert schema["properties"][field]["maximum"] == high
+        parser({**base, field: high})
+
+
+class Recording(Fields):
+    """Notes which fields a parser asks for."""
+
+    names: set[str]
+
+    def take(self, field: str) -> Any:
+        if not self._prefix:
+            self.names.add(field)
+        return super().take(field)
+
+
+@pytest.mark.parametrize("name", ["completion", "chat", "tokenize", "detokenize"])
+def test_schema_and_parser_know_the_same_fields(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema, parser, base = CASES[name]
+    monkeypatch.setattr(Recording, "names", set(), raising=False)
+    for module in (parse, tokenize, conversation):
+        monkeypatch.setattr(module, "Fields", Recording)
+    parser(base)
+    if name == "tokenize":
+        parser({"prompt": "hi"})
+    unsupported = (
+        tokenize.UNSUPPORTED if name == "tokenize" else parse.UNSUPPORTED if name != "detokenize" else {}
+    )
+    assert set(schema["properties"]) == Recording.names | set(unsupported) | set(parse.IGNORED)
+
+
+def test_every_route_is_described_with_its_access_and_nothing_else_is(tmp_path: Path) -> None:
+    async def run() -> dict[str, Any]:
+        async with open_doors(with_keys(tmp_path)) as doors, doors.client() as client:
+            table = routes(doors.service, doors.doorkeeper)
+            served = {
+                (path, method): route for path, methods in table.items() for method, route in methods.items()
+            }
+            assert set(served) == set(operations(Limits()))
+            document: dict[str, Any] = (await client.get("/openapi.json")).json()
+            assert sum(len(methods) for methods in document["paths"].values()) == len(served)
+            for (path, method), route in served.items():
+                described = document["paths"][path + "{model}" * path.endswith("/")][method.lower()]
+                assert (described["security"] == []) == (route.access is Access.PUBLIC)
+                assert ("403" in described["responses"]) == (route.access is Access.ADMIN)
+            return document
+
+    document = asyncio.run(run())
+    assert document["openapi"] == "3.1.0"
+    chat = document["paths"]["/v1/chat/completions"]["post"]
+    assert set(chat["responses"]) >= {
+        "200",
+        "400",
+        "401",
+        "404",
+        "408",
+        "413",
+        "429",
+        "431",
+        "500",
+        "503",
+        "504",
+    }
+
+
+def test_the_document_has_the_limits_of_this_service() -> None:
+    schema = bodies.chat_body(Limits(max_n=3, max_stop_strings=2, max_logit_bias=5, max_messages=7))
+    fields = schema["properties"]
+    assert fields["n"]["maximum"] == 3
+    assert fields["stop"]["anyOf"][1]["maxItems"] == 2
+    assert fields["logit_bias"]["maxProperties"] == 5
+    assert fields["messages"]["maxItems"] == 7
+
+
+def test_a_service_without_keys_asks_for_none_in_its_document() -> None:
+    async def run() -> dict[str, Any]:
+        async with open_doors() as doors, doors.client() as client:
+            document: dict[str, Any] = (await client.get("/openapi.json")).json()
+            return document
+
+    for methods in asyncio.run(run())["paths"].values():
+        for described in methods.values():
+            assert described["security"] == [] and "401" not in described["responses"]
