@@ -17,7 +17,7 @@ import pytest
 from tests.commands.bench.server import Behaviour, Running, serving
 
 RUN = (
-    "import argparse, signal, sys; from cluster import chat; parser = argparse.ArgumentParser(); "
+    "import argparse, signal, sys; from cluster.commands import chat; parser = argparse.ArgumentParser(); "
     "signal.signal(signal.SIGINT, signal.default_int_handler); "  # Where tests run in the background it is ignored.
     "chat.add_arguments(parser); sys.exit(chat.run(parser.parse_args(sys.argv[1:])))"
 )
