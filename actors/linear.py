@@ -5,6 +5,8 @@ bfloat16 or float32                      whatever rows are computed beside it
 other CPU, where oneDNN takes the dtype   oneDNN's packed layout: up to twice as fast as `F.linear` at decode batch sizes
 CUDA with Triton                         a kernel of the project for a single row, F.linear for more
 otherwise                                F.linear
+
+A quantized weight on a CPU: the project's own kernels, else torch's operations on what is dequantized for one call.
 """
 
 from __future__ import annotations
@@ -16,13 +18,12 @@ import torch
 import torch.nn.functional as F
 
 from actors.checkpoint.quantization import group_size
-from actors.checkpoint.quantized_weight import QuantizedWeight, quantize
+from actors.checkpoint.quantized_weight import QuantizedWeight, dequantize, from_words, quantize, to_words
 from actors.devices import has_triton
 from actors.kernels.layer import ProductWeights
 from actors.kernels.library import Kernels, kernels_for, pack, pack_quantized
 from actors.kernels.quantization import Quantization
 from actors.kernels.threads import num_threads
-from actors.quantized_product import make_quantized_product
 
 Product: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """x [rows, in] -> y [rows, out] in x's dtype. At least one row."""
@@ -45,6 +46,15 @@ def make_product(
     if _has_packed_products(weight.dtype):
         return _packed(torch.ops.mkldnn._reorder_linear_weight(weight, None), bias)
     return _plain(weight.clone(), bias)
+
+
+def make_quantized_product(weight: QuantizedWeight) -> Product:
+    """The product with a quantized weight [out, in], in float32, with torch's own operations.
+
+    It holds the quantized weight; the dequantized one lives for one call.
+    """
+    widen = _widening(weight)
+    return lambda x: F.linear(x.float(), widen()).to(x.dtype)
 
 
 def product_name(dtype: torch.dtype, device: torch.device, quantization: str | None = None) -> str:
@@ -80,6 +90,17 @@ def _quantized(weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> Pr
         return KernelProduct(kernels, few_bits, bias, weight.dtype)
     product = make_quantized_product(few_bits)
     return product if bias is None else lambda x: product(x) + bias
+
+
+def _widening(weight: QuantizedWeight) -> Callable[[], torch.Tensor]:
+    """A function that returns the weight [out, in] in float32."""
+    num_inputs, num_bits = weight.values.shape[1], weight.num_bits
+    scales = weight.scales.clone()
+    if weight.values.dtype.is_floating_point:
+        held = QuantizedWeight(weight.values.clone(), scales, num_bits)
+        return lambda: dequantize(held)
+    words = to_words(weight.values, num_bits)
+    return lambda: dequantize(QuantizedWeight(from_words(words, num_bits, num_inputs), scales, num_bits))
 
 
 def _plain(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:

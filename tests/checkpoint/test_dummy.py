@@ -20,7 +20,7 @@ from actors.checkpoint.weights import read_dense, read_expert, validate_dense, v
 from actors.errors import MissingTensorError, TensorMismatchError
 from actors.protocol.settings import ModelSource
 
-FREE_OF_TORCH = ("config", "download", "dummy_files", "index", "layout", "presets")
+FREE_OF_TORCH = ("config", "download", "dummy.presets", "dummy.small_files", "index", "layout")
 
 
 def small(**changes: object) -> ModelConfig:

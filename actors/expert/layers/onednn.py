@@ -17,8 +17,7 @@ import torch.nn.functional as F
 
 from actors.checkpoint.quantized_weight import QuantizedExpert, join
 from actors.checkpoint.weights import ExpertWeights
-from actors.linear import Product, make_product
-from actors.quantized_product import make_quantized_product
+from actors.linear import Product, make_product, make_quantized_product
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 PackedExpert: TypeAlias = tuple[Product, Product]
