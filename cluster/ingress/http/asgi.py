@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
@@ -28,7 +28,8 @@ from cluster.errors import (
     openai_body,
     outcome,
 )
-from cluster.ingress.auth import FORWARDED, Access, Doorkeeper, Visitor
+from cluster.ingress.auth import FORWARDED, Doorkeeper, Visitor
+from cluster.ingress.http.route import Handler, HttpRequest, HttpResponse, Route
 from cluster.openai.encoding import encode_json, sse_error
 from cluster.timeouts import within
 
@@ -43,49 +44,6 @@ _EVENTS = b"text/event-stream"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HttpRequest:
-    """What a handler gets."""
-
-    rest: str
-    """What follows a route that ends with a slash; empty for others."""
-    body: bytes
-    timeout: str | None = None
-    """The header X-Request-Timeout."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HttpResponse:
-    """A whole answer."""
-
-    value: object
-    """Encoded as JSON; a text as it is."""
-    status: int = 200
-    headers: tuple[tuple[bytes, bytes], ...] = field(default=())
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EventStream:
-    """An answer of server-sent events. An error before the first frame has its status, a later one is an event."""
-
-    frames: AsyncGenerator[bytes, None]
-
-
-Handler: TypeAlias = Callable[[HttpRequest], Awaitable[HttpResponse | EventStream]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Route:
-    """What answers one method of one path, and for whom."""
-
-    handler: Handler
-    access: Access = Access.CLIENT
-
-
-Routes: TypeAlias = Mapping[str, Mapping[str, Route]]
-"""Path -> method -> route. A path that ends with a slash also stands for all that begin with it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class BodyLimits:
     """What an HTTP body may be."""
 
@@ -97,8 +55,12 @@ class BodyLimits:
 class HttpApp:
     """The ASGI application for some routes. Never lets an exception out."""
 
-    def __init__(self, routes: Routes, doorkeeper: Doorkeeper, limits: BodyLimits) -> None:
-        self._routes, self._doorkeeper, self._limits = routes, doorkeeper, limits
+    def __init__(self, routes: Iterable[Route], doorkeeper: Doorkeeper, limits: BodyLimits) -> None:
+        self._doorkeeper, self._limits = doorkeeper, limits
+        self._routes: dict[str, dict[str, Route]] = {}
+        """Path -> method -> route."""
+        for route in routes:
+            self._routes.setdefault(route.path, {})[route.method] = route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -145,7 +107,7 @@ class HttpApp:
         methods, rest = self._routes.get(path), ""
         if methods is None:
             prefix = next(
-                (route for route in self._routes if route.endswith("/") and path.startswith(route)), None
+                (known for known in self._routes if known.endswith("/") and path.startswith(known)), None
             )
             if prefix is None or len(prefix) == len(path):
                 raise RouteNotFound(f"there is no {path[:200]} here")

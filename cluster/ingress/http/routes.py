@@ -1,46 +1,20 @@
-"""The HTTP routes: OpenAI's, and those for operators."""
+"""Every HTTP route with its description: OpenAI's routes, those of the service itself, and those for operators."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import importlib.metadata
-from collections.abc import AsyncGenerator, Callable
-from typing import Any
-
-import msgspec
-
-from actors.protocol.messages import Load
-from cluster.errors import ModelNotFound, ServerUnavailable
 from cluster.ingress.admin import Admin
-from cluster.ingress.admin_bodies import parse_drain, parse_nothing, parse_scale
 from cluster.ingress.auth import Access, Doorkeeper
-from cluster.ingress.http.asgi import (
-    BodyLimits,
-    EventStream,
-    HttpApp,
-    HttpRequest,
-    HttpResponse,
-    Route,
-    Routes,
-)
+from cluster.ingress.http.asgi import BodyLimits, HttpApp
+from cluster.ingress.http.handlers import AdminHandlers, Handlers, package_version
+from cluster.ingress.http.openapi import answers, bodies
 from cluster.ingress.http.openapi.document import openapi_document
-from cluster.ingress.service import DRAIN_RETRY_SECONDS, Answer, Service
-from cluster.openai.encoding import SSE_DONE, decode_body, sse_frame
+from cluster.ingress.http.route import Handler, HttpRequest, HttpResponse, Route
+from cluster.ingress.service import Service
 from cluster.openai.limits import Limits
-from cluster.openai.models import check_model, model_card, models_response
-from cluster.openai.parsing.parse import parse_chat, parse_completion, parse_timeout_header
-from cluster.openai.replies.assembler import OutputPiece, merged
-from cluster.openai.replies.responses import StreamChunks, full_response
-from cluster.openai.request import ParsedRequest
-from cluster.openai.tokenize import (
-    detokenize_response,
-    detokenized,
-    parse_detokenize,
-    parse_tokenize,
-    tokenize_response,
-    tokenized,
-)
+
+_GENERATION_ERRORS = (400, 404, 503, 504)
+_TOKENIZER_ERRORS = (400, 404, 503)
+_OPERATION_ERRORS = (400, 409, 503, 504)
 
 
 def http_app(service: Service, doorkeeper: Doorkeeper) -> HttpApp:
@@ -50,156 +24,165 @@ def http_app(service: Service, doorkeeper: Doorkeeper) -> HttpApp:
     return HttpApp(routes(service, doorkeeper), doorkeeper, limits)
 
 
-def routes(service: Service, doorkeeper: Doorkeeper) -> Routes:
-    """Every route: path -> method -> handler and access."""
-    own, admin = _Routes(service, doorkeeper), _AdminRoutes(Admin(service))
-    table: dict[str, dict[str, Route]] = {
-        "/v1/models": {"GET": Route(handler=own.models)},
-        "/v1/models/": {"GET": Route(handler=own.model)},
-        "/v1/completions": {"POST": Route(handler=own.completions)},
-        "/v1/chat/completions": {"POST": Route(handler=own.chat_completions)},
-        "/tokenize": {"POST": Route(handler=own.tokenize)},
-        "/detokenize": {"POST": Route(handler=own.detokenize)},
-        "/health": {"GET": Route(handler=own.health, access=Access.PUBLIC)},
-        "/version": {"GET": Route(handler=own.version, access=Access.PUBLIC)},
-        "/cluster": {"GET": Route(handler=own.cluster)},
-        "/load": {"GET": Route(handler=own.load)},
-        "/admin/status": {"GET": Route(handler=admin.status, access=Access.ADMIN)},
-        "/admin/drain": {"POST": Route(handler=admin.drain, access=Access.ADMIN)},
-        "/admin/rebalance": {"POST": Route(handler=admin.rebalance, access=Access.ADMIN)},
-        "/admin/scale": {"POST": Route(handler=admin.scale, access=Access.ADMIN)},
-        "/admin/restart": {"POST": Route(handler=admin.restart, access=Access.ADMIN)},
-        "/openapi.json": {"GET": Route(handler=own.openapi, access=Access.PUBLIC)},
-    }
-    own.access = {
-        (path, method): route.access for path, methods in table.items() for method, route in methods.items()
-    }
-    return table
+def routes(service: Service, doorkeeper: Doorkeeper) -> tuple[Route, ...]:
+    """Every route of one ingress replica. The last one serves the document that describes them all."""
 
-
-class _Routes:
-    def __init__(self, service: Service, doorkeeper: Doorkeeper) -> None:
-        self._service, self._doorkeeper = service, doorkeeper
-        self.access: dict[tuple[str, str], Access] = {}
-        """Of every route, for the document."""
-
-    async def models(self, request: HttpRequest) -> HttpResponse:
-        service = self._service
-        max_model_len = service.model.limits.max_model_len
-        return HttpResponse(value=models_response([service.model_id], service.started_at, max_model_len))
-
-    async def model(self, request: HttpRequest) -> HttpResponse:
-        service = self._service
-        if request.rest != service.model_id:
-            raise ModelNotFound(request.rest)
-        max_model_len = service.model.limits.max_model_len
-        return HttpResponse(value=model_card(request.rest, service.started_at, max_model_len))
-
-    async def completions(self, request: HttpRequest) -> HttpResponse | EventStream:
-        return await self._generate(request, parse_completion)
-
-    async def chat_completions(self, request: HttpRequest) -> HttpResponse | EventStream:
-        return await self._generate(request, parse_chat)
-
-    async def tokenize(self, request: HttpRequest) -> HttpResponse:
-        parsed = parse_tokenize(decode_body(request.body), self._service.limits)
-        check_model(parsed.model, [self._service.model_id])
-        model = self._service.model
-        token_ids = await asyncio.to_thread(tokenized, parsed, model)
-        return HttpResponse(value=tokenize_response(parsed, token_ids, model))
-
-    async def detokenize(self, request: HttpRequest) -> HttpResponse:
-        parsed = parse_detokenize(decode_body(request.body), self._service.limits)
-        check_model(parsed.model, [self._service.model_id])
-        text = await asyncio.to_thread(detokenized, parsed, self._service.model)
-        return HttpResponse(value=detokenize_response(text))
-
-    async def health(self, request: HttpRequest) -> HttpResponse:
-        if self._service.is_draining:
-            raise ServerUnavailable("the service is draining", DRAIN_RETRY_SECONDS)
-        if not self._service.is_ready:
-            raise ServerUnavailable("no request would be answered now")
-        return HttpResponse(value={"status": "ready"})
-
-    async def version(self, request: HttpRequest) -> HttpResponse:
-        return HttpResponse(value={"version": package_version()})
-
-    async def openapi(self, request: HttpRequest) -> HttpResponse:
-        limits, has_keys = self._service.limits, self._doorkeeper.has_keys
-        return HttpResponse(value=openapi_document(self.access, limits, package_version(), has_keys=has_keys))
-
-    async def cluster(self, request: HttpRequest) -> HttpResponse:
-        return HttpResponse(value=msgspec.to_builtins(await self._service.view()))
-
-    async def load(self, request: HttpRequest) -> HttpResponse:
-        """Requests of this ingress replica, and sequences and KV blocks of all dense actors."""
-        loads = self._service.loads
-        names = [item.name for item in msgspec.structs.fields(Load)]
-        totals: dict[str, Any] = {name: sum(getattr(load, name) for load in loads) for name in names}
-        return HttpResponse(value={"server_load": self._service.num_requests, **totals})
-
-    async def _generate(
-        self, request: HttpRequest, parse: Callable[[object, Limits], ParsedRequest]
-    ) -> HttpResponse | EventStream:
-        service = self._service
-        parsed = parse(decode_body(request.body), service.limits)
-        timeout_seconds = (
-            None if request.timeout is None else parse_timeout_header(request.timeout, service.limits)
+    async def serve_document(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(
+            value=openapi_document(every_route, package_version(), has_keys=doorkeeper.has_keys)
         )
-        answer = await service.open(parsed, timeout_seconds)
-        if answer.parsed.stream:
-            return EventStream(frames=self._frames(answer))
-        collected: dict[int, list[OutputPiece]] = {order.index: [] for order in answer.sequences}
-        async with contextlib.aclosing(service.pieces(answer)) as open_pieces:
-            async for order, piece in open_pieces:
-                collected[order.index].append(piece)
-        choices = [(order, merged(collected[order.index])) for order in answer.sequences]
-        tokenizer = service.model.tokenizer
-        return HttpResponse(value=full_response(answer.parsed.kind, answer.head, choices, tokenizer))
 
-    async def _frames(self, answer: Answer) -> AsyncGenerator[bytes, None]:
-        chunks = StreamChunks(answer.parsed, answer.head, answer.sequences, self._service.model.tokenizer)
-        opening = [sse_frame(body) for body in chunks.opening()]
-        async with contextlib.aclosing(self._service.pieces(answer)) as pieces:
-            async for order, piece in pieces:
-                yield b"".join([*opening, sse_frame(chunks.chunk(order, piece))])
-                opening.clear()
-        yield b"".join([*(sse_frame(body) for body in chunks.closing()), SSE_DONE])
+    handlers = Handlers(service)
+    document_route = Route(
+        method="GET",
+        path="/openapi.json",
+        access=Access.PUBLIC,
+        summary="This document",
+        answer=answers.document(),
+        handler=serve_document,
+    )
+    every_route = (
+        *_openai_routes(handlers, service.limits),
+        *_service_routes(handlers),
+        *_admin_routes(AdminHandlers(Admin(service))),
+        document_route,
+    )
+    return every_route
 
 
-class _AdminRoutes:
-    """Each answers with the view of all actors, as it is when the operation is done."""
+def _openai_routes(handlers: Handlers, limits: Limits) -> tuple[Route, ...]:
+    return (
+        Route(
+            method="GET",
+            path="/v1/models",
+            summary="The served model",
+            answer=answers.model_list(),
+            errors=(503,),
+            handler=handlers.models,
+        ),
+        Route(
+            method="GET",
+            path="/v1/models/",
+            summary="One model",
+            answer=answers.model_card(),
+            errors=(404, 503),
+            handler=handlers.model,
+        ),
+        Route(
+            method="POST",
+            path="/v1/completions",
+            summary="Continue prompts",
+            body=bodies.completion_body(limits),
+            answer=answers.generation("text_completion"),
+            is_streamed=True,
+            errors=_GENERATION_ERRORS,
+            handler=handlers.completions,
+        ),
+        Route(
+            method="POST",
+            path="/v1/chat/completions",
+            summary="Answer a conversation",
+            body=bodies.chat_body(limits),
+            answer=answers.generation("chat.completion"),
+            is_streamed=True,
+            errors=_GENERATION_ERRORS,
+            handler=handlers.chat_completions,
+        ),
+        Route(
+            method="POST",
+            path="/tokenize",
+            summary="Text or conversation to token ids",
+            body=bodies.tokenize_body(limits),
+            answer=answers.tokens(),
+            errors=_TOKENIZER_ERRORS,
+            handler=handlers.tokenize,
+        ),
+        Route(
+            method="POST",
+            path="/detokenize",
+            summary="Token ids to text",
+            body=bodies.detokenize_body(limits),
+            answer=answers.text(),
+            errors=_TOKENIZER_ERRORS,
+            handler=handlers.detokenize,
+        ),
+    )
 
-    def __init__(self, admin: Admin) -> None:
-        self._admin = admin
 
-    async def status(self, request: HttpRequest) -> HttpResponse:
-        return HttpResponse(value=msgspec.to_builtins(await self._admin.status()))
+def _service_routes(handlers: Handlers) -> tuple[Route, ...]:
+    return (
+        Route(
+            method="GET",
+            path="/health",
+            access=Access.PUBLIC,
+            summary="Whether a request would be answered",
+            answer=answers.health(),
+            errors=(503,),
+            handler=handlers.health,
+        ),
+        Route(
+            method="GET",
+            path="/version",
+            access=Access.PUBLIC,
+            summary="The version",
+            answer=answers.version(),
+            handler=handlers.version,
+        ),
+        Route(
+            method="GET",
+            path="/cluster",
+            summary="All actors",
+            answer=answers.cluster(),
+            errors=(503,),
+            handler=handlers.cluster,
+        ),
+        Route(
+            method="GET",
+            path="/load",
+            summary="How busy the service is",
+            answer=answers.load(),
+            handler=handlers.load,
+        ),
+    )
 
-    async def drain(self, request: HttpRequest) -> HttpResponse:
-        grace_seconds = parse_drain(_optional_body(request))
-        return HttpResponse(value=msgspec.to_builtins(await self._admin.drain(grace_seconds)))
 
-    async def rebalance(self, request: HttpRequest) -> HttpResponse:
-        parse_nothing(_optional_body(request))
-        return HttpResponse(value=msgspec.to_builtins(await self._admin.rebalance()))
+def _admin_routes(handlers: AdminHandlers) -> tuple[Route, ...]:
+    def operation(
+        name: str, summary: str, body: answers.Schema, handler: Handler, *, is_body_required: bool = False
+    ) -> Route:
+        return Route(
+            method="POST",
+            path=f"/admin/{name}",
+            access=Access.ADMIN,
+            summary=summary,
+            body=body,
+            is_body_required=is_body_required,
+            answer=answers.cluster(),
+            errors=_OPERATION_ERRORS,
+            handler=handler,
+        )
 
-    async def scale(self, request: HttpRequest) -> HttpResponse:
-        expert_actors = parse_scale(decode_body(request.body))
-        return HttpResponse(value=msgspec.to_builtins(await self._admin.scale(expert_actors)))
-
-    async def restart(self, request: HttpRequest) -> HttpResponse:
-        parse_nothing(_optional_body(request))
-        return HttpResponse(value=msgspec.to_builtins(await self._admin.restart()))
-
-
-def _optional_body(request: HttpRequest) -> object:
-    return decode_body(request.body) if request.body else {}
-
-
-def package_version() -> str:
-    """The installed version, or the one of a checkout that is not installed."""
-    try:
-        return importlib.metadata.version("phimoe-cluster")
-    except importlib.metadata.PackageNotFoundError:
-        return "0.1.0"
+    status = Route(
+        method="GET",
+        path="/admin/status",
+        access=Access.ADMIN,
+        summary="All actors",
+        answer=answers.cluster(),
+        errors=(503,),
+        handler=handlers.status,
+    )
+    return (
+        status,
+        operation("drain", "Finish what has begun, begin nothing new", bodies.drain_body(), handlers.drain),
+        operation(
+            "rebalance", "Place the experts anew by measured load", bodies.empty_body(), handlers.rebalance
+        ),
+        operation(
+            "scale",
+            "Change the number of expert actors",
+            bodies.scale_body(),
+            handlers.scale,
+            is_body_required=True,
+        ),
+        operation("restart", "Restart all actors one by one", bodies.empty_body(), handlers.restart),
+    )

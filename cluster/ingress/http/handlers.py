@@ -1,0 +1,157 @@
+"""The handlers of the HTTP routes: OpenAI's, those of the service itself, and those for operators."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import msgspec
+
+from actors.protocol.messages import Load
+from cluster.errors import ModelNotFound, ServerUnavailable
+from cluster.ingress.admin import Admin
+from cluster.ingress.admin_bodies import parse_drain, parse_nothing, parse_scale
+from cluster.ingress.http.route import EventStream, HttpRequest, HttpResponse
+from cluster.ingress.service import DRAIN_RETRY_SECONDS, Answer, Service
+from cluster.openai.encoding import SSE_DONE, decode_body, sse_frame
+from cluster.openai.limits import Limits
+from cluster.openai.models import check_model, model_card, models_response
+from cluster.openai.parsing.parse import parse_chat, parse_completion, parse_timeout_header
+from cluster.openai.replies.assembler import OutputPiece, merged
+from cluster.openai.replies.responses import StreamChunks, full_response
+from cluster.openai.request import ParsedRequest
+from cluster.openai.tokenize import (
+    detokenize_response,
+    detokenized,
+    parse_detokenize,
+    parse_tokenize,
+    tokenize_response,
+    tokenized,
+)
+
+
+class Handlers:
+    """The handlers for clients. Each raises ClientError."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def models(self, request: HttpRequest) -> HttpResponse:
+        service = self._service
+        max_model_len = service.model.limits.max_model_len
+        return HttpResponse(value=models_response([service.model_id], service.started_at, max_model_len))
+
+    async def model(self, request: HttpRequest) -> HttpResponse:
+        service = self._service
+        if request.rest != service.model_id:
+            raise ModelNotFound(request.rest)
+        max_model_len = service.model.limits.max_model_len
+        return HttpResponse(value=model_card(request.rest, service.started_at, max_model_len))
+
+    async def completions(self, request: HttpRequest) -> HttpResponse | EventStream:
+        return await self._generate(request, parse_completion)
+
+    async def chat_completions(self, request: HttpRequest) -> HttpResponse | EventStream:
+        return await self._generate(request, parse_chat)
+
+    async def tokenize(self, request: HttpRequest) -> HttpResponse:
+        parsed = parse_tokenize(decode_body(request.body), self._service.limits)
+        check_model(parsed.model, [self._service.model_id])
+        model = self._service.model
+        token_ids = await asyncio.to_thread(tokenized, parsed, model)
+        return HttpResponse(value=tokenize_response(parsed, token_ids, model))
+
+    async def detokenize(self, request: HttpRequest) -> HttpResponse:
+        parsed = parse_detokenize(decode_body(request.body), self._service.limits)
+        check_model(parsed.model, [self._service.model_id])
+        text = await asyncio.to_thread(detokenized, parsed, self._service.model)
+        return HttpResponse(value=detokenize_response(text))
+
+    async def health(self, request: HttpRequest) -> HttpResponse:
+        if self._service.is_draining:
+            raise ServerUnavailable("the service is draining", DRAIN_RETRY_SECONDS)
+        if not self._service.is_ready:
+            raise ServerUnavailable("no request would be answered now")
+        return HttpResponse(value={"status": "ready"})
+
+    async def version(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse(value={"version": package_version()})
+
+    async def cluster(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse(value=msgspec.to_builtins(await self._service.view()))
+
+    async def load(self, request: HttpRequest) -> HttpResponse:
+        """Requests of this ingress replica, and sequences and KV blocks of all dense actors."""
+        loads = self._service.loads
+        names = [item.name for item in msgspec.structs.fields(Load)]
+        totals: dict[str, Any] = {name: sum(getattr(load, name) for load in loads) for name in names}
+        return HttpResponse(value={"server_load": self._service.num_requests, **totals})
+
+    async def _generate(
+        self, request: HttpRequest, parse: Callable[[object, Limits], ParsedRequest]
+    ) -> HttpResponse | EventStream:
+        service = self._service
+        parsed = parse(decode_body(request.body), service.limits)
+        timeout_seconds = (
+            None if request.timeout is None else parse_timeout_header(request.timeout, service.limits)
+        )
+        answer = await service.open(parsed, timeout_seconds)
+        if answer.parsed.stream:
+            return EventStream(frames=self._frames(answer))
+        collected: dict[int, list[OutputPiece]] = {order.index: [] for order in answer.sequences}
+        async with contextlib.aclosing(service.pieces(answer)) as open_pieces:
+            async for order, piece in open_pieces:
+                collected[order.index].append(piece)
+        choices = [(order, merged(collected[order.index])) for order in answer.sequences]
+        tokenizer = service.model.tokenizer
+        return HttpResponse(value=full_response(answer.parsed.kind, answer.head, choices, tokenizer))
+
+    async def _frames(self, answer: Answer) -> AsyncGenerator[bytes, None]:
+        chunks = StreamChunks(answer.parsed, answer.head, answer.sequences, self._service.model.tokenizer)
+        opening = [sse_frame(body) for body in chunks.opening()]
+        async with contextlib.aclosing(self._service.pieces(answer)) as pieces:
+            async for order, piece in pieces:
+                yield b"".join([*opening, sse_frame(chunks.chunk(order, piece))])
+                opening.clear()
+        yield b"".join([*(sse_frame(body) for body in chunks.closing()), SSE_DONE])
+
+
+class AdminHandlers:
+    """The handlers for operators. Each answers with the view of all actors after the operation is done."""
+
+    def __init__(self, admin: Admin) -> None:
+        self._admin = admin
+
+    async def status(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse(value=msgspec.to_builtins(await self._admin.status()))
+
+    async def drain(self, request: HttpRequest) -> HttpResponse:
+        grace_seconds = parse_drain(_optional_body(request))
+        return HttpResponse(value=msgspec.to_builtins(await self._admin.drain(grace_seconds)))
+
+    async def rebalance(self, request: HttpRequest) -> HttpResponse:
+        parse_nothing(_optional_body(request))
+        return HttpResponse(value=msgspec.to_builtins(await self._admin.rebalance()))
+
+    async def scale(self, request: HttpRequest) -> HttpResponse:
+        expert_actors = parse_scale(decode_body(request.body))
+        return HttpResponse(value=msgspec.to_builtins(await self._admin.scale(expert_actors)))
+
+    async def restart(self, request: HttpRequest) -> HttpResponse:
+        parse_nothing(_optional_body(request))
+        return HttpResponse(value=msgspec.to_builtins(await self._admin.restart()))
+
+
+def _optional_body(request: HttpRequest) -> object:
+    return decode_body(request.body) if request.body else {}
+
+
+def package_version() -> str:
+    """The installed version, or the one of a checkout that is not installed."""
+    try:
+        return importlib.metadata.version("phimoe-cluster")
+    except importlib.metadata.PackageNotFoundError:
+        return "0.1.0"
