@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from actors.exchange.links.open_link import LinkSite
-from actors.exchange.message import MessageFormat
 from actors.protocol.settings import ExchangeSettings
 
 _CPU_BACKENDS = {"links": "tcp", "all_to_all": "gloo"}
@@ -29,21 +27,6 @@ class Site:
     """Experts per token."""
     dtype: torch.dtype
     device: torch.device
-
-    def link_site(self) -> LinkSite:
-        """Raises ValueError for settings that do not go together."""
-        return LinkSite(
-            backend=choose_backend(self.settings, self.device),
-            node_ip=self.node_ip,
-            message_format=MessageFormat(
-                hidden_size=self.hidden_size,
-                num_choices=self.num_choices,
-                dtype=self.dtype,
-                device=self.device,
-                max_rows=self.settings.max_rows,
-            ),
-            deadline_seconds=self.settings.deadline_seconds,
-        )
 
 
 def choose_backend(settings: ExchangeSettings, device: torch.device) -> str:

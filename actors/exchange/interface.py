@@ -14,7 +14,8 @@ the placement, on the number of actors or on who answered first.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
 
 import torch
 
@@ -65,3 +66,19 @@ class Exchange(Protocol):
 
     def close(self) -> None:
         """End all links; peers see their end at once. Idempotent."""
+
+
+Serve: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+"""How an expert actor computes: (layer, rows [T, H] on the device, expert_ids [T, K] and weights [T, K] on the host,
+num_results) -> [N, H]. Raises NotHeldError if the actor does not hold all of these experts."""
+
+
+class NotHeldError(Exception):
+    """Rows came for experts that this actor does not hold. It never leaves its process: the peer gets a message."""
+
+    def __init__(self, experts: Sequence[int]) -> None:
+        super().__init__(tuple(experts))
+        self.experts = tuple(experts)
+
+    def __str__(self) -> str:
+        return ",".join(str(expert) for expert in self.experts)

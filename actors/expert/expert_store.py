@@ -19,7 +19,7 @@ from actors.checkpoint.layout import expert_tensors
 from actors.checkpoint.open import open_model
 from actors.checkpoint.read_quantized import serving_quantization
 from actors.checkpoint.weights import ProgressCallback, serving_dtype
-from actors.exchange.links.expert.server import NotHeldError
+from actors.exchange.interface import NotHeldError
 from actors.expert.cpu_affinity import CoreClaim
 from actors.expert.experts import GroupedExperts
 from actors.expert.kernel_tables import serve_tables
@@ -111,7 +111,7 @@ class HeldExperts:
         weights: torch.Tensor,
         num_results: int,
     ) -> torch.Tensor:
-        """See `exchange.serve_links.Serve`; calls come one at a time."""
+        """See `exchange.interface.Serve`. Calls come one at a time."""
         if self._claim is not None:
             self._claim.settle()
         held = self._experts.layer(layer)

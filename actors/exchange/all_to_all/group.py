@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from actors.errors import DeadlineError, LinkError
 from actors.exchange.deadline import Deadline
-from actors.exchange.links.backends import gloo_link, nccl_link
+from actors.exchange.process_groups import gloo, nccl
 from actors.exchange.rendezvous import Rendezvous
 
 _PEERS = "the all-to-all group"
@@ -66,10 +66,10 @@ def open_group(site: GroupSite, names: Sequence[str], rank: int) -> Group:
     site.rendezvous.meet(key, rank, {other: name for other, name in enumerate(names) if other != rank})
     try:
         if site.backend == "gloo":
-            group = gloo_link.open_group(key, rank, size, site.node_ip, site.rendezvous)
+            group = gloo.open_group(key, rank, size, site.node_ip, site.rendezvous)
             return GlooGroup(group, site.deadline_seconds)
         return NcclGroup(
-            nccl_link.open_group(key, rank, size, site.device, site.rendezvous), site.deadline_seconds
+            nccl.open_group(key, rank, size, site.device, site.rendezvous), site.deadline_seconds
         )
     except RuntimeError as error:
         raise LinkError(_PEERS, None, f"cannot come up ({error})") from error
@@ -108,7 +108,7 @@ class GlooGroup:
         return wait
 
     def close(self) -> None:
-        gloo_link.close_group(self._group)
+        gloo.close_group(self._group)
 
 
 class NcclGroup:
@@ -138,7 +138,7 @@ class NcclGroup:
 
         def wait(layer: int | None) -> None:
             try:
-                nccl_link.poll(work, lambda: self._check(layer, deadline))
+                nccl.poll(work, lambda: self._check(layer, deadline))
             except RuntimeError as error:
                 raise LinkError(_PEERS, layer, f"broken ({error})") from error
 
@@ -159,4 +159,4 @@ class NcclGroup:
 def _explain(error: RuntimeError, layer: int | None, deadline: Deadline) -> LinkError | DeadlineError:
     if deadline.has_passed:
         return DeadlineError(_PEERS, layer, "collective", deadline.seconds)
-    return LinkError(_PEERS, layer, gloo_link.reason(error))
+    return LinkError(_PEERS, layer, gloo.reason(error))

@@ -21,7 +21,7 @@ from actors.exchange.all_to_all.wire_format import RoundFormat
 from actors.exchange.context import Site, choose_backend
 from actors.exchange.deadline import Deadline
 from actors.exchange.expert_load import ExpertLoad
-from actors.exchange.links.expert.server import Serve
+from actors.exchange.interface import Serve
 from actors.exchange.rendezvous import Rendezvous, connect_store, unless_stopped
 from actors.protocol.messages import Membership
 

@@ -20,7 +20,7 @@ from actors.exchange.all_to_all.wire_format import (
     is_empty,
     make_header,
 )
-from actors.exchange.links.expert.server import Serve
+from actors.exchange.interface import Serve
 from actors.exchange.message import Header
 
 

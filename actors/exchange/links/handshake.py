@@ -1,9 +1,11 @@
-"""The first words on a connection between an expert and a dense actor.
+"""How an expert and a dense actor agree on a link: an address record, then the first words on a connection.
 
-    expert actor -> dense actor    secret (from the dense actor's store), then LinkHello
+    dense actor -> its store       address record: host, port and secret of its listener
+    expert actor -> dense actor    the secret of that record, then LinkHello
     dense actor -> expert actor    LinkVerdict, at the latest when it has heard of the membership itself
 
-Frames are 4 bytes of length, little-endian, and msgpack: whoever knocks can make nobody run code or take memory.
+A frame is 4 bytes of length, little-endian, and msgpack. A stranger who connects can neither make the dense actor run
+code nor make it take much memory.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ import struct
 from typing import TypeVar
 
 import msgspec
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from actors.exchange.deadline import Deadline
 
 SECRET_BYTES = 16
 MAX_FRAME_BYTES = 4096
 _LENGTH = struct.Struct("<I")
+_ADDRESS = "address"
 
 NO_LINK = -1
 
@@ -48,6 +52,29 @@ class LinkVerdict(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     """The dense actor's newest."""
     reason: str = ""
+
+
+def is_same(named: str, shown: str) -> bool:
+    """Whether the incarnation that a membership names is the one that a process shows; an empty name means any."""
+    return named in ("", shown)
+
+
+def publish_address_record(store: Store, host: str, port: int, secret: bytes) -> None:
+    """Put the address of a dense actor's listener into the actor's store."""
+    _address_records(store).set(_ADDRESS, f"{host} {port} {secret.hex()}")
+
+
+def read_card(store: Store) -> tuple[str, int, bytes] | None:
+    """Host, port and secret of a dense actor's listener, None before it listens. Raises RuntimeError as the store does."""
+    records = _address_records(store)
+    if not records.check([_ADDRESS]):
+        return None
+    host, port, secret = records.get(_ADDRESS).decode().split()
+    return host, int(port), bytes.fromhex(secret)
+
+
+def _address_records(store: Store) -> PrefixStore:
+    return PrefixStore("door", store)
 
 
 def send_frame(connection: socket.socket, frame: LinkHello | LinkVerdict, prefix: bytes = b"") -> None:

@@ -1,7 +1,7 @@
 """One link: messages between one dense and one expert actor, in order, each way.
 
-    links.py (dense), serve_links.py (expert)     what is said
-    link.py                                       how it is carried: tcp.py, gloo.py, nccl.py
+    dense/exchange.py, expert/server.py                                 what is said
+    backends/tcp_link.py, backends/gloo_link.py, backends/nccl_link.py  how the bytes are carried
 
 Nothing here waits: whoever owns a link polls `fileno` together with those of all other links. One thread owns a link;
 only `is_ended` and `end` may be called from others.

@@ -14,18 +14,21 @@ from dataclasses import dataclass
 from torch._C._distributed_c10d import Store
 
 from actors.errors import LinkError
+from actors.exchange.context import Site, choose_backend
 from actors.exchange.deadline import Deadline
-from actors.exchange.links.backends import gloo_link, nccl_link
+from actors.exchange.links.backends.gloo_link import GlooLink
+from actors.exchange.links.backends.nccl_link import NcclLink
 from actors.exchange.links.backends.tcp_link import TcpLink
 from actors.exchange.links.link import Link
 from actors.exchange.message import MessageFormat
+from actors.exchange.process_groups import gloo, nccl
 from actors.exchange.rendezvous import Rendezvous
 
 DENSE_RANK = 0
 EXPERT_RANK = 1
 
 _GROUP_SECONDS = 10.0
-"""For so long a peer that dies while a group comes up can hold up whoever makes the other end."""
+"""How long a peer that dies during set-up can block the other end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +52,22 @@ class LinkNames:
     """Under which its groups meet; unique to two processes and an epoch."""
     rank: int
     """DENSE_RANK or EXPERT_RANK."""
+
+
+def link_context(site: Site) -> LinkSite:
+    """What an actor's links have in common. Raises ValueError for settings that do not go together."""
+    return LinkSite(
+        backend=choose_backend(site.settings, site.device),
+        node_ip=site.node_ip,
+        message_format=MessageFormat(
+            hidden_size=site.hidden_size,
+            num_choices=site.num_choices,
+            dtype=site.dtype,
+            device=site.device,
+            max_rows=site.settings.max_rows,
+        ),
+        deadline_seconds=site.settings.deadline_seconds,
+    )
 
 
 def link_key(dense_index: int, expert_index: int, incarnation: str) -> str:
@@ -76,21 +95,21 @@ def make_link(site: LinkSite, names: LinkNames, connection: socket.socket, rende
 
 def _gloo_link(site: LinkSite, names: LinkNames, rendezvous: Rendezvous) -> Link:
     try:
-        group = gloo_link.open_group(names.key, names.rank, 2, site.node_ip, rendezvous)
+        group = gloo.open_group(names.key, names.rank, 2, site.node_ip, rendezvous)
     except RuntimeError as error:
         raise LinkError(names.peer, None, f"cannot come up ({error})") from error
-    return gloo_link.GlooLink(names.peer, rendezvous.epoch, group, site.message_format)
+    return GlooLink(names.peer, rendezvous.epoch, group, site.message_format)
 
 
 def _nccl_link(site: LinkSite, names: LinkNames, carrier: TcpLink, rendezvous: Rendezvous) -> Link:
     device = site.message_format.device
     try:
         requests, answers = (
-            nccl_link.open_group(f"{names.key}/{name}", names.rank, 2, device, rendezvous)
+            nccl.open_group(f"{names.key}/{name}", names.rank, 2, device, rendezvous)
             for name in ("requests", "answers")
         )
     except RuntimeError as error:
         carrier.close()
         raise LinkError(carrier.peer, None, f"cannot come up ({error})") from error
     outward, inward = (requests, answers) if names.rank == DENSE_RANK else (answers, requests)
-    return nccl_link.NcclLink(carrier, outward, inward, site.message_format, site.deadline_seconds)
+    return NcclLink(carrier, outward, inward, site.message_format, site.deadline_seconds)

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from actors.errors import LinkError
+from actors.exchange.interface import NotHeldError
 from actors.exchange.links.backends.tcp_link import TcpLink
-from actors.exchange.links.expert.server import LinkServer, NotHeldError
+from actors.exchange.links.expert.server import LinkServer
 from actors.exchange.message import MAGIC, NOT_HELD, RESULTS, ROWS, Header, Message
 from actors.expert.kernel_tables import serve_tables
 from actors.kernels.library import load

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from actors.errors import LinkError
+from actors.exchange.interface import NotHeldError, Serve
 from actors.exchange.links.backends.tcp_link import TcpLink
-from actors.exchange.links.expert.server import LinkServer, NotHeldError, Serve
+from actors.exchange.links.expert.server import LinkServer
 from actors.exchange.message import FAILURE, MAGIC, NOT_HELD, RESULTS, ROWS, Header, Message, MessageFormat
 from tests.exchange.peers import CONFIG, experts, wait_for
 

@@ -20,7 +20,7 @@ from actors.exchange.links.link import Link
 from actors.exchange.links.open_link import (
     DENSE_RANK,
     LinkNames,
-    LinkSite,
+    link_context,
     link_key,
     link_rendezvous,
     make_link,
@@ -45,7 +45,7 @@ class DenseLinks:
         self._index = index
         self._store = store
         self._settings = settings
-        self._link_site: LinkSite = site.link_site()
+        self._link_context = link_context(site)
         limits = WaitLimits(
             late=min(settings.late_seconds, settings.deadline_seconds),
             dead=settings.deadline_seconds,
@@ -92,4 +92,4 @@ class DenseLinks:
             rank=DENSE_RANK,
         )
         rendezvous = link_rendezvous(self._store, hello.epoch, self._settings.connect_deadline_seconds)
-        return make_link(self._link_site, names, connection, rendezvous)
+        return make_link(self._link_context, names, connection, rendezvous)

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from torch._C._distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import Store
 
 from actors.errors import ExchangeError
 from actors.exchange.deadline import Deadline
@@ -24,6 +24,8 @@ from actors.exchange.links.handshake import (
     SECRET_BYTES,
     LinkHello,
     LinkVerdict,
+    is_same,
+    publish_address_record,
     read_exactly,
     read_frame,
     send_frame,
@@ -33,7 +35,6 @@ from actors.protocol.messages import Membership
 
 logger = logging.getLogger(__name__)
 
-_CARD = "address"
 _MAX_KNOCKING = 64
 """Connections that may be between their first byte and their verdict; more are closed at once."""
 _HELLO_SECONDS = 2.0
@@ -44,11 +45,6 @@ HasLink = Callable[[int, str, int], bool]
 """(expert index, incarnation, epoch of the link): whether that very link is working."""
 TakeLink = Callable[[int, str, Link], None]
 """(expert index, incarnation, link): a link is up."""
-
-
-def card_of(store: Store) -> PrefixStore:
-    """The corner of a dense actor's store where its door's address is."""
-    return PrefixStore("door", store)
 
 
 class LinkDoor:
@@ -75,7 +71,7 @@ class LinkDoor:
         family = socket.AF_INET6 if ":" in node_ip else socket.AF_INET
         self._socket = socket.create_server((node_ip, 0), family=family, backlog=_MAX_KNOCKING)
         port = self._socket.getsockname()[1]
-        card_of(store).set(_CARD, f"{node_ip} {port} {self._secret.hex()}")
+        publish_address_record(store, node_ip, port, self._secret)
         self._thread = threading.Thread(target=self._listen, name="link-door", daemon=True)
         self._thread.start()
 
@@ -150,20 +146,6 @@ class LinkDoor:
             hello.expert_index, hello.incarnation, hello.linked_epoch
         )
         return LinkVerdict(outcome="keep" if is_there else "link", epoch=newest.epoch)
-
-
-def read_card(store: Store) -> tuple[str, int, bytes] | None:
-    """Host, port and secret of the door; None while it is not open. Raises RuntimeError as the store does."""
-    cards = card_of(store)
-    if not cards.check([_CARD]):
-        return None
-    host, port, secret = cards.get(_CARD).decode().split()
-    return host, int(port), bytes.fromhex(secret)
-
-
-def is_same(named: str, shown: str) -> bool:
-    """Whether a process is the one that a membership names; one that names nobody in particular means any."""
-    return named in ("", shown)
 
 
 def _objection(hello: LinkHello, newest: Membership, incarnation: str) -> str | None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from actors.exchange.deadline import Deadline
 from actors.exchange.links.dense.in_flight import Request
-from actors.exchange.links.dense.listener import is_same
+from actors.exchange.links.handshake import is_same
 from actors.exchange.links.link import Link
 from actors.exchange.row_assignment import NOBODY, Ids
 from actors.protocol.messages import ExpertMember, Membership

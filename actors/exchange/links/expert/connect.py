@@ -10,8 +10,7 @@ from torch._C._distributed_c10d import Store
 
 from actors.errors import DeadlineError, LinkError, StaleEpochError
 from actors.exchange.deadline import Deadline
-from actors.exchange.links.dense.listener import read_card
-from actors.exchange.links.handshake import LinkHello, LinkVerdict, read_frame, send_frame
+from actors.exchange.links.handshake import LinkHello, LinkVerdict, read_card, read_frame, send_frame
 
 _PAUSE_SECONDS = 0.05
 _SLICE_SECONDS = 0.2

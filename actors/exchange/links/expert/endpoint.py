@@ -9,12 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 from actors.errors import ExchangeError, LinkError
 from actors.exchange.context import Site
 from actors.exchange.deadline import Deadline
-from actors.exchange.links.dense.listener import is_same
+from actors.exchange.interface import Serve
 from actors.exchange.links.expert.connect import Knocker, knock
-from actors.exchange.links.expert.server import LinkServer, Serve
-from actors.exchange.links.handshake import NO_LINK, LinkHello
+from actors.exchange.links.expert.server import LinkServer
+from actors.exchange.links.handshake import NO_LINK, LinkHello, is_same
 from actors.exchange.links.link import Link
-from actors.exchange.links.open_link import EXPERT_RANK, LinkNames, link_key, link_rendezvous, make_link
+from actors.exchange.links.open_link import (
+    EXPERT_RANK,
+    LinkNames,
+    link_context,
+    link_key,
+    link_rendezvous,
+    make_link,
+)
 from actors.exchange.rendezvous import connect_store, unless_stopped
 from actors.kernels.serve import ServeTables
 from actors.protocol.messages import DenseMember, Membership
@@ -33,7 +40,7 @@ class ExpertLinks:
     ) -> None:
         """`serve`, `tables`: see LinkServer."""
         self._site = site
-        self._link_site = site.link_site()
+        self._link_context = link_context(site)
         self._index, self._incarnation = index, incarnation
         self._guard = threading.Lock()
         self._links: dict[int, tuple[str, Link]] = {}
@@ -107,7 +114,7 @@ class ExpertLinks:
         key = link_key(dense.index, self._index, self._incarnation)
         names = LinkNames(peer=peer, key=key, rank=EXPERT_RANK)
         rendezvous = link_rendezvous(store, epoch, self._site.settings.connect_deadline_seconds)
-        link = make_link(self._link_site, names, connection, rendezvous)
+        link = make_link(self._link_context, names, connection, rendezvous)
         with self._guard:
             is_late = knocker.stop.is_set()
             before = self._links.get(dense.index)

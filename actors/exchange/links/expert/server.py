@@ -16,33 +16,17 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeAlias
 
 import torch
 
 from actors.errors import LinkError
+from actors.exchange.interface import NotHeldError, Serve
 from actors.exchange.links.expert.kernel_server import DirectService
 from actors.exchange.links.link import Link
 from actors.exchange.message import FAILURE, NOT_HELD, RESULTS, ROWS, Message
 from actors.kernels.serve import ServeTables
-
-Serve: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
-"""(layer, rows [T, H] on the device, expert_ids [T, K] and weights [T, K] on the host, num_results) -> [N, H].
-
-Raises NotHeldError when not all of these experts are there."""
-
-
-class NotHeldError(Exception):
-    """Rows came for experts that this actor does not hold. Never leaves its process: the peer gets a message."""
-
-    def __init__(self, experts: Sequence[int]) -> None:
-        super().__init__(tuple(experts))
-        self.experts = tuple(experts)
-
-    def __str__(self) -> str:
-        return ",".join(str(expert) for expert in self.experts)
 
 
 class LinkServer:
