@@ -20,6 +20,7 @@ from cluster.supervisor.membership.registry import Roster, Seat, key_of
 from cluster.supervisor.membership.watcher import CALL_SECONDS
 from cluster.supervisor.operations.presence import Presence
 from cluster.supervisor.operations.rebalance_trigger import Hysteresis
+from cluster.supervisor.operations.rolling_restart import restart_actor
 from cluster.supervisor.placement.placement import Holder, Placement, among, gain, place, slot_counts
 from cluster.supervisor.placement.reconciler import Slots
 from cluster.supervisor.remote_actor import UNANSWERED, OperationError
@@ -27,10 +28,9 @@ from cluster.supervisor.remote_actor import UNANSWERED, OperationError
 logger = logging.getLogger(__name__)
 
 _CREATE_SECONDS = 180.0
+_TIDY_SECONDS = 5.0
 _SWITCH_CALLS = 2
 """Rounds that a switch may take: one that was under way and one more."""
-_LEAVING_SECONDS = 10.0
-"""How long sequences may take to finish on a dense actor that is about to be restarted, before they move."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +108,9 @@ class Operations:
                 self._current = OperationView(
                     name="restart", step=f"restarting {key}", done=done, total=len(keys)
                 )
-                await self._restart(key)
+                await restart_actor(
+                    self._roster, key, self._presence.is_away, self._config.load_deadline_seconds
+                )
 
     async def resume(self) -> None:
         """Finish what a supervisor that died had begun."""
@@ -226,60 +228,6 @@ class Operations:
             except UNANSWERED as error:
                 logger.error("%s is not removed: %r", key, error)
 
-    async def _restart(self, key: ActorKey) -> None:
-        seat, before = self._roster.seats[key], self._roster.state.places[key].incarnation
-        await self._wait_until_whole(key)
-        if key.kind == "dense" and len(self._roster.keys("dense")) > 1:
-            await self._empty(seat)
-        seat.is_leaving = False
-        try:
-            if seat.actor is None or seat.pulse is None or before is None:
-                raise OperationError("restart", f"{key} is not there")
-            await seat.actor.replace(seat.pulse, CALL_SECONDS)
-        except UNANSWERED as error:
-            raise OperationError("restart", f"{key} cannot be ended: {error}") from error
-
-        def is_back() -> bool:
-            place = self._roster.state.places[key]
-            return place.phase == "joined" and place.incarnation != before
-
-        def is_away() -> bool:
-            return key.kind == "expert" and self._presence.is_away(key.index)
-
-        seconds = self._config.load_deadline_seconds
-        await self._roster.until(lambda: is_back() or is_away(), seconds)
-        if not is_back() and is_away():
-            raise OperationError("restart", f"{key} stays away")
-        if not is_back():
-            raise OperationError("restart", f"{key} is not back after {seconds:g} seconds")
-
-    async def _wait_until_whole(self, key: ActorKey) -> None:
-        """Nobody is taken away while another one is missing."""
-
-        def is_whole() -> bool:
-            state = self._roster.state
-            return not state.is_round_open and all(
-                place.phase == "joined" for other, place in state.places.items() if other != key
-            )
-
-        seconds = self._config.load_deadline_seconds
-        if not await self._roster.until(is_whole, seconds):
-            raise OperationError("restart", f"other actors than {key} are missing for {seconds:g} seconds")
-
-    async def _empty(self, seat: Seat) -> None:
-        """Let ingress replicas send new sequences elsewhere, and short ones finish."""
-        seat.is_leaving = True
-        self._roster.notify()
-        loop = asyncio.get_running_loop()
-        end = loop.time() + _LEAVING_SECONDS
-        while loop.time() < end and not is_idle(seat):
-            await asyncio.sleep(_LOOK_SECONDS)
-            try:
-                if seat.actor is not None:
-                    seat.report = await seat.actor.report(CALL_SECONDS)
-            except UNANSWERED:
-                return
-
     def _holders(self, indices: list[int]) -> list[Holder]:
         if not indices:
             raise ValueError("no expert actor is there, expected at least 1")
@@ -329,13 +277,3 @@ class Operations:
         finally:
             self._current = None
             self._roster.notify()
-
-
-def is_idle(seat: Seat) -> bool:
-    """Whether a dense actor has nothing to do."""
-    report = seat.report
-    return report is not None and report.detail.get("running") == report.detail.get("waiting") == 0
-
-
-_LOOK_SECONDS = 0.2
-_TIDY_SECONDS = 5.0

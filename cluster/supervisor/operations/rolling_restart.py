@@ -1,0 +1,85 @@
+"""Restarts one actor of a service that goes on serving; `restart` of the operations calls this for one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from cluster.supervisor.membership.membership import ActorKey
+from cluster.supervisor.membership.registry import Roster, Seat
+from cluster.supervisor.membership.watcher import CALL_SECONDS
+from cluster.supervisor.remote_actor import UNANSWERED, OperationError
+
+_LEAVING_SECONDS = 10.0
+"""How long sequences on a dense actor may take to finish before its restart. Those that are left then move."""
+_POLL_SECONDS = 0.2
+
+
+async def restart_actor(
+    roster: Roster, key: ActorKey, is_away: Callable[[int], bool], deadline_seconds: float
+) -> None:
+    """Replace the process of one actor and wait until the new process has joined.
+
+    `is_away` says whether an expert actor will not come back soon. Loading and the return of other actors may each take
+    `deadline_seconds`. Raises OperationError.
+    """
+    seat, before = roster.seats[key], roster.state.places[key].incarnation
+    await _wait_for_others(roster, key, deadline_seconds)
+    if key.kind == "dense" and len(roster.keys("dense")) > 1:
+        await _empty(roster, seat)
+    seat.is_leaving = False
+    try:
+        if seat.actor is None or seat.pulse is None or before is None:
+            raise OperationError("restart", f"{key} is not there")
+        await seat.actor.replace(seat.pulse, CALL_SECONDS)
+    except UNANSWERED as error:
+        raise OperationError("restart", f"{key} cannot be ended: {error}") from error
+
+    def is_back() -> bool:
+        place = roster.state.places[key]
+        return place.phase == "joined" and place.incarnation != before
+
+    def is_given_up() -> bool:
+        return key.kind == "expert" and is_away(key.index)
+
+    await roster.until(lambda: is_back() or is_given_up(), deadline_seconds)
+    if not is_back() and is_given_up():
+        raise OperationError("restart", f"{key} stays away")
+    if not is_back():
+        raise OperationError("restart", f"{key} is not back after {deadline_seconds:g} seconds")
+
+
+def is_idle(seat: Seat) -> bool:
+    """Whether a dense actor has nothing to do."""
+    report = seat.report
+    return report is not None and report.detail.get("running") == report.detail.get("waiting") == 0
+
+
+async def _wait_for_others(roster: Roster, key: ActorKey, deadline_seconds: float) -> None:
+    """Wait until all other actors have joined, so that never two are missing at once. Raises OperationError."""
+
+    def is_whole() -> bool:
+        state = roster.state
+        return not state.is_round_open and all(
+            place.phase == "joined" for other, place in state.places.items() if other != key
+        )
+
+    if not await roster.until(is_whole, deadline_seconds):
+        raise OperationError(
+            "restart", f"other actors than {key} are missing for {deadline_seconds:g} seconds"
+        )
+
+
+async def _empty(roster: Roster, seat: Seat) -> None:
+    """Let ingress replicas send new sequences to other dense actors, and give short sequences time to finish."""
+    seat.is_leaving = True
+    roster.notify()
+    loop = asyncio.get_running_loop()
+    end = loop.time() + _LEAVING_SECONDS
+    while loop.time() < end and not is_idle(seat):
+        await asyncio.sleep(_POLL_SECONDS)
+        try:
+            if seat.actor is not None:
+                seat.report = await seat.actor.report(CALL_SECONDS)
+        except UNANSWERED:
+            return
