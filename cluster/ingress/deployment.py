@@ -15,7 +15,8 @@ from cluster.ingress.grpc.calls import Calls
 from cluster.ingress.grpc.serving import GrpcMethods
 from cluster.ingress.grpc.tls import start_tls_server
 from cluster.ingress.http.routes import http_app
-from cluster.ingress.service import Service, SupervisorLink
+from cluster.ingress.service import Service
+from cluster.ingress.supervisor_follower import SupervisorLink
 
 
 @serve.ingress()

@@ -2,7 +2,7 @@
 
     parsed request -> open() -> Answer -> pieces(): admission, prompts, dense actors, text
 
-It follows the supervisor for the dense actors' addresses and keeps a channel to each of them.
+`cluster.ingress.supervisor_follower` keeps a channel to each dense actor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 from actors.checkpoint.download import resolve
 from actors.checkpoint.dummy.presets import PRESETS
@@ -28,7 +27,8 @@ from actors.protocol.settings import ModelSource
 from cluster.config.cluster_config import ClusterConfig
 from cluster.errors import ClientError, ServerUnavailable, TooManyRequests
 from cluster.ingress.admission import SEQUENCE_TOKENS, Admission, Bounds
-from cluster.messages import ClusterView, Doors
+from cluster.ingress.supervisor_follower import SupervisorFollower, SupervisorLink
+from cluster.messages import ClusterView
 from cluster.openai.limits import limits_of
 from cluster.openai.models import check_model
 from cluster.openai.prompts.model_context import ModelContext, load_model_context
@@ -42,24 +42,11 @@ from cluster.requests.request import Deadlines, Request
 
 logger = logging.getLogger(__name__)
 
-_DOORS_WAIT_SECONDS = 20.0
-_CALL_SECONDS = 10.0
-_RETRY_SECONDS = 0.2
+_VIEW_SECONDS = 10.0
 DRAIN_RETRY_SECONDS = 5
 """When a client that a draining service refused should come again: to the next one behind the same address."""
 _LONG_PROMPT_CHARS = 20_000
 """Prompts longer than this are tokenized on another thread, so that streams go on meanwhile."""
-
-
-class SupervisorLink(Protocol):
-    """The supervisor as a replica sees it. Calls raise an exception while it cannot be reached."""
-
-    async def view(self, deadline_seconds: float) -> ClusterView: ...
-    async def doors(self, known_version: int, wait_seconds: float, deadline_seconds: float) -> Doors: ...
-    async def scale(self, expert_actors: int, deadline_seconds: float) -> None: ...
-    async def rebalance(self, deadline_seconds: float) -> None: ...
-    async def restart(self, deadline_seconds: float) -> None: ...
-    async def drain(self, grace_seconds: float, deadline_seconds: float) -> None: ...
 
 
 class Answer:
@@ -98,9 +85,8 @@ class Service:
         self.config = config
         self.limits = limits_of(config)
         self.started_at = int(time.time())
-        self._find_supervisor = find_supervisor
         self.channels = Channels(uuid.uuid4().hex, config.dense_silence_seconds)
-        self._supervisor: SupervisorLink | None = None
+        self._follower = SupervisorFollower(find_supervisor, self.channels, self.drain)
         self._context: ModelContext | None = None
         self._context_error: str | None = None
         self._deadlines = Deadlines(
@@ -116,7 +102,7 @@ class Service:
     def start(self) -> None:
         """Begin to connect and to load the tokenizer, in the running event loop."""
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._follow_supervisor()), loop.create_task(self._load_context())]
+        self._tasks = [loop.create_task(self._follower.run()), loop.create_task(self._load_context())]
 
     async def close(self) -> None:
         """Leave the dense actors; requests that still run hear that none is ready."""
@@ -166,15 +152,13 @@ class Service:
     @property
     def supervisor(self) -> SupervisorLink:
         """Where admin operations go. Raises ServerUnavailable while there is none."""
-        if self._supervisor is None:
-            raise ServerUnavailable("the supervisor is starting", 5)
-        return self._supervisor
+        return self._follower.supervisor
 
     async def view(self) -> ClusterView:
         """All actors. Raises ServerUnavailable while the supervisor cannot be reached."""
         supervisor = self.supervisor
         try:
-            return await supervisor.view(_CALL_SECONDS)
+            return await supervisor.view(_VIEW_SECONDS)
         except Exception as error:
             raise ServerUnavailable("the supervisor cannot be reached") from error
 
@@ -247,28 +231,6 @@ class Service:
         if num_chars < _LONG_PROMPT_CHARS:
             return prepare(parsed, model, self.limits, _draw_seed)
         return await asyncio.to_thread(prepare, parsed, model, self.limits, _draw_seed)
-
-    async def _follow_supervisor(self) -> None:
-        """Keep the channels as the supervisor's list of dense actors says."""
-        version = 0
-        while True:
-            try:
-                if self._supervisor is None:
-                    self._supervisor = await self._find_supervisor()
-                doors = await self._supervisor.doors(
-                    version, _DOORS_WAIT_SECONDS, _DOORS_WAIT_SECONDS + _CALL_SECONDS
-                )
-            except Exception as error:
-                # It dies and comes back like any actor, and begins to count versions anew; channels live on meanwhile.
-                logger.warning("the supervisor cannot be reached: %s", error)
-                self._supervisor, version = None, 0
-                await asyncio.sleep(_RETRY_SECONDS)
-                continue
-            if doors.drain_seconds is not None and doors.version != version:
-                self.drain(doors.drain_seconds)
-            if doors.version != version and (doors.dense or not self.channels.is_ready):
-                await self.channels.update(doors)
-            version = doors.version
 
     async def _load_context(self) -> None:
         """Tokenizer, chat template and defaults; downloads them where the model is the hub's."""

@@ -18,7 +18,8 @@ from cluster.ingress.grpc.admin import GrpcAdmin
 from cluster.ingress.grpc.calls import Calls
 from cluster.ingress.grpc.serving import GrpcMethods
 from cluster.ingress.http.routes import http_app
-from cluster.ingress.service import Service, SupervisorLink
+from cluster.ingress.service import Service
+from cluster.ingress.supervisor_follower import SupervisorLink
 from cluster.messages import ActorView, ClusterView, Doors
 
 CLIENT_KEY, ADMIN_KEY = "client-0123456789abcdef", "admin-0123456789abcdef"
@@ -26,7 +27,7 @@ CLIENT_KEY, ADMIN_KEY = "client-0123456789abcdef", "admin-0123456789abcdef"
 
 @dataclass(slots=True)
 class LedSupervisor:
-    """`cluster.ingress.service.SupervisorLink` whose operations change its view, or fail as a test says."""
+    """A `SupervisorLink` whose operations change its view, or fail as a test says."""
 
     expert_actors: int = 2
     epoch: int = 1

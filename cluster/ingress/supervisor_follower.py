@@ -1,0 +1,71 @@
+"""Finds the supervisor, finds it again when it is lost, and applies its list of dense actors to the channels."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from cluster.errors import ServerUnavailable
+from cluster.messages import ClusterView, Doors
+from cluster.requests.channel_pool import Channels
+
+logger = logging.getLogger(__name__)
+
+_WAIT_SECONDS = 20.0
+"""How long the supervisor may hold back an answer while the list does not change."""
+_CALL_SECONDS = 10.0
+_RETRY_SECONDS = 0.2
+
+
+class SupervisorLink(Protocol):
+    """The supervisor as a replica sees it. Calls raise an exception while the supervisor cannot be reached."""
+
+    async def view(self, deadline_seconds: float) -> ClusterView: ...
+    async def doors(self, known_version: int, wait_seconds: float, deadline_seconds: float) -> Doors: ...
+    async def scale(self, expert_actors: int, deadline_seconds: float) -> None: ...
+    async def rebalance(self, deadline_seconds: float) -> None: ...
+    async def restart(self, deadline_seconds: float) -> None: ...
+    async def drain(self, grace_seconds: float, deadline_seconds: float) -> None: ...
+
+
+class SupervisorFollower:
+    """Keeps the channels as the supervisor says, and calls `drain` with the grace period when the service drains."""
+
+    def __init__(
+        self,
+        find_supervisor: Callable[[], Awaitable[SupervisorLink]],
+        channels: Channels,
+        drain: Callable[[float], None],
+    ) -> None:
+        self._find_supervisor, self._channels, self._drain = find_supervisor, channels, drain
+        self._supervisor: SupervisorLink | None = None
+
+    @property
+    def supervisor(self) -> SupervisorLink:
+        """The supervisor that was found last. Raises ServerUnavailable while there is none."""
+        if self._supervisor is None:
+            raise ServerUnavailable("the supervisor is starting", 5)
+        return self._supervisor
+
+    async def run(self) -> None:
+        """Follow the supervisor; ends only when it is cancelled."""
+        version = 0
+        while True:
+            try:
+                if self._supervisor is None:
+                    self._supervisor = await self._find_supervisor()
+                doors = await self._supervisor.doors(version, _WAIT_SECONDS, _WAIT_SECONDS + _CALL_SECONDS)
+            except Exception as error:
+                # A supervisor that dies comes back and counts versions from zero. The channels live on meanwhile.
+                logger.warning("the supervisor cannot be reached: %s", error)
+                self._supervisor, version = None, 0
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            if doors.drain_seconds is not None and doors.version != version:
+                self._drain(doors.drain_seconds)
+            # An empty list does not take away channels that work.
+            if doors.version != version and (doors.dense or not self._channels.is_ready):
+                await self._channels.update(doors)
+            version = doors.version
