@@ -34,8 +34,6 @@ class BlockPool:
         self._by_name: dict[bytes, int] = {}
         self._idle: dict[int, None] = {}
         """Ordered: left longest ago first."""
-        self.num_evictions = 0
-        """Idle blocks that were taken for something else."""
 
     @property
     def num_free(self) -> int:
@@ -125,7 +123,6 @@ class BlockPool:
             assert name is not None
             del self._by_name[name]
             self._names[block] = None
-            self.num_evictions += 1
         self._num_holders[block] = 1
         return block
 
