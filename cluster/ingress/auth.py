@@ -96,11 +96,6 @@ class Doorkeeper:
         """Whether every door that is not public wants a key."""
         return self._keys.has_keys
 
-    @property
-    def num_under_way(self) -> int:
-        """Counted calls that have not ended."""
-        return sum(self._under_way.values())
-
     def _identify(self, access: Access, visitor: Visitor) -> ApiKey | None:
         if access is Access.PUBLIC:
             return None

@@ -26,6 +26,7 @@ from tests.support.local_ingress import (
     CLIENT_KEY,
     OpenDoors,
     make_certificate,
+    num_admissible,
     open_doors,
     with_keys,
 )
@@ -152,14 +153,14 @@ def test_a_body_that_does_not_arrive_is_given_up_and_its_place_freed(tmp_path: P
         config = with_keys(tmp_path, body_timeout_seconds=0.2, max_requests_per_key=1)
         async with open_doors(config) as doors, doors.client(CLIENT_KEY) as client:
             late = asyncio.create_task(client.post("/v1/completions", content=trickle()))
-            while not doors.doorkeeper.num_under_way:
+            while num_admissible(doors.doorkeeper, CLIENT_KEY):
                 await asyncio.sleep(0.01)
             crowded = await client.get("/load")
             assert (crowded.status_code, crowded.headers["retry-after"]) == (429, "1")
             assert "max_requests_per_key" in crowded.json()["error"]["message"]
             response = await late
             assert (response.status_code, response.json()["error"]["code"]) == (408, "body_timed_out")
-            assert doors.doorkeeper.num_under_way == 0
+            assert num_admissible(doors.doorkeeper, CLIENT_KEY) == 1
             assert (await client.get("/load")).status_code == 200
 
     asyncio.run(run())
@@ -227,7 +228,7 @@ def test_grpc_over_tls_asks_for_the_same_keys(tmp_path: Path) -> None:
             assert doors.supervisor.operations == ["scale 3", "drain 30", "rebalance", "restart"]
             empty = admin.Scale(admin_pb2.ScaleRequest(), metadata=bearer(ADMIN_KEY))
             assert await code_of(empty) == grpc.StatusCode.INVALID_ARGUMENT
-            assert doors.doorkeeper.num_under_way == 0
+            assert num_admissible(doors.doorkeeper, CLIENT_KEY) == doors.config.max_requests_per_key
 
     asyncio.run(run())
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import httpx
 
 from cluster.config.cluster_config import ClusterConfig
+from cluster.errors import TooManyRequests
 from cluster.ingress.admin import Admin
-from cluster.ingress.auth import Doorkeeper, make_doorkeeper
+from cluster.ingress.auth import Access, Doorkeeper, Visitor, make_doorkeeper
 from cluster.ingress.grpc.admin import GrpcAdmin
 from cluster.ingress.grpc.calls import Calls
 from cluster.ingress.grpc.serving import GrpcMethods
@@ -127,6 +128,17 @@ async def open_doors(config: ClusterConfig | None = None) -> AsyncIterator[OpenD
         for task in begun:
             task.cancel()
         await asyncio.gather(*begun, return_exceptions=True)
+
+
+def num_admissible(doorkeeper: Doorkeeper, key: str) -> int:
+    """How many more calls of a client's key would be admitted at the same time now."""
+    visitor = Visitor(authorization=(f"Bearer {key}",))
+    number = 0
+    with contextlib.ExitStack() as admitted, contextlib.suppress(TooManyRequests):
+        while True:
+            admitted.enter_context(doorkeeper.admitted(Access.CLIENT, visitor))
+            number += 1
+    return number
 
 
 def with_keys(folder: Path, **keys: object) -> ClusterConfig:
