@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,6 @@ def from_flags(namespace: argparse.Namespace) -> ClusterConfig:
     mapping = read_yaml(namespace.config) if namespace.config is not None else {}
     mapping.update({name: value for name, value in vars(namespace).items() if name in field_types()})
     return from_mapping(mapping)
-
-
-def to_yaml(config: ClusterConfig) -> str:
-    """Every key with its value, as a config file."""
-    return yaml.safe_dump(asdict(config), sort_keys=False)
 
 
 def _metadata(name: str) -> Mapping[str, Any]:
