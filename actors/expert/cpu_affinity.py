@@ -1,7 +1,8 @@
 """Where the computing threads of an expert actor run on a CPU host.
 
-Measured on two cores: unsettled, an expert actor that wakes up takes the core of the dense actor that is still sending
-to the next one, and wanders between caches; settled, a decode step takes two thirds of the time (README, benchmarks).
+Threads that are not bound to a core take the core of the dense actor that is still sending to the next expert actor, and
+wander between caches. With threads on claimed cores a decode step on two cores takes two thirds of the time
+(`cluster/commands/bench/RESULTS.md`, "Which threads and cores do actors take?").
 """
 
 from __future__ import annotations

@@ -44,8 +44,9 @@ def share_threads(num_cores: int, num_dense: int, num_experts: int, num_nodes: i
     """Threads for nodes of `num_cores` cores each.
 
     Actors of a kind run side by side and share the cores of their node. Dense actors get half of them where there are
-    expert actors: though the kinds take turns, a thread that still waits for its next product, awake, takes a core from
-    the experts (README, benchmarks: one thread of two cores decodes half as fast again as two).
+    expert actors: the kinds take turns, but a dense thread that waits awake for its next product takes a core from the
+    experts. On two cores one dense thread decodes 1.5 times as fast as two (`cluster/commands/bench/RESULTS.md`, "Which
+    threads and cores do actors take?").
     """
 
     def share(count: int, cores: int) -> int:

@@ -1,7 +1,7 @@
 """How large the pieces are in which experts' matrices are multiplied. Pure.
 
-Measured on an H200 with the shapes of Phi-3.5-MoE (README). Few rows per expert: all that counts is how many bytes of weights are
-under way. More: weights are shared by rows.
+The sizes were chosen on an H200 with the shapes of Phi-3.5-MoE (`actors/gpu_check/README.md`). With few rows per expert
+only the number of weight bytes under way counts; with more rows, several rows share each weight that is read.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""What a processor can do. Figures of the vendors' data sheets (bfloat16 without sparsity, one direction of the link), and
-for `cpu` of a small virtual machine as the README's benchmarks describe it.
+"""What a processor can do: figures of the vendors' data sheets (bfloat16 without sparsity, one direction of the link).
+
+`cpu` is a small virtual machine: the Genoa of `cluster/commands/bench/RESULTS.md`.
 
 What a running model reaches of them is less: the efficiencies below are rules of thumb, to be replaced by measurements.
 """

@@ -154,4 +154,4 @@ def package_version() -> str:
     try:
         return importlib.metadata.version("phimoe-cluster")
     except importlib.metadata.PackageNotFoundError:
-        return "0.1.0"
+        return "0.2.0"

@@ -13,7 +13,7 @@ from cluster.commands.bench import command as bench
 from cluster.commands.plan import command
 from tests.commands.bench.server import Behaviour, serving
 
-README_BATCHES = (1, 4, 16, 32)
+RESULTS_BATCHES = (1, 4, 16, 32)
 
 
 def run(*words: str) -> int:
@@ -25,7 +25,7 @@ def run(*words: str) -> int:
 def measured_file(tmp_path: Path, *rounds: tuple[float, ...]) -> Path:
     """As `phimoe bench --decode-batch 1,4,16,32 --prompt-tokens 64 --output-tokens 32 --json FILE` writes it."""
     content = {
-        "plan": {"batches": list(README_BATCHES), "prompt_tokens": 64, "new_tokens": 32, "repeat": 3},
+        "plan": {"batches": list(RESULTS_BATCHES), "prompt_tokens": 64, "new_tokens": 32, "repeat": 3},
         "rounds": [
             [
                 {
@@ -33,7 +33,7 @@ def measured_file(tmp_path: Path, *rounds: tuple[float, ...]) -> Path:
                     "model": "mid",
                     "decode": [
                         {"batch": batch, "decode_tokens_per_second": rate, "min": rate, "max": rate}
-                        for batch, rate in zip(README_BATCHES, rates, strict=True)
+                        for batch, rate in zip(RESULTS_BATCHES, rates, strict=True)
                     ],
                 }
             ]
