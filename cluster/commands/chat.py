@@ -7,17 +7,23 @@ each line is one message, the replies alone go to standard output, and the first
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib
 import json
+import ssl
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import aiohttp
 
 from cluster.commands.bench.sse import EventReader
 from cluster.commands.client_options import DEFAULT_URL, add_trust_flags, api_headers, verification
+from cluster.commands.http_client import HTTP_ERRORS, error_message, open_client, reason
+from cluster.commands.served_model import ServerError, ask_served_model
+
+_READ_SECONDS = 600.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,20 +42,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status: 0 at the end of input or /exit, 1 when the server failed, 130 when interrupted outside a reply."""
-    timeout = httpx.Timeout(10.0, read=600.0)
+    options = {"temperature": args.temperature, "max_tokens": args.max_tokens}
     try:
-        headers, verify = api_headers(args.api_key_file), verification(args.ca_file)
-        with httpx.Client(headers=headers, verify=verify, timeout=timeout, trust_env=False) as client:
-            options = {"temperature": args.temperature, "max_tokens": args.max_tokens}
-            chat = Chat(
-                client=client,
-                url=args.url.rstrip("/").removesuffix("/v1"),
-                model=args.model,
-                system=args.system,
-                options={name: value for name, value in options.items() if value is not None},
-            )
-            return _converse(chat, is_terminal=sys.stdin.isatty())
-    except (ChatError, ValueError) as error:
+        server = Server(
+            url=args.url.rstrip("/").removesuffix("/v1"),
+            headers=api_headers(args.api_key_file),
+            verify=verification(args.ca_file),
+        )
+        chat = Chat(
+            server=server,
+            model=args.model if args.model is not None else asyncio.run(server.first_model()),
+            system=args.system,
+            options={name: value for name, value in options.items() if value is not None},
+        )
+        return _converse(chat, is_terminal=sys.stdin.isatty())
+    except (ChatError, ServerError, ValueError) as error:
         print(f"phimoe chat: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -71,40 +78,50 @@ class Message:
     content: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """Where the conversation goes, and how it is spoken to."""
+
+    url: str
+    """Without `/v1`."""
+    headers: Mapping[str, str]
+    verify: ssl.SSLContext | bool
+
+    async def first_model(self) -> str:
+        """The name of the first model that is served. Raises ServerError."""
+        async with self.client() as client:
+            return (await ask_served_model(client, self.url)).name
+
+    def client(self) -> aiohttp.ClientSession:
+        """A client for one call: a connection that is kept while the user types may be closed by the server."""
+        return open_client(self.headers, self.verify, read_seconds=_READ_SECONDS)
+
+
 class Chat:
     """One conversation: what has been said so far, and how to go on."""
 
-    def __init__(
-        self,
-        *,
-        client: httpx.Client,
-        url: str,
-        model: str | None,
-        system: str | None,
-        options: dict[str, Any],
-    ) -> None:
-        """Asks the server for its model where none is named. Raises ChatError."""
-        self._client, self._url, self._options = client, url, options
+    def __init__(self, *, server: Server, model: str, system: str | None, options: dict[str, Any]) -> None:
+        self._server, self._options = server, options
         self._opening = (Message("system", system),) if system is not None else ()
-        self.model = model if model is not None else self._first_model()
+        self.model = model
         self.history: tuple[Message, ...] = self._opening
 
     def reset(self) -> None:
         """Forget everything but the system message."""
         self.history = self._opening
 
-    def reply(self, text: str) -> Generator[str, None, None]:
-        """Say `text`; yields the pieces of the reply as they come.
+    async def reply(self, text: str, show: Callable[[str], None]) -> None:
+        """Say `text` and call `show` with each piece of the reply as it comes. Raises ChatError.
 
-        When the caller stops early (closes the iterator, or is interrupted), what came so far becomes the reply; a reply of
-        which nothing came leaves no trace, and neither does a failed one. Raises ChatError.
+        Where this is cancelled, what came so far becomes the reply. A reply that failed, or of which nothing came, leaves no
+        trace in the history.
         """
         asked = (*self.history, Message("user", text))
         pieces: list[str] = []
         try:
-            for piece in self._stream(asked):
+            async for piece in self._stream(asked):
                 pieces.append(piece)
-                yield piece
+                show(piece)
         except ChatError:
             pieces.clear()
             raise
@@ -112,7 +129,8 @@ class Chat:
             if pieces:
                 self.history = (*asked, Message("assistant", "".join(pieces)))
 
-    def _stream(self, messages: tuple[Message, ...]) -> Iterator[str]:
+    async def _stream(self, messages: tuple[Message, ...]) -> AsyncIterator[str]:
+        url = self._server.url
         body = {
             "model": self.model,
             "messages": [{"role": message.role, "content": message.content} for message in messages],
@@ -121,30 +139,23 @@ class Chat:
         }
         reader = EventReader()
         try:
-            with self._client.stream("POST", f"{self._url}/v1/chat/completions", json=body) as response:
-                if response.status_code != 200:
-                    response.read()
-                    raise ChatError(f"HTTP {response.status_code}: {_error_text(response.text)}")
-                for chunk in response.iter_bytes():
+            async with (
+                self._server.client() as client,
+                client.post(f"{url}/v1/chat/completions", json=body, allow_redirects=False) as response,
+            ):
+                if response.status != 200:
+                    raise ChatError(f"HTTP {response.status}: {error_message(await response.read())}")
+                async for chunk in response.content.iter_any():
                     for data in reader.feed(chunk):
                         if data == b"[DONE]":
                             return
                         if piece := _piece(data):
                             yield piece
-        except httpx.HTTPError as error:
-            raise ChatError(f"{self._url}: {error or type(error).__name__}") from error
-        raise ChatError(f"{self._url} broke off in the middle of a reply")
-
-    def _first_model(self) -> str:
-        address = f"{self._url}/v1/models"
-        try:
-            response = self._client.get(address)
-            response.raise_for_status()
-            return str(response.json()["data"][0]["id"])
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ChatError(f"{address}: {error}") from error
-        except (ValueError, LookupError, TypeError) as error:
-            raise ChatError(f"{address} does not name a model") from error
+        except aiohttp.ClientPayloadError:
+            pass
+        except HTTP_ERRORS as error:
+            raise ChatError(f"{url}: {reason(error)}") from error
+        raise ChatError(f"{url} broke off in the middle of a reply")
 
 
 def _converse(chat: Chat, *, is_terminal: bool) -> int:
@@ -167,13 +178,10 @@ def _converse(chat: Chat, *, is_terminal: bool) -> int:
 
 
 def _say(chat: Chat, text: str) -> None:
-    pieces = chat.reply(text)
     try:
-        for piece in pieces:
-            print(piece, end="", flush=True)
+        asyncio.run(chat.reply(text, lambda piece: print(piece, end="", flush=True)))
         print(flush=True)
     except KeyboardInterrupt:
-        pieces.close()  # what came is kept
         print(" [stopped]", flush=True)
 
 
@@ -205,15 +213,7 @@ def _piece(data: bytes) -> str:
     try:
         body = json.loads(data)
         if body.get("error"):
-            raise ChatError(_error_text(data.decode("utf-8", "replace")))
+            raise ChatError(error_message(data))
         return "".join(choice["delta"].get("content") or "" for choice in body["choices"])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ChatError(f"unreadable event {data[:200]!r}") from error
-
-
-def _error_text(text: str) -> str:
-    """The message of an error in OpenAI's shape, or the text itself."""
-    try:
-        return str(json.loads(text)["error"]["message"])
-    except (ValueError, LookupError, TypeError):
-        return text.strip()[:200]

@@ -41,7 +41,7 @@ def admin_headers(file: Path | None) -> dict[str, str]:
 
 
 def verification(ca_file: Path | None) -> ssl.SSLContext | bool:
-    """What httpx takes as `verify` and aiohttp as `ssl`. Raises ValueError where the file holds no certificates."""
+    """The certificates that a client trusts; True for the system's. Raises ValueError where the file holds none."""
     if ca_file is None:
         return True
     try:

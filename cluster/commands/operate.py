@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 import msgspec
 
 from cluster.commands.client_options import add_ca_flag, admin_headers, service_url, verification
+from cluster.commands.http_client import HTTP_ERRORS, Reply, error_message, get, open_client, post, reason
 from cluster.messages import ClusterView, OperationView
+from cluster.timeouts import within
 
 _POLL_SECONDS = 1.0
-_CONNECT_SECONDS = 10.0
+_STATUS_SECONDS = 10.0
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
@@ -40,15 +42,8 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
 def operate(args: argparse.Namespace, name: str, body: dict[str, Any]) -> int:
     """POST /admin/NAME and wait. Exit status: 0 done, 1 not reached or failed, 2 refused (key, flags), 130 interrupted."""
     try:
-        client = httpx.AsyncClient(
-            base_url=service_url(args.url),
-            headers=admin_headers(args.admin_key_file),
-            verify=verification(args.ca_file),
-            timeout=httpx.Timeout(_CONNECT_SECONDS, read=args.timeout),
-            trust_env=False,
-        )
-        return asyncio.run(_operate(client, name, body, args.timeout))
-    except (ValueError, httpx.InvalidURL) as error:
+        return asyncio.run(_operate(args, name, body))
+    except ValueError as error:
         print(f"phimoe {name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -56,53 +51,52 @@ def operate(args: argparse.Namespace, name: str, body: dict[str, Any]) -> int:
         return 130
 
 
-async def _operate(client: httpx.AsyncClient, name: str, body: dict[str, Any], seconds: float) -> int:
-    async with client:
-        asked = asyncio.create_task(client.post(f"/admin/{name}", json=body))
-        shown = asyncio.create_task(_show_progress(client))
+async def _operate(args: argparse.Namespace, name: str, body: dict[str, Any]) -> int:
+    url = service_url(args.url)
+    headers, verify = admin_headers(args.admin_key_file), verification(args.ca_file)
+    async with open_client(headers, verify, read_seconds=args.timeout) as client:
+        asked = asyncio.create_task(post(client, f"{url}/admin/{name}", body))
+        shown = asyncio.create_task(_show_progress(client, url))
         try:
-            await asyncio.wait({asked, shown}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({asked, shown}, timeout=args.timeout, return_when=asyncio.FIRST_COMPLETED)
             if not asked.done() and not shown.done():
-                print(f"phimoe {name}: not done after {seconds:g} s; it goes on", file=sys.stderr)
-                return 1
+                return _fail(name, f"not done after {args.timeout:g} s; it goes on")
             return _report(name, await asked)
-        except httpx.TimeoutException:
-            print(f"phimoe {name}: {client.base_url} does not answer in time", file=sys.stderr)
-            return 1
-        except httpx.HTTPError as error:
-            print(
-                f"phimoe {name}: {client.base_url} cannot be reached: {error or type(error).__name__}",
-                file=sys.stderr,
-            )
-            return 1
+        except aiohttp.InvalidURL as error:
+            raise ValueError(f"{url}: {reason(error)}") from error
+        except asyncio.TimeoutError:
+            return _fail(name, f"{url} does not answer in time")
+        except aiohttp.ClientError as error:
+            return _fail(name, f"{url} cannot be reached: {reason(error)}")
         finally:
             for task in (asked, shown):
                 task.cancel()
             await asyncio.gather(asked, shown, return_exceptions=True)
 
 
-def _report(name: str, response: httpx.Response) -> int:
-    if response.status_code == 200:
-        view: ClusterView = msgspec.json.decode(response.content, type=ClusterView)
+def _report(name: str, reply: Reply) -> int:
+    if reply.status == 200:
+        view: ClusterView = msgspec.json.decode(reply.body, type=ClusterView)
         print(f"{name} is done: {summary(view)}")
         return 0
-    try:
-        message = str(response.json()["error"]["message"])
-    except (ValueError, LookupError, TypeError):
-        message = response.text.strip()[:200]
-    print(f"phimoe {name}: HTTP {response.status_code}: {message}", file=sys.stderr)
-    return 2 if response.status_code in (400, 401, 403) else 1
+    _fail(name, f"HTTP {reply.status}: {error_message(reply.body)}")
+    return 2 if reply.status in (400, 401, 403) else 1
 
 
-async def _show_progress(client: httpx.AsyncClient) -> None:
-    """One line whenever the state of the actors changes. Ends only by being cancelled: what it cannot see it leaves out."""
+def _fail(name: str, text: str) -> int:
+    print(f"phimoe {name}: {text}", file=sys.stderr)
+    return 1
+
+
+async def _show_progress(client: aiohttp.ClientSession, url: str) -> None:
+    """One line whenever the state of the actors changes. It ends only by being cancelled, and skips what it cannot see."""
     last = ""
     while True:
         await asyncio.sleep(_POLL_SECONDS)
         try:
-            response = await client.get("/admin/status", timeout=_CONNECT_SECONDS)
-            line = summary(msgspec.json.decode(response.content, type=ClusterView))
-        except (httpx.HTTPError, msgspec.MsgspecError):
+            reply = await within(_STATUS_SECONDS, get(client, f"{url}/admin/status"))
+            line = summary(msgspec.json.decode(reply.body, type=ClusterView))
+        except (*HTTP_ERRORS, msgspec.MsgspecError):
             # The operation's own answer says what is wrong.
             continue
         if line != last:

@@ -16,11 +16,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx
-
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.download import find_local
 from actors.errors import CheckpointError
+from cluster.commands.http_client import HTTP_ERRORS, get, open_client
 from cluster.commands.process_session import run_in_own_session
 from cluster.commands.run_state import write_state
 from cluster.commands.startup_view import StartupView
@@ -176,10 +175,10 @@ async def _until_actors_ready(supervisor: SupervisorClient, config: ClusterConfi
 async def _until_healthy(config: ClusterConfig) -> None:
     give_up = time.monotonic() + _HEALTH_SECONDS
     # The certificate is the operator's, and often for another name than the address that is asked here; no key is sent.
-    async with httpx.AsyncClient(trust_env=False, timeout=5.0, verify=False) as client:
+    async with open_client({}, False, read_seconds=5.0, connect_seconds=5.0) as client:
         while True:
-            with contextlib.suppress(httpx.HTTPError):
-                if (await client.get(f"{base_url(config)}/health")).status_code == 200:
+            with contextlib.suppress(*HTTP_ERRORS):
+                if (await get(client, f"{base_url(config)}/health")).status == 200:
                     return
             if time.monotonic() > give_up:
                 raise StartError(f"{base_url(config)}/health is not 200 after {_HEALTH_SECONDS:g} seconds")

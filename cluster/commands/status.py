@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 
-import httpx
 import msgspec
 from rich.console import Console
 from rich.table import Table
@@ -18,9 +18,12 @@ from cluster.commands.client_options import (
     service_url,
     verification,
 )
+from cluster.commands.http_client import HTTP_ERRORS, Reply, error_message, get, open_client, reason
 from cluster.messages import ActorView, ClusterView
 
 _COLUMNS = ("actor", "state", "restarts", "pid", "node", "device", "products", "memory", "experts")
+_SECONDS = 15.0
+"""Longest wait for a connection, and then for each part of the answer."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,24 +37,35 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0 if every actor is ready, 3 if one is not, 1 if the service cannot be reached or asked."""
     url = service_url(args.url)
     try:
-        headers, verify = api_headers(args.api_key_file), verification(args.ca_file)
-        response = httpx.get(f"{url}/cluster", headers=headers, verify=verify, timeout=15.0, trust_env=False)
-        if response.status_code in (401, 403):
-            print(f"phimoe status: {url} wants an API key (PHIMOE_API_KEY, --api-key-file)", file=sys.stderr)
-            return 1
-        response.raise_for_status()
-        view: ClusterView = msgspec.json.decode(response.content, type=ClusterView)
-    except ValueError as error:  # msgspec's errors are ValueErrors as well
-        print(f"phimoe status: {error}", file=sys.stderr)
-        return 1
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        print(f"phimoe status: {url} does not answer: {error}", file=sys.stderr)
-        return 1
+        reply = asyncio.run(_ask(f"{url}/cluster", args))
+    except HTTP_ERRORS as error:  # before ValueError, which an address that makes no sense is as well
+        return _fail(f"{url} does not answer: {reason(error)}")
+    except ValueError as error:
+        return _fail(str(error))
+    if reply.status in (401, 403):
+        return _fail(f"{url} wants an API key (PHIMOE_API_KEY, --api-key-file)")
+    if reply.status != 200:
+        return _fail(f"{url} does not answer: HTTP {reply.status}: {error_message(reply.body)}")
+    try:
+        view: ClusterView = msgspec.json.decode(reply.body, type=ClusterView)
+    except msgspec.MsgspecError as error:
+        return _fail(str(error))
     if args.json:
-        print(json.dumps(response.json(), indent=2))
+        print(json.dumps(json.loads(reply.body), indent=2))
     else:
         _show(view)
     return 0 if all(actor.state == "ready" for actor in view.actors) else 3
+
+
+async def _ask(address: str, args: argparse.Namespace) -> Reply:
+    headers, verify = api_headers(args.api_key_file), verification(args.ca_file)
+    async with open_client(headers, verify, read_seconds=_SECONDS, connect_seconds=_SECONDS) as client:
+        return await get(client, address)
+
+
+def _fail(text: str) -> int:
+    print(f"phimoe status: {text}", file=sys.stderr)
+    return 1
 
 
 def _show(view: ClusterView) -> None:

@@ -8,8 +8,6 @@ tells which of the two it was.
 
 from __future__ import annotations
 
-import asyncio
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import msgspec
 
 from cluster.commands.bench.sse import EventReader
 from cluster.commands.bench.workload import Call
+from cluster.commands.http_client import HTTP_ERRORS
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,30 +101,6 @@ class BenchError(Exception):
     """A server that cannot be measured at all; the text names it and says why."""
 
 
-def open_client(
-    headers: Mapping[str, str], verify: ssl.SSLContext | bool, timeout_seconds: float
-) -> aiohttp.ClientSession:
-    """A client that opens as many connections as there are calls under way. It parses in C: a slow one would be measured as well.
-
-    Call it within a running loop. timeout_seconds: for each wait, not for a whole call.
-    """
-    return aiohttp.ClientSession(
-        headers={"Accept-Encoding": "identity", **headers},
-        connector=aiohttp.TCPConnector(ssl=verify, limit=0, keepalive_timeout=600),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeout_seconds, sock_read=timeout_seconds),
-        auto_decompress=False,
-    )
-
-
-async def first_model(client: aiohttp.ClientSession, url: str) -> str:
-    """The first of `/v1/models`. Raises BenchError."""
-    try:
-        async with client.get(f"{url}/v1/models", raise_for_status=True) as response:
-            return str(msgspec.json.decode(await response.read())["data"][0]["id"])
-    except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
-        raise BenchError(f"{url}/v1/models did not name a model: {_words(error)}") from error
-
-
 async def send(client: aiohttp.ClientSession, target: Target, call: Call, start: float) -> Outcome:
     """Send one call and follow it to its end. `start` is the `perf_counter` of the load's start. Never raises but
     for cancellation: what went wrong is in `Outcome.error`."""
@@ -134,7 +109,7 @@ async def send(client: aiohttp.ClientSession, target: Target, call: Call, start:
     try:
         content = msgspec.json.encode(body_of(target, call))
         await _post(client, target, content, progress)
-    except (aiohttp.ClientError, msgspec.MsgspecError, asyncio.TimeoutError) as error:
+    except (*HTTP_ERRORS, msgspec.MsgspecError) as error:
         progress.error = _words(error)
     return Outcome(
         sent_seconds=sent,
@@ -211,7 +186,9 @@ async def _post(client: aiohttp.ClientSession, target: Target, content: bytes, p
     headers = {"Content-Type": "application/json"}
     for is_last in (*(False,) * _MOST_CLOSED, True):
         try:
-            async with client.post(target.url + path, data=content, headers=headers) as response:
+            async with client.post(
+                target.url + path, data=content, headers=headers, allow_redirects=False
+            ) as response:
                 progress.is_answered = True
                 await _follow(response, target.is_streamed, progress)
                 return

@@ -14,7 +14,7 @@ import aiohttp
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cluster.commands.bench.client import BenchError, Target, first_model, open_client
+from cluster.commands.bench.client import BenchError, Target
 from cluster.commands.bench.compare import (
     Measurement,
     alternate,
@@ -30,6 +30,8 @@ from cluster.commands.bench.prefix import PrefixPlan, PrefixTimes, prefix_times
 from cluster.commands.bench.view import show_comparisons, show_figures, show_rates, show_times
 from cluster.commands.bench.workload import LAST_TOKEN_ID, RandomCalls, parse_span, read_dataset
 from cluster.commands.client_options import DEFAULT_URL, add_trust_flags, api_headers, verification
+from cluster.commands.http_client import open_client
+from cluster.commands.served_model import ServerError, ask_served_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,9 +131,12 @@ def run(args: argparse.Namespace) -> int:
         plan = _plan(args)
         rounds = asyncio.run(_measure_all(plan, args, errors))
         _report(plan, rounds, args.json)
-    except (BenchError, ValueError, OSError) as error:
+    except (BenchError, ServerError) as error:
         print(f"phimoe bench: {error}", file=sys.stderr)
-        return 1 if isinstance(error, BenchError) else 2
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"phimoe bench: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("phimoe bench: interrupted", file=sys.stderr)
         return 130
@@ -234,8 +239,10 @@ def _single(text: str, name: str) -> int:
 
 async def _measure_all(plan: _Plan, args: argparse.Namespace, errors: Console) -> list[list[Measurement]]:
     headers, verify = api_headers(args.api_key_file), verification(args.ca_file)
-    async with open_client(headers, verify, args.timeout) as client:
-        models = {url: args.model or await first_model(client, url) for url in plan.urls}
+    async with open_client(
+        headers, verify, read_seconds=args.timeout, connect_seconds=args.timeout
+    ) as client:
+        models = {url: args.model or (await ask_served_model(client, url)).name for url in plan.urls}
         with _progress(errors) as progress:
 
             async def measure(url: str, round_index: int) -> Measurement:
