@@ -168,7 +168,7 @@ def test_torch_distributed_is_used_in_one_folder() -> None:
         "cluster.commands.serve",
         "cluster.ingress.service",
         "cluster.ingress.http.routes",
-        "cluster.ingress.grpc.serving",
+        "cluster.ingress.grpc.services",
     ],
 )
 def test_the_front_door_loads_without_torch(module: str) -> None:

@@ -181,7 +181,7 @@ async def tls_channel(folder: Path, **keys: object) -> AsyncIterator[tuple[OpenD
     (port,) = free_ports(1)
     files = {"tls_cert_file": str(certificate), "tls_key_file": str(key), "grpc_tls_port": port}
     async with open_doors(with_keys(folder, **{**files, **keys})) as doors:
-        server = await start_tls_server(doors.config, doors.methods, doors.admin)
+        server = await start_tls_server(doors.config, doors.methods)
         credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
         try:
             async with grpc.aio.secure_channel(f"localhost:{port}", credentials) as channel:

@@ -13,11 +13,9 @@ import httpx
 
 from cluster.config.cluster_config import ClusterConfig
 from cluster.errors import TooManyRequests
-from cluster.ingress.admin import Admin
 from cluster.ingress.auth import Access, Doorkeeper, Visitor, make_doorkeeper
-from cluster.ingress.grpc.admin import GrpcAdmin
 from cluster.ingress.grpc.calls import Calls
-from cluster.ingress.grpc.serving import GrpcMethods
+from cluster.ingress.grpc.services import GrpcMethods
 from cluster.ingress.http.routes import http_app
 from cluster.ingress.service import Service
 from cluster.ingress.supervisor_follower import SupervisorLink
@@ -90,7 +88,6 @@ class OpenDoors:
     service: Service
     doorkeeper: Doorkeeper
     methods: GrpcMethods
-    admin: GrpcAdmin
 
     def client(self, key: str | None = None, address: str = "127.0.0.1") -> httpx.AsyncClient:
         """An HTTP client that calls the application as a server would."""
@@ -121,7 +118,6 @@ async def open_doors(config: ClusterConfig | None = None) -> AsyncIterator[OpenD
             service=service,
             doorkeeper=doorkeeper,
             methods=GrpcMethods(service, calls),
-            admin=GrpcAdmin(Admin(service), calls),
         )
     finally:
         begun = asyncio.all_tasks() - tasks

@@ -11,55 +11,48 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 
 from cluster.ingress.admin import Admin
 from cluster.ingress.admin_bodies import parse_drain, parse_scale, parse_silence
-from cluster.ingress.auth import Access
-from cluster.ingress.grpc.calls import CallContext, Calls
+from cluster.ingress.grpc.calls import CallContext
 from cluster.messages import ClusterView
 from protos import admin_pb2
 
 
-class GrpcAdmin:
-    """One coroutine or generator per method, each for operators alone. A ClientError becomes its status."""
+class AdminMethods:
+    """One coroutine or generator for each method of the proto, under its name. Each raises ClientError."""
 
-    def __init__(self, admin: Admin, calls: Calls) -> None:
-        self._admin, self._calls = admin, calls
+    def __init__(self, admin: Admin) -> None:
+        self._admin = admin
 
-    async def status(self, request: admin_pb2.StatusRequest, context: CallContext) -> admin_pb2.ClusterStatus:
-        """Admin.Status."""
-        with self._calls.admitted(request, context, Access.ADMIN):
-            return cluster_status(await self._admin.status())
+    async def Status(self, request: admin_pb2.StatusRequest, context: CallContext) -> admin_pb2.ClusterStatus:
+        """All actors as they are now."""
+        return cluster_status(await self._admin.status())
 
-    async def watch_status(
+    async def WatchStatus(
         self, request: admin_pb2.WatchStatusRequest, context: CallContext
     ) -> AsyncGenerator[admin_pb2.ClusterStatus, None]:
-        """Admin.WatchStatus."""
-        with self._calls.admitted(request, context, Access.ADMIN):
-            async with contextlib.aclosing(self._admin.watch(parse_silence(_body(request)))) as views:
-                async for view in views:
-                    yield cluster_status(view)
+        """The same now, after every change, and again after a time without one."""
+        async with contextlib.aclosing(self._admin.watch(parse_silence(_body(request)))) as views:
+            async for view in views:
+                yield cluster_status(view)
 
-    async def drain(self, request: admin_pb2.DrainRequest, context: CallContext) -> admin_pb2.ClusterStatus:
-        """Admin.Drain."""
-        with self._calls.admitted(request, context, Access.ADMIN):
-            return cluster_status(await self._admin.drain(parse_drain(_body(request))))
+    async def Drain(self, request: admin_pb2.DrainRequest, context: CallContext) -> admin_pb2.ClusterStatus:
+        """Finish what has begun, begin nothing new."""
+        return cluster_status(await self._admin.drain(parse_drain(_body(request))))
 
-    async def rebalance(
+    async def Rebalance(
         self, request: admin_pb2.RebalanceRequest, context: CallContext
     ) -> admin_pb2.ClusterStatus:
-        """Admin.Rebalance."""
-        with self._calls.admitted(request, context, Access.ADMIN):
-            return cluster_status(await self._admin.rebalance())
+        """Place the experts anew by measured load."""
+        return cluster_status(await self._admin.rebalance())
 
-    async def scale(self, request: admin_pb2.ScaleRequest, context: CallContext) -> admin_pb2.ClusterStatus:
-        """Admin.Scale."""
-        with self._calls.admitted(request, context, Access.ADMIN):
-            return cluster_status(await self._admin.scale(parse_scale(_body(request))))
+    async def Scale(self, request: admin_pb2.ScaleRequest, context: CallContext) -> admin_pb2.ClusterStatus:
+        """Change the number of expert actors."""
+        return cluster_status(await self._admin.scale(parse_scale(_body(request))))
 
-    async def restart(
+    async def Restart(
         self, request: admin_pb2.RestartRequest, context: CallContext
     ) -> admin_pb2.ClusterStatus:
-        """Admin.Restart."""
-        with self._calls.admitted(request, context, Access.ADMIN):
-            return cluster_status(await self._admin.restart())
+        """Restart all actors one by one."""
+        return cluster_status(await self._admin.restart())
 
 
 def cluster_status(view: ClusterView) -> admin_pb2.ClusterStatus:

@@ -1,4 +1,4 @@
-"""What every gRPC call goes through, whichever server took it: the doorkeeper, the size limit, the status of an error."""
+"""What every gRPC call goes through on either server: the check of its key, the size limit, the status of an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from urllib.parse import unquote
 
 import grpc
 
-from cluster.errors import ClientError, PayloadTooLarge, client_error, outcome
+from cluster.config.environment import is_haproxy_on
+from cluster.errors import (
+    ClientError,
+    PayloadTooLarge,
+    ServerUnavailable,
+    TooManyRequests,
+    client_error,
+    outcome,
+)
 from cluster.ingress.auth import FORWARDED, Access, Doorkeeper, Visitor
 
 logger = logging.getLogger(__name__)
@@ -33,8 +41,8 @@ class Calls:
         self._doorkeeper, self._max_message_bytes = doorkeeper, max_message_bytes
 
     @contextlib.contextmanager
-    def admitted(self, request: Any, context: CallContext, access: Access = Access.CLIENT) -> Iterator[None]:
-        """A block in which one call is answered. It gets the status of the error that leaves the block: a ClientError."""
+    def admitted(self, request: Any, context: CallContext, access: Access) -> Iterator[None]:
+        """A block in which one call is answered. An error that leaves the block becomes a ClientError and the call's status."""
         with _status(context), self._doorkeeper.admitted(access, visitor(context)):
             num_bytes = request.ByteSize()
             if num_bytes > self._max_message_bytes:
@@ -42,6 +50,23 @@ class Calls:
                     f"the message has {num_bytes} bytes, the limit is {self._max_message_bytes}"
                 )
             yield
+
+
+@contextlib.contextmanager
+def told_when_to_retry(context: CallContext) -> Iterator[None]:
+    """A block that makes the responses of a stream. TooManyRequests and ServerUnavailable get trailing metadata.
+
+    The metadata is `retry-after`, in whole seconds. Where HAProxy leads straight to the replica, Serve sends metadata only
+    if the call ends without an exception, so the error ends here. Elsewhere Serve sends a status only for an exception.
+    """
+    try:
+        yield
+    except (TooManyRequests, ServerUnavailable) as error:
+        context.set_trailing_metadata([("retry-after", str(error.retry_after_seconds))])
+        if not is_haproxy_on():
+            raise
+        context.set_code(status_code(error))
+        context.set_details(str(error))
 
 
 def status_code(error: ClientError) -> grpc.StatusCode:

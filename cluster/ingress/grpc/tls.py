@@ -13,26 +13,21 @@ read at the start; a new certificate wants new replicas.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from cluster.config.cluster_config import ClusterConfig
 from cluster.errors import ClientError
-from cluster.ingress.grpc.admin import GrpcAdmin
 from cluster.ingress.grpc.calls import status_code
-from cluster.ingress.grpc.serving import GrpcMethods
-from protos import admin_pb2_grpc, serving_pb2_grpc
-
-_Unary = Callable[[Any, Any], Awaitable[Any]]
-_Stream = Callable[[Any, Any], AsyncGenerator[Any, None]]
+from cluster.ingress.grpc.services import SERVICES, GrpcMethods, StreamMethod, UnaryMethod
 
 
-async def start_tls_server(config: ClusterConfig, methods: GrpcMethods, admin: GrpcAdmin) -> grpc.aio.Server:
+async def start_tls_server(config: ClusterConfig, methods: GrpcMethods) -> grpc.aio.Server:
     """A running server on the config's host and grpc_tls_port. Raises OSError or RuntimeError where it cannot be."""
     credentials = grpc.ssl_server_credentials(
         [(Path(config.tls_key_file or "").read_bytes(), Path(config.tls_cert_file or "").read_bytes())]
@@ -45,7 +40,7 @@ async def start_tls_server(config: ClusterConfig, methods: GrpcMethods, admin: G
         # Admission is the service's own, with clear answers; this only bounds what waits for them.
         maximum_concurrent_rpcs=2 * config.max_waiting_requests + 64,
     )
-    add_services(server, methods, admin)
+    add_services(server, methods)
     host = f"[{config.host}]" if ":" in config.host else config.host
     address = f"{host}:{config.grpc_tls_port}"
     if server.add_secure_port(address, credentials) == 0:
@@ -54,42 +49,20 @@ async def start_tls_server(config: ClusterConfig, methods: GrpcMethods, admin: G
     return server
 
 
-def add_services(server: grpc.aio.Server, methods: GrpcMethods, admin: GrpcAdmin) -> None:
-    """Serving, Admin, health and reflection, as Serve's own door has them."""
-    serving_pb2_grpc.add_ServingServicer_to_server(_Serving(methods), server)
-    admin_pb2_grpc.add_AdminServicer_to_server(_Admin(admin), server)
-    health_pb2_grpc.add_HealthServicer_to_server(_Health(methods), server)
-    names = ("phimoe.v1.Serving", "phimoe.v1.Admin", "grpc.health.v1.Health", reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
+def add_services(server: grpc.aio.Server, methods: GrpcMethods) -> None:
+    """Add every service and reflection, as Serve's own gRPC proxy has them."""
+    aborting: dict[str, UnaryMethod | StreamMethod] = {
+        **{name: _unary(method) for name, method in methods.unary.items()},
+        **{name: _stream(method) for name, method in methods.streams.items()},
+    }
+    for service in SERVICES:
+        names = [descriptor.name for descriptor in service.descriptor.methods]
+        service.add_to_server(SimpleNamespace(**{name: aborting[name] for name in names}), server)
+    full_names = [service.descriptor.full_name for service in SERVICES]
+    reflection.enable_server_reflection((*full_names, reflection.SERVICE_NAME), server)
 
 
-class _Serving:
-    def __init__(self, methods: GrpcMethods) -> None:
-        self.Generate = _stream(methods.generate)
-        self.Chat = _stream(methods.chat)
-        self.Tokenize = _unary(methods.tokenize)
-        self.Detokenize = _unary(methods.detokenize)
-        self.ModelInfo = _unary(methods.model_info)
-
-
-class _Admin:
-    def __init__(self, admin: GrpcAdmin) -> None:
-        self.Status = _unary(admin.status)
-        self.WatchStatus = _stream(admin.watch_status)
-        self.Drain = _unary(admin.drain)
-        self.Rebalance = _unary(admin.rebalance)
-        self.Scale = _unary(admin.scale)
-        self.Restart = _unary(admin.restart)
-
-
-class _Health:
-    def __init__(self, methods: GrpcMethods) -> None:
-        self.Check = _unary(methods.check)
-        self.List = _unary(methods.list)
-        self.Watch = _stream(methods.watch)
-
-
-def _unary(method: _Unary) -> _Unary:
+def _unary(method: UnaryMethod) -> UnaryMethod:
     async def call(request: Any, context: Any) -> Any:
         try:
             return await method(request, context)
@@ -99,7 +72,7 @@ def _unary(method: _Unary) -> _Unary:
     return call
 
 
-def _stream(method: _Stream) -> _Stream:
+def _stream(method: StreamMethod) -> StreamMethod:
     async def call(request: Any, context: Any) -> AsyncGenerator[Any, None]:
         try:
             async with contextlib.aclosing(method(request, context)) as responses:
