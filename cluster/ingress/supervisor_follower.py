@@ -1,4 +1,4 @@
-"""Finds the supervisor, finds it again when it is lost, and applies its list of dense actors to the channels."""
+"""Finds the supervisor, also again after its death, and applies its list of dense actors to the channels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RETRY_SECONDS = 0.2
 
 
 class SupervisorLink(Protocol):
-    """The supervisor as a replica sees it. Calls raise an exception while the supervisor cannot be reached."""
+    """The supervisor as a replica sees it. Calls raise an exception while it cannot be reached."""
 
     async def view(self, deadline_seconds: float) -> ClusterView: ...
     async def doors(self, known_version: int, wait_seconds: float, deadline_seconds: float) -> Doors: ...
@@ -31,7 +31,7 @@ class SupervisorLink(Protocol):
 
 
 class SupervisorFollower:
-    """Keeps the channels as the supervisor says, and calls `drain` with the grace period when the service drains."""
+    """Keeps the channels as the supervisor says; calls `drain` with the grace period of a drain."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class SupervisorFollower:
                     self._supervisor = await self._find_supervisor()
                 doors = await self._supervisor.doors(version, _WAIT_SECONDS, _WAIT_SECONDS + _CALL_SECONDS)
             except Exception as error:
-                # A supervisor that dies comes back and counts versions from zero. The channels live on meanwhile.
+                # A supervisor that comes back counts versions from zero. The channels live on meanwhile.
                 logger.warning("the supervisor cannot be reached: %s", error)
                 self._supervisor, version = None, 0
                 await asyncio.sleep(_RETRY_SECONDS)

@@ -25,8 +25,7 @@ from cluster.supervisor.membership.membership import ActorKey, Place
 from cluster.supervisor.membership.registry import Roster, Seat, key_of
 from cluster.supervisor.membership.rounds import DoorBoard, Rounds
 from cluster.supervisor.membership.watcher import CALL_SECONDS, Watcher
-from cluster.supervisor.operations.operations import Means, Operations
-from cluster.supervisor.operations.presence import Presence
+from cluster.supervisor.operations.operations import Operations
 from cluster.supervisor.operations.rebalance_trigger import RecentLoads
 from cluster.supervisor.operations.replacement import Replacing
 from cluster.supervisor.operations.rolling_restart import is_idle
@@ -65,16 +64,8 @@ class Supervisor:
         self._doors = DoorBoard(self._roster, token)
         self._watcher = Watcher(config, self._roster, pool, self._note_load)
         self._slots = Slots(self._roster, self._save)
-        means = Means(
-            plan=self._plan,
-            give_back=pool.give_back,
-            watch=self._watch,
-            unwatch=self._unwatch,
-            loads=lambda: self._recent.loads(),
-        )
-        presence = Presence(config.replace_after_seconds, self._roster, self._slots)
-        self._operations = Operations(config, self._roster, self._slots, presence, means)
-        self._replacing = Replacing(config, self._roster, self._slots, presence, self._operations)
+        self._operations = Operations(config, self._roster, self._slots, self)
+        self._replacing = Replacing(config, self._roster, self._slots, self._operations, self.loads)
 
     def start(self) -> None:
         """Begin to create, load and watch all actors, in the running event loop."""
@@ -142,6 +133,30 @@ class Supervisor:
         """See Operations.restart."""
         await self._operations.restart()
 
+    async def plan(self, num_experts: int) -> list[DenseSettings | ExpertSettings]:
+        """Settings of all actors when there are `num_experts` expert actors."""
+        return await self._pool.plan(self._config, self._token, num_experts, self._device)
+
+    async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
+        """Free the place of an actor that was removed."""
+        await self._pool.give_back(settings)
+
+    def watch(self, key: ActorKey) -> None:
+        """Begin to create and follow the actor of a place."""
+        self._keepers[key] = self._spawn(self._keep(key))
+
+    def unwatch(self, key: ActorKey) -> None:
+        """Stop following the actor of a place."""
+        self._keepers.pop(key).cancel()
+
+    def loads(self) -> list[list[float]] | None:
+        """Rows of the last minutes, [layer][expert]; None if too few rows were seen to tell experts apart."""
+        return self._recent.loads()
+
+    def is_away(self, index: int) -> bool:
+        """Whether an expert actor is away for so long that nothing should wait for it."""
+        return self._replacing.is_away(index)
+
     async def _start(self) -> None:
         known, settings = await self._look_around()
         seats = {key_of(item): Seat(item) for item in settings}
@@ -157,7 +172,7 @@ class Supervisor:
         epoch = known.epoch if known is not None else 0
         self._roster.begin(membership.first(places, table, epoch), seats)
         for key in seats:
-            self._watch(key)
+            self.watch(key)
         for work in (
             self._save_always(),
             self._tend(),
@@ -186,7 +201,7 @@ class Supervisor:
                 known = snapshot.decode(content, self._config.actor_hash()) if content is not None else None
                 num_experts = self._config.num_expert_actors if known is None else known.num_experts
                 self._device = known.device if known is not None else None
-                settings = await self._plan(num_experts)
+                settings = await self.plan(num_experts)
                 self._device = settings[0].device
             except Exception as error:
                 self._roster.failure = str(error)
@@ -196,12 +211,6 @@ class Supervisor:
                 self._roster.failure = None
                 return known, settings
 
-    async def _plan(self, num_experts: int) -> list[DenseSettings | ExpertSettings]:
-        return await self._pool.plan(self._config, self._token, num_experts, self._device)
-
-    def _watch(self, key: ActorKey) -> None:
-        self._keepers[key] = self._spawn(self._keep(key))
-
     async def _keep(self, key: ActorKey) -> None:
         """Whatever goes wrong at one look, the place is looked at again: nobody else would notice the next death."""
         while True:
@@ -210,9 +219,6 @@ class Supervisor:
             except Exception:
                 logger.exception("watching %s failed and begins anew", key)
                 await asyncio.sleep(_WATCH_AGAIN_SECONDS)
-
-    def _unwatch(self, key: ActorKey) -> None:
-        self._keepers.pop(key).cancel()
 
     def _carry_out(self, decision: membership.Decision) -> None:
         if isinstance(decision, membership.StartLoading):

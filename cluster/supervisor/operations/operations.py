@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from typing import Protocol
 
 from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config.cluster_config import NUM_EXPERTS, ClusterConfig
@@ -18,7 +18,6 @@ from cluster.messages import OperationView
 from cluster.supervisor.membership.membership import ActorKey, Added, Removed
 from cluster.supervisor.membership.registry import Roster, Seat, key_of
 from cluster.supervisor.membership.watcher import CALL_SECONDS
-from cluster.supervisor.operations.presence import Presence
 from cluster.supervisor.operations.rebalance_trigger import Hysteresis
 from cluster.supervisor.operations.rolling_restart import restart_actor
 from cluster.supervisor.placement.placement import Holder, Placement, among, gain, place, slot_counts
@@ -33,30 +32,33 @@ _SWITCH_CALLS = 2
 """Rounds that a switch may take: one that was under way and one more."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Means:
-    """What operations need of the supervisor."""
+class ActorManager(Protocol):
+    """The supervisor as its operations see it."""
 
-    plan: Callable[[int], Awaitable[list[DenseSettings | ExpertSettings]]]
-    """Settings of all actors, for so many expert actors."""
-    give_back: Callable[[DenseSettings | ExpertSettings], Awaitable[None]]
-    """Frees the place of an actor that was removed."""
-    watch: Callable[[ActorKey], None]
-    """Begins to create and follow a place."""
-    unwatch: Callable[[ActorKey], None]
-    """Ends that."""
-    loads: Callable[[], list[list[float]] | None]
-    """Rows of the last minutes, [layer][expert]."""
+    async def plan(self, num_experts: int) -> list[DenseSettings | ExpertSettings]:
+        """Settings of all actors when there are `num_experts` expert actors."""
+
+    async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
+        """Free the place of an actor that was removed."""
+
+    def watch(self, key: ActorKey) -> None:
+        """Begin to create and follow the actor of a place."""
+
+    def unwatch(self, key: ActorKey) -> None:
+        """Stop following the actor of a place."""
+
+    def loads(self) -> list[list[float]] | None:
+        """Rows of the last minutes, [layer][expert]; None if too few rows were seen to tell experts apart."""
+
+    def is_away(self, index: int) -> bool:
+        """Whether an expert actor is away for so long that nothing should wait for it."""
 
 
 class Operations:
     """The operation under way, if any."""
 
-    def __init__(
-        self, config: ClusterConfig, roster: Roster, slots: Slots, presence: Presence, means: Means
-    ) -> None:
-        self._config, self._roster, self._slots, self._means = config, roster, slots, means
-        self._presence = presence
+    def __init__(self, config: ClusterConfig, roster: Roster, slots: Slots, manager: ActorManager) -> None:
+        self._config, self._roster, self._slots, self._manager = config, roster, slots, manager
         self._current: OperationView | None = None
 
     @property
@@ -109,7 +111,7 @@ class Operations:
                     name="restart", step=f"restarting {key}", done=done, total=len(keys)
                 )
                 await restart_actor(
-                    self._roster, key, self._presence.is_away, self._config.load_deadline_seconds
+                    self._roster, key, self._manager.is_away, self._config.load_deadline_seconds
                 )
 
     async def resume(self) -> None:
@@ -139,7 +141,7 @@ class Operations:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(10.0, interval / 4))
-            present, loads = self._slots.placement, self._means.loads()
+            present, loads = self._slots.placement, self._manager.loads()
             if present is None or loads is None or self._current is not None:
                 continue
             other = await self.choose(len(present.slots))
@@ -150,10 +152,6 @@ class Operations:
                 except (ValueError, OperationError) as error:
                     logger.error("cannot rebalance: %s", error)
 
-    def loads(self) -> list[list[float]] | None:
-        """Rows of the last minutes, [layer][expert]."""
-        return self._means.loads()
-
     async def choose(self, num_experts: int, absent: frozenset[int] | None = None) -> Placement:
         """A placement on so many actors but those that are absent: given, or away and not to be waited for.
 
@@ -161,10 +159,10 @@ class Operations:
         """
         if absent is None:
             absent = self._slots.replaced | {
-                index for index in range(num_experts) if self._presence.is_away(index)
+                index for index in range(num_experts) if self._manager.is_away(index)
             }
         there = [index for index in range(num_experts) if index not in absent]
-        holders, loads, present = self._holders(there), self._means.loads(), self._slots.placement
+        holders, loads, present = self._holders(there), self._manager.loads(), self._slots.placement
         placed = await asyncio.to_thread(place, holders, loads, present, self._config.expert_replicas)
         return among(placed, present, absent & set(range(num_experts)))
 
@@ -190,7 +188,7 @@ class Operations:
         """More actors, each of which has given a sign of life. Raises OperationError, with none of them left."""
         self._say("creating actors")
         try:
-            planned = await self._means.plan(num_experts)
+            planned = await self._manager.plan(num_experts)
         except Exception as error:
             raise OperationError("scale", str(error)) from error
         new = [settings for settings in planned if key_of(settings) not in self._roster.seats]
@@ -198,7 +196,7 @@ class Operations:
             key = key_of(settings)
             self._roster.seats[key] = Seat(settings)
             self._roster.post(Added(key))
-            self._means.watch(key)
+            self._manager.watch(key)
         keys = [key_of(settings) for settings in new]
         try:
             if not await self._roster.until(lambda: self._are_seen(keys), _CREATE_SECONDS):
@@ -214,7 +212,7 @@ class Operations:
             return
         for key in self._unplaced():
             seat = self._roster.seats.pop(key)
-            self._means.unwatch(key)
+            self._manager.unwatch(key)
             self._roster.post(Removed(key))
             try:
                 if seat.actor is not None:
@@ -224,7 +222,7 @@ class Operations:
             try:
                 if seat.actor is not None:
                     await seat.actor.remove()
-                await self._means.give_back(seat.settings)
+                await self._manager.give_back(seat.settings)
             except UNANSWERED as error:
                 logger.error("%s is not removed: %r", key, error)
 
@@ -242,7 +240,7 @@ class Operations:
 
     def _who_is_away(self, target: Placement) -> str | None:
         for index, experts in target.slots.items():
-            if experts and self._presence.is_away(index):
+            if experts and self._manager.is_away(index):
                 return f"expert-{index} stays away"
         return None
 

@@ -1,4 +1,4 @@
-"""Carries out what `cluster.supervisor.operations.absences` decides: experts of an actor that stays away go to the others, and back to it later.
+"""Gives the experts of an actor that stays away to the others, and back to it later, as `absences` decides.
 
     away --stand_in--> the others hold its experts too, then the table names them: what was parked goes on
     back --place-----> experts are placed anew, as by `rebalance`
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from cluster.config.cluster_config import ClusterConfig
 from cluster.supervisor.membership.membership import ActorKey
 from cluster.supervisor.membership.registry import Roster
+from cluster.supervisor.operations.absences import Absences
 from cluster.supervisor.operations.operations import Operations
-from cluster.supervisor.operations.presence import Presence
 from cluster.supervisor.placement.placement import num_moves, stand_in
 from cluster.supervisor.placement.reconciler import Slots
 from cluster.supervisor.remote_actor import CannotLoadError, OperationError
@@ -29,11 +30,20 @@ class Replacing:
     """`run` for as long as the supervisor lives."""
 
     def __init__(
-        self, config: ClusterConfig, roster: Roster, slots: Slots, presence: Presence, operations: Operations
+        self,
+        config: ClusterConfig,
+        roster: Roster,
+        slots: Slots,
+        operations: Operations,
+        loads: Callable[[], list[list[float]] | None],
     ) -> None:
         self._num_replicas = config.expert_replicas
-        self._roster, self._slots, self._presence = roster, slots, presence
-        self._operations = operations
+        self._roster, self._slots, self._operations, self._loads = roster, slots, operations, loads
+        self._absences = Absences(after_seconds=config.replace_after_seconds)
+
+    def is_away(self, index: int) -> bool:
+        """Whether this actor is away for so long that nothing should wait for it."""
+        return self._absences.is_away(index, _now())
 
     async def run(self) -> None:
         """Look, decide and act; ends only when it is cancelled."""
@@ -41,14 +51,28 @@ class Replacing:
         try:
             while True:
                 await self._roster.change(_LOOK_SECONDS)
-                self._presence.look()
+                self._absences = self._watch()
                 is_busy = work is not None and not work.done()
-                away = None if is_busy or not self._may_begin() else self._presence.decide()
+                if is_busy or not self._may_begin():
+                    continue
+                away = self._absences.decide(self._slots.replaced, _now())
                 if away is not None:
                     work = asyncio.create_task(self._change(away))
         finally:
             if work is not None:
                 work.cancel()
+
+    def _watch(self) -> Absences:
+        """The absences after a look at all expert actors."""
+        keys = self._roster.keys("expert")
+        alive = {key.index for key in keys if self._is_alive(key)}
+        up = {key.index for key in keys if key.index in alive and self._roster.state.places[key].is_up}
+        return self._absences.watch({key.index for key in keys}, alive, up, self._slots.replaced, _now())
+
+    def _is_alive(self, key: ActorKey) -> bool:
+        place = self._roster.state.places.get(key)
+        is_there = place is not None and place.phase in ("loading", "loaded", "joined")
+        return is_there and not self._roster.seats[key].is_silent
 
     def _may_begin(self) -> bool:
         """A service that never served is to start as it was asked to, or to say why it cannot."""
@@ -56,7 +80,7 @@ class Replacing:
         return has_served and self._operations.current is None
 
     async def _change(self, away: frozenset[int]) -> None:
-        before, presence = self._slots.replaced, self._presence
+        before = self._slots.replaced
         try:
             async with self._operations.alone("replace"):
                 if away < before:
@@ -66,12 +90,12 @@ class Replacing:
                     await self._take_over(away, away - before)
         except (OperationError, ValueError) as error:
             logger.warning("experts cannot be placed without %s: %s", _names(away), error)
-            presence.absences = presence.absences.failed(before - away, _now())
+            self._absences = self._absences.failed(before - away, _now())
         except Exception:
             logger.exception("placing experts without %s failed", _names(away))
-            presence.absences = presence.absences.failed(before - away, _now())
+            self._absences = self._absences.failed(before - away, _now())
         else:
-            presence.absences = presence.absences.switched(before, self._slots.replaced, _now())
+            self._absences = self._absences.switched(before, self._slots.replaced, _now())
 
     async def _take_over(self, away: frozenset[int], new: frozenset[int]) -> None:
         """Raises OperationError. Does nothing where the others hold everything as often as they can."""
@@ -84,7 +108,7 @@ class Replacing:
         }
         failure: CannotLoadError | None = None
         for num_replicas in range(max(1, min(self._num_replicas, len(nodes))), 0, -1):
-            target = await asyncio.to_thread(stand_in, nodes, self._operations.loads(), present, num_replicas)
+            target = await asyncio.to_thread(stand_in, nodes, self._loads(), present, num_replicas)
             if not num_moves(present.slots, target.slots):
                 break
             logger.warning("%s stays away: others are to hold its experts", _names(new))

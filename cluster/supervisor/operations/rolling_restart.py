@@ -1,4 +1,4 @@
-"""Restarts one actor of a service that goes on serving; `restart` of the operations calls this for one after the other."""
+"""Restarts one actor while the service goes on serving. `Operations.restart` restarts all actors one by one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cluster.supervisor.membership.watcher import CALL_SECONDS
 from cluster.supervisor.remote_actor import UNANSWERED, OperationError
 
 _LEAVING_SECONDS = 10.0
-"""How long sequences on a dense actor may take to finish before its restart. Those that are left then move."""
+"""How long sequences on a dense actor may take to finish before its restart; then they move."""
 _POLL_SECONDS = 0.2
 
 
@@ -20,8 +20,8 @@ async def restart_actor(
 ) -> None:
     """Replace the process of one actor and wait until the new process has joined.
 
-    `is_away` says whether an expert actor will not come back soon. Loading and the return of other actors may each take
-    `deadline_seconds`. Raises OperationError.
+    `is_away` says whether an expert actor will not come back soon. The return of this actor, and before that of
+    actors that are missing, may each take `deadline_seconds`. Raises OperationError.
     """
     seat, before = roster.seats[key], roster.state.places[key].incarnation
     await _wait_for_others(roster, key, deadline_seconds)
@@ -56,7 +56,7 @@ def is_idle(seat: Seat) -> bool:
 
 
 async def _wait_for_others(roster: Roster, key: ActorKey, deadline_seconds: float) -> None:
-    """Wait until all other actors have joined, so that never two are missing at once. Raises OperationError."""
+    """Wait until all other actors have joined: two must never be missing at once. Raises OperationError."""
 
     def is_whole() -> bool:
         state = roster.state
@@ -71,7 +71,7 @@ async def _wait_for_others(roster: Roster, key: ActorKey, deadline_seconds: floa
 
 
 async def _empty(roster: Roster, seat: Seat) -> None:
-    """Let ingress replicas send new sequences to other dense actors, and give short sequences time to finish."""
+    """Let ingress replicas send new sequences elsewhere, and give short sequences time to finish."""
     seat.is_leaving = True
     roster.notify()
     loop = asyncio.get_running_loop()
