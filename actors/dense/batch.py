@@ -99,6 +99,11 @@ class PrefillRows:
         return prefill_mask(self.start, self.end, self.sliding_window, self.slots.device)
 
 
+Prefill: TypeAlias = Callable[[PrefillRows, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""The attention of one chunk: (rows, queries [T, A, D], keys [S, G, D], values [S, G, D]) -> [T, A * D], with S the chunk's
+context, A query heads, G key-value heads, D the head dimension."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepBatch:
     """What the model needs for one step."""

@@ -16,10 +16,11 @@ from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import DenseWeights, LayerWeights
 from actors.dense.batch import IsNarrow, StepBatch, build_batch, has_one_token
 from actors.dense.fast_paths.cpu_head import DecodeHead
-from actors.dense.fast_paths.cpu_step import DecodeLayers, Layer
+from actors.dense.fast_paths.cpu_step import DecodeLayers
 from actors.dense.fast_paths.cuda_graphs import Experts, make_captured
 from actors.dense.kv_cache import KVCache
 from actors.dense.layers.attention import Attention
+from actors.dense.layers.layer import Layer
 from actors.dense.layers.norm import make_add_norm, make_norm
 from actors.dense.layers.norm_and_route import make_norm_and_route
 from actors.dense.layers.rope import RotaryEmbedding

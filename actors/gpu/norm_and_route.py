@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 
 from actors.checkpoint.weights import Norm
-from actors.dense.layers.norm_and_route import Routed
 from actors.gpu.add_norm import normalised
 from actors.gpu.route import choose_two
 
@@ -30,7 +29,7 @@ def fits(num_experts: int, hidden_size: int) -> bool:
 
 def norm_and_route(
     x: torch.Tensor, added: torch.Tensor, norm: Norm, eps: float, gate: torch.Tensor, jitter: float
-) -> Routed:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """x + added and its LayerNorm, each [T, H] in x's dtype; expert ids [T, 2] int64 and weights [T, 2] float32.
 
     gate [E, H] contiguous, which fits the registers: see `fits`. All is rounded where the operations one by one round.

@@ -18,11 +18,11 @@ from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.dummy.presets import preset_config
 from actors.checkpoint.weights import Norm
 from actors.dense.batch import build_batch
+from actors.dense.layers.paged_attention import PagedAttention
 from actors.dense.layers.rope import RotaryEmbedding
 from actors.expert.experts import slot_table
 from actors.gpu.add_norm import add_norm
 from actors.gpu.attention.merge import merge
-from actors.gpu.attention.paged_attention import PagedAttention
 from actors.gpu.experts.one_token import one_token
 from actors.gpu.experts.products import products
 from actors.gpu.experts.sort import sort_entries

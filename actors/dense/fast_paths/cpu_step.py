@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from actors.checkpoint.config import ModelConfig
-from actors.checkpoint.weights import Norm
 from actors.dense.fast_paths.cpu_rows import StepRows
 from actors.dense.kv_cache import KVCache
+from actors.dense.layers.layer import Layer
 from actors.dense.layers.norm import norm_kernels, norm_weights
 from actors.dense.scheduling.scheduler import Chunk
 from actors.exchange.interface import Exchange
@@ -30,18 +29,6 @@ _MOST_WORK = 1 << 22
 Beyond this, the tiles save more than one call of the kernels does."""
 _UNFINISHED = 16
 """What the kernels return when they have stopped within a layer's exchange."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Layer:
-    """A layer without its experts."""
-
-    input_norm: Norm
-    qkv: Product
-    """[H] -> [(A + 2 G) * D]: queries, keys, values."""
-    out: Product
-    post_attention_norm: Norm
-    gate: Product
 
 
 class DecodeLayers:

@@ -4,8 +4,8 @@ Legend: T tokens, B decoding sequences, A query heads, G key-value heads, Q = A 
 
 Keys and values of the step's own tokens are written first, so that every query finds its whole context there.
 
-CUDA with Triton          all rows rotated and written by one kernel, decoding rows attend in place (`actors.gpu.attention.paged_attention`)
-CPU with kernels          decoding rows in one call (`decode_kernel.py`), prompts by torch
+CUDA with Triton          all rows rotated and written by one kernel, decoding rows attend in place (`paged_attention.py`)
+CPU with kernels          decoding rows in one call (`cpu_decode_attention.py`), prompts by torch
 otherwise                 torch
 """
 
@@ -25,7 +25,7 @@ from actors.dense.layers.rope import Tables, rotate
 from actors.devices import has_triton
 
 if TYPE_CHECKING:
-    from actors.gpu.attention.paged_attention import PagedAttention
+    from actors.dense.layers.paged_attention import PagedAttention
 
 
 class Attention:
@@ -101,7 +101,7 @@ class Attention:
 
 
 def _paged_attention(config: ModelConfig) -> PagedAttention:
-    from actors.gpu.attention.paged_attention import PagedAttention
+    from actors.dense.layers.paged_attention import PagedAttention
 
     return PagedAttention(config)
 

@@ -9,15 +9,10 @@ all that lies before them, merged by the sums that both were divided by.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from actors.checkpoint.config import ModelConfig
-from actors.dense.batch import PrefillRows
-
-if TYPE_CHECKING:
-    from actors.dense.layers.prefill_attention import Prefill
+from actors.dense.batch import Prefill, PrefillRows
 
 _UNIT = 1024
 """Chunks of multiples of it at multiples of it are whole."""

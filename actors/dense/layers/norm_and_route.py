@@ -11,16 +11,16 @@ from typing import TypeAlias
 import torch
 
 from actors.checkpoint.config import ModelConfig
-from actors.dense.fast_paths.cpu_step import Layer
+from actors.dense.layers.layer import Layer
 from actors.dense.layers.norm import AddNorm
 from actors.dense.layers.router import make_route
 from actors.devices import has_triton
 from actors.linear import DeviceProduct
 
-Routed: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+NormedAndRouted: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """x + added and its norm, [T, H] each, expert ids [T, K] int64 and weights [T, K] float32."""
 
-NormAndRoute: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Layer], Routed]
+NormAndRoute: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Layer], NormedAndRouted]
 """(x [T, H], added [T, H], layer) -> what comes of it."""
 
 
@@ -30,7 +30,7 @@ def make_norm_and_route(
     """One operation after the other, or one kernel for few tokens on CUDA with Triton."""
     route, jitter = make_route(dtype, device), config.router_jitter
 
-    def one_by_one(x: torch.Tensor, added: torch.Tensor, layer: Layer) -> Routed:
+    def one_by_one(x: torch.Tensor, added: torch.Tensor, layer: Layer) -> NormedAndRouted:
         total, normed = add_norm(x, added, layer.post_attention_norm)
         return total, normed, *route(layer.gate(normed), jitter)
 
@@ -44,7 +44,7 @@ def _in_one_kernel(config: ModelConfig, for_many: NormAndRoute) -> NormAndRoute:
         return for_many
     eps, jitter = config.layer_norm_eps, config.router_jitter
 
-    def for_few_or_many(x: torch.Tensor, added: torch.Tensor, layer: Layer) -> Routed:
+    def for_few_or_many(x: torch.Tensor, added: torch.Tensor, layer: Layer) -> NormedAndRouted:
         if x.shape[0] > MOST_TOKENS:
             return for_many(x, added, layer)
         assert isinstance(layer.gate, DeviceProduct)

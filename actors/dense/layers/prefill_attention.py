@@ -3,25 +3,19 @@
 Legend: T tokens of the chunk, S its context (the chunk included), A query heads, G key-value heads, D head dimension.
 
 CUDA with Triton, 16-bit dtypes     torch's flash attention: it knows window and causality, no mask is made; for whole chunks on
-                                    Hopper and later cuDNN's, twice as fast (`cudnn_prefill.py`)
+                                    Hopper and later cuDNN's, twice as fast (`cudnn_attention.py`)
 otherwise                           SDPA, with a mask where it is not the plain causal triangle
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 import torch
 import torch.nn.functional as F
 
 from actors.checkpoint.config import ModelConfig
-from actors.dense.batch import PrefillRows
+from actors.dense.batch import Prefill, PrefillRows
 from actors.dense.layers.cudnn_attention import has_cudnn, make_cudnn_prefill
 from actors.devices import has_triton
-
-Prefill: TypeAlias = Callable[[PrefillRows, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(rows, queries [T, A, D], keys [S, G, D], values [S, G, D]) -> [T, A * D]."""
 
 _FLASH_DIM, _MOST_FLASH_DIM = 8, 256
 """Flash attention takes head dimensions that are multiples of the one, up to the other."""

@@ -1,126 +1,25 @@
-"""Keys and values into the block cache, and attention of decoding sequences over it, read in place by block table.
+"""Kernels that write keys and values to the block cache and attend to it in place, by block table, for decoding sequences.
+
+`actors.dense.layers.paged_attention` launches them.
 
 Legend: T tokens of a step, B decoding sequences, A query heads, G key-value heads, Q = A / G, D head dimension, R cache rows,
 M blocks of the longest sequence, P parts of a context (`splits.py`).
 
-    rotate and write     queries rotated [T, A, D]; the step's keys, rotated, and values go to their cache rows
+    rotate_and_write     queries rotated [T, A, D]; the step's keys, rotated, and values go to their cache rows
     attend               one program per (sequence, key-value head, part): its Q query heads over the part's positions
-    merge                one program per (sequence, query head): the parts' sums, weighed by their largest scores
+    merge_parts          one program per (sequence, query head): the parts' sums, weighed by their largest scores
 
 A row whose slot is -1 and whose end is 0 is padding: it reads and writes nothing of the cache, and its output is 0.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
-from actors.checkpoint.config import ModelConfig
-from actors.dense.batch import DecodeRows, StepBatch
-from actors.dense.kv_cache import KVCache
-from actors.dense.layers.rope import Tables
-from actors.gpu.attention.splits import LEAST_PART, MOST_PARTS, TILE, num_parts
-from actors.gpu.buckets import parts_bucket
-
-_LOG2_E = 1.4426950408889634
-_HEADS = 8
-"""That a program rotates."""
-_LEAST_SIDE = 16
-"""Of a matrix that `tl.dot` takes."""
-
-
-class PagedAttention:
-    """The kernels for one model's shapes."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        self._num_heads, self._num_groups = config.num_heads, config.num_kv_heads
-        self._head_dim = config.head_dim
-        self._padded_dim = max(_LEAST_SIDE, triton.next_power_of_2(config.head_dim))
-        self._scale = _LOG2_E / config.head_dim**0.5
-
-    def rotate_and_write(
-        self, cache: KVCache, layer: int, batch: StepBatch, qkv: torch.Tensor, tables: Tables
-    ) -> torch.Tensor:
-        """Queries [T, A, D] of all rows of the step, rotated; their keys and values go to the cache. qkv [T, (A + 2 G) * D]."""
-        num_tokens, (keys, values), (cos, sin) = qkv.shape[0], cache.layer(layer), tables
-        queries = torch.empty(
-            (num_tokens, self._num_heads, self._head_dim), dtype=qkv.dtype, device=qkv.device
-        )
-        num_kinds = self._num_heads + 2 * self._num_groups
-        _rotate_and_write[(num_tokens, triton.cdiv(num_kinds, _HEADS))](
-            qkv.contiguous(),
-            cos,
-            sin,
-            batch.slots,
-            queries,
-            keys,
-            values,
-            NUM_HEADS=self._num_heads,
-            NUM_GROUPS=self._num_groups,
-            HEAD_DIM=self._head_dim,
-            HALF=triton.next_power_of_2(self._head_dim // 2),
-            HEADS=_HEADS,
-            num_warps=2,
-        )
-        return queries
-
-    def attend(self, cache: KVCache, layer: int, rows: DecodeRows, queries: torch.Tensor) -> torch.Tensor:
-        """[B, A * D] for rotated queries [B, A, D], whose own keys and values are in the cache."""
-        num_sequences, (keys, values) = len(rows.ends), cache.layer(layer)
-        max_parts = parts_bucket(num_parts(rows.most_visible))
-        partial = (num_sequences, self._num_heads, max_parts)
-        sums = torch.empty((*partial, self._head_dim), dtype=torch.float32, device=queries.device)
-        tops, totals = (torch.empty(partial, dtype=torch.float32, device=queries.device) for _ in range(2))
-        _attend[(num_sequences, self._num_groups, max_parts)](
-            queries,
-            keys,
-            values,
-            rows.block_table,
-            rows.block_table.stride(0),
-            rows.starts,
-            rows.ends,
-            sums,
-            tops,
-            totals,
-            self._scale,
-            NUM_GROUPS=self._num_groups,
-            NUM_QUERIES=self._num_heads // self._num_groups,
-            QUERIES=max(_LEAST_SIDE, triton.next_power_of_2(self._num_heads // self._num_groups)),
-            HEAD_DIM=self._head_dim,
-            DIM=self._padded_dim,
-            BLOCK_SIZE=rows.block_size,
-            TILE=TILE,
-            LEAST_PART=LEAST_PART,
-            MOST_PARTS=MOST_PARTS,
-            MAX_PARTS=max_parts,
-            num_warps=4,
-            num_stages=3,
-        )
-        out = torch.empty(
-            (num_sequences, self._num_heads * self._head_dim), dtype=queries.dtype, device=queries.device
-        )
-        _merge[(num_sequences, self._num_heads)](
-            sums,
-            tops,
-            totals,
-            rows.starts,
-            rows.ends,
-            out,
-            NUM_HEADS=self._num_heads,
-            HEAD_DIM=self._head_dim,
-            DIM=self._padded_dim,
-            TILE=TILE,
-            LEAST_PART=LEAST_PART,
-            MOST_PARTS=MOST_PARTS,
-            MAX_PARTS=max_parts,
-            num_warps=4,
-        )
-        return out
-
 
 @triton.jit
-def _rotate_and_write(
+def rotate_and_write(
     qkv,
     cos,
     sin,
@@ -169,7 +68,7 @@ def _part_length(num_visible, TILE: tl.constexpr, LEAST_PART: tl.constexpr, MOST
 
 
 @triton.jit
-def _attend(
+def attend(
     queries,
     keys,
     values,
@@ -231,7 +130,7 @@ def _attend(
 
 
 @triton.jit
-def _merge(
+def merge_parts(
     sums,
     tops,
     totals,

@@ -16,9 +16,9 @@ from actors.checkpoint.dummy.presets import preset_config
 from actors.dense.batch import StepBatch, build_batch
 from actors.dense.kv_cache import KVCache
 from actors.dense.layers.attention import Attention
+from actors.dense.layers.paged_attention import PagedAttention
 from actors.dense.layers.rope import RotaryEmbedding, Tables, rotate
 from actors.dense.scheduling.scheduler import Chunk
-from actors.gpu.attention.paged_attention import PagedAttention
 from actors.gpu_check.build import BLOCK_SIZE, Rows, last_token
 
 pytestmark = MARKS
