@@ -2,42 +2,67 @@
 
 from __future__ import annotations
 
-from cluster.config.cluster_config import NUM_EXPERTS
-from cluster.openai.parsing.fields import Fields
+from typing import Annotated
 
-MAX_GRACE_SECONDS = 3600.0
+import msgspec
+
+from cluster.config.cluster_config import NUM_EXPERTS
+from cluster.openai.kinds.objects import Object
+from cluster.openai.kinds.scalars import Integer, Number
+from cluster.openai.limits import Limits
+
 DEFAULT_GRACE_SECONDS = 30.0
-MIN_SILENCE_SECONDS, MAX_SILENCE_SECONDS = 1.0, 3600.0
-DEFAULT_SILENCE_SECONDS = 10.0
+_LIMITS = Limits()
+"""No bound of these bodies depends on it."""
+
+
+class ScaleFields(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of /admin/scale."""
+
+    expert_actors: Annotated[int, Integer(1, NUM_EXPERTS), "The number of expert actors afterwards."]
+
+
+class DrainFields(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of /admin/drain."""
+
+    grace_seconds: Annotated[float, Number(0, 3600), "How long running requests may go on."] = (
+        DEFAULT_GRACE_SECONDS
+    )
+
+
+class WatchFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What gRPC's WatchStatus is asked."""
+
+    max_silence_seconds: Annotated[
+        float, Number(1, 3600), "A status is sent after this time even if nothing has changed."
+    ] = 10.0
+
+
+class NoFields(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of an operation without parameters."""
+
+
+SCALE = Object(ScaleFields)
+DRAIN = Object(DrainFields)
+WATCH = Object(WatchFields)
+NOTHING = Object(NoFields)
 
 
 def parse_scale(body: object) -> int:
     """The number of expert actors that a body asks for. Raises InvalidRequest."""
-    fields = Fields(body)
-    fields.required("expert_actors")
-    expert_actors = fields.integer("expert_actors", 1, NUM_EXPERTS, 1)
-    fields.finish()
-    return expert_actors
+    return SCALE.read("", body, _LIMITS).expert_actors
 
 
 def parse_drain(body: object) -> float:
     """The grace period in seconds. Raises InvalidRequest."""
-    fields = Fields(body)
-    grace_seconds = fields.number("grace_seconds", 0, MAX_GRACE_SECONDS, default=DEFAULT_GRACE_SECONDS)
-    fields.finish()
-    return grace_seconds
+    return DRAIN.read("", body, _LIMITS).grace_seconds
 
 
 def parse_nothing(body: object) -> None:
     """A body without fields. Raises InvalidRequest for any."""
-    Fields(body).finish()
+    NOTHING.read("", body, _LIMITS)
 
 
 def parse_silence(body: object) -> float:
     """How long a watcher is to hear nothing at most, in seconds. Raises InvalidRequest."""
-    fields = Fields(body)
-    silence = fields.number(
-        "max_silence_seconds", MIN_SILENCE_SECONDS, MAX_SILENCE_SECONDS, default=DEFAULT_SILENCE_SECONDS
-    )
-    fields.finish()
-    return silence
+    return WATCH.read("", body, _LIMITS).max_silence_seconds

@@ -1,15 +1,15 @@
-"""What a request may ask for, and what the model behind it allows."""
+"""What a request may ask for, whatever the model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Upper bounds that do not depend on the model; each violation is a 400 that names field, value and bound.
+    """Upper bounds; a request beyond one is answered with a 400 that names field, value and bound.
 
-    Those that are keys of the config (all but the last two) have the same names and defaults there.
+    Most are keys of the config, with the same names and defaults.
     """
 
     max_n: int = 128
@@ -43,28 +43,3 @@ def limits_of(config: object) -> Limits:
     """The limits that a config sets, by the names of its fields."""
     names = [item.name for item in fields(Limits) if hasattr(config, item.name)]
     return Limits(**{name: getattr(config, name) for name in names})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GenerationDefaults:
-    """What applies where a request says nothing; from generation_config.json."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    """0 means off."""
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelLimits:
-    """What the served model allows."""
-
-    max_model_len: int
-    """Prompt plus output, in tokens."""
-    vocab_size: int
-    """Rows of the embedding: legal token ids are 0 <= id < vocab_size."""
-    eos_token_ids: tuple[int, ...] = ()
-    """Tokens that end a sequence unless ignore_eos."""
-    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)

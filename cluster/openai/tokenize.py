@@ -7,16 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import InvalidRequest
+from cluster.openai.fields.bodies import DETOKENIZE, TOKENIZE_CHAT, TOKENIZE_TEXT, DetokenizeFields
 from cluster.openai.limits import Limits
-from cluster.openai.parsing.conversation import parse_conversation
-from cluster.openai.parsing.fields import Fields
-from cluster.openai.parsing.parse import IGNORED, checked_ids
-from cluster.openai.parsing.ranges import MAX_MODEL_CHARS
+from cluster.openai.parsing.conversation import chat_input
 from cluster.openai.prompts.model_context import ModelContext
 from cluster.openai.prompts.prepare import chat_prompt, checked_prompt_ids
 from cluster.openai.request import ChatInput
-
-UNSUPPORTED: dict[str, tuple[object, ...]] = {"chat_template": (), "tools": (), "mm_processor_kwargs": ()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,39 +26,32 @@ class TokenizeRequest:
     return_token_strs: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DetokenizeRequest:
-    """Token ids to turn into text."""
-
-    model: str | None
-    token_ids: tuple[int, ...]
-
-
 def parse_tokenize(body: object, limits: Limits) -> TokenizeRequest:
     """The body of /tokenize, with either `prompt` or `messages`. Raises InvalidRequest."""
-    fields = Fields(body)
-    if fields.has("prompt") == fields.has("messages"):
+    given = body if isinstance(body, dict) else {}
+    is_chat = given.get("messages") is not None
+    if isinstance(body, dict) and is_chat == (given.get("prompt") is not None):
         raise InvalidRequest("prompt: expected either prompt or messages", "prompt")
-    is_chat = fields.has("messages")
-    request = TokenizeRequest(
-        model=fields.text("model", MAX_MODEL_CHARS),
-        prompt=None if is_chat else fields.text("prompt", limits.max_prompt_chars),
-        chat=parse_conversation(fields, limits) if is_chat else None,
-        add_special_tokens=fields.boolean("add_special_tokens", not is_chat),
-        return_token_strs=fields.boolean("return_token_strs", False),
+    if is_chat:
+        chat = TOKENIZE_CHAT.read("", body, limits)
+        return TokenizeRequest(
+            model=chat.model,
+            chat=chat_input(chat.conversation, limits),
+            add_special_tokens=chat.add_special_tokens,
+            return_token_strs=chat.return_token_strs,
+        )
+    text = TOKENIZE_TEXT.read("", body, limits)
+    return TokenizeRequest(
+        model=text.model,
+        prompt=text.text,
+        add_special_tokens=text.add_special_tokens,
+        return_token_strs=text.return_token_strs,
     )
-    fields.finish(UNSUPPORTED, IGNORED)
-    return request
 
 
-def parse_detokenize(body: object, limits: Limits) -> DetokenizeRequest:
+def parse_detokenize(body: object, limits: Limits) -> DetokenizeFields:
     """The body of /detokenize. Raises InvalidRequest."""
-    fields = Fields(body)
-    fields.required("tokens")
-    token_ids = checked_ids("tokens", fields.items("tokens", limits.max_prompt_chars))
-    request = DetokenizeRequest(model=fields.text("model", MAX_MODEL_CHARS), token_ids=token_ids)
-    fields.finish({}, IGNORED)
-    return request
+    return DETOKENIZE.read("", body, limits)
 
 
 def tokenized(request: TokenizeRequest, model: ModelContext) -> list[int]:
@@ -71,7 +60,7 @@ def tokenized(request: TokenizeRequest, model: ModelContext) -> list[int]:
     return model.tokenizer.encode(text or "", request.add_special_tokens)
 
 
-def detokenized(request: DetokenizeRequest, model: ModelContext) -> str:
+def detokenized(request: DetokenizeFields, model: ModelContext) -> str:
     """The text, special tokens included. Raises InvalidRequest for an id outside the vocabulary."""
     checked_prompt_ids("tokens", request.token_ids, model)
     return model.tokenizer.decode(request.token_ids, skip_special_tokens=False)

@@ -11,7 +11,8 @@ from collections.abc import AsyncGenerator
 
 from actors.protocol.messages import SamplingParams
 from cluster.messages import DenseDoor, Doors
-from cluster.openai.request import OutputOptions, SequenceRequest
+from cluster.openai.fields.output import OutputOptions
+from cluster.openai.request import SequenceRequest
 from cluster.requests.channel_pool import Channels
 from cluster.requests.request import Deadlines, Request
 

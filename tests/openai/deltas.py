@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from actors.protocol.messages import SamplingParams, SequenceDelta, TokenLogprobs
+from cluster.openai.fields.output import OutputOptions
 from cluster.openai.replies.assembler import ChoiceAssembler, OutputPiece
-from cluster.openai.request import OutputOptions, SequenceRequest
+from cluster.openai.request import SequenceRequest
 from cluster.tokenizer import Tokenizer
 from tests.openai.small_tokenizers import END_ID, EOS_ID
 

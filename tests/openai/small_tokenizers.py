@@ -8,9 +8,8 @@ from pathlib import Path
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from cluster.openai.limits import ModelLimits
 from cluster.openai.prompts.chat_template import ChatTemplate
-from cluster.openai.prompts.model_context import ModelContext
+from cluster.openai.prompts.model_context import ModelContext, ModelLimits
 from cluster.tokenizer import Tokenizer
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]

@@ -27,7 +27,8 @@ from actors.protocol.messages import (
 from actors.protocol.prefix_hash import prompt_hashes
 from cluster.errors import ClientError, DeadlineExceeded, RequestFailed, ServerUnavailable
 from cluster.messages import DenseDoor, Doors
-from cluster.openai.request import OutputOptions, SequenceRequest
+from cluster.openai.fields.output import OutputOptions
+from cluster.openai.request import SequenceRequest
 from cluster.requests.channel_pool import Channels
 from cluster.requests.request import Deadlines, Request
 

@@ -1,35 +1,25 @@
-"""Protos of `phimoe.v1` <-> the same bodies, sequences and pieces that HTTP works on, so that results are equal."""
+"""Messages of `phimoe.v1` <-> the bodies and pieces that HTTP works on, so that both give the same results.
+
+The parser checks the bodies, so ranges and errors are those of HTTP.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from google.protobuf.message import Message
+
 from actors.protocol.messages import TokenLogprobs
 from cluster.errors import InvalidRequest
+from cluster.openai.fields.bodies import CHAT, COMPLETION, TOKENIZE_CHAT, TOKENIZE_TEXT
+from cluster.openai.kinds.objects import Object
 from cluster.openai.replies.assembler import OutputPiece
 from cluster.openai.replies.responses import ResponseHead, Usage
 from cluster.openai.request import SequenceRequest
 from cluster.tokenizer import Tokenizer
 from protos import serving_pb2
 
-_SAMPLING_FIELDS = (
-    "max_tokens",
-    "min_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "frequency_penalty",
-    "presence_penalty",
-    "include_stop_str_in_output",
-    "ignore_eos",
-    "n",
-    "seed",
-    "prompt_logprobs",
-    "skip_special_tokens",
-)
 _FINISH_REASONS = {
     "stop": serving_pb2.FINISH_REASON_STOP,
     "length": serving_pb2.FINISH_REASON_LENGTH,
@@ -37,41 +27,26 @@ _FINISH_REASONS = {
 
 
 def generate_body(request: serving_pb2.GenerateRequest) -> dict[str, Any]:
-    """The body of /v1/completions that asks for the same. Raises InvalidRequest for a prompt without content."""
-    body = _common_body(request)
-    body["prompt"] = [_prompt(prompt) for prompt in request.prompts]
-    body["echo"] = request.echo
-    if request.HasField("add_special_tokens"):
-        body["add_special_tokens"] = request.add_special_tokens
-    if request.sampling.HasField("logprobs"):
-        body["logprobs"] = request.sampling.logprobs
-    return body
+    """The body of /v1/completions that asks for the same. Raises InvalidRequest for an empty prompt."""
+    body = _given(request, COMPLETION) | _given(request.sampling, COMPLETION)
+    return body | {"prompt": [_prompt(prompt) for prompt in request.prompts], "return_token_ids": True}
 
 
 def chat_body(request: serving_pb2.ChatRequest) -> dict[str, Any]:
     """The body of /v1/chat/completions that asks for the same."""
-    body = _common_body(request)
-    body["messages"] = messages_body(request.messages)
-    body["continue_final_message"] = request.continue_final_message
-    if request.HasField("add_generation_prompt"):
-        body["add_generation_prompt"] = request.add_generation_prompt
-    if request.sampling.HasField("logprobs"):
-        body |= {"logprobs": True, "top_logprobs": request.sampling.logprobs}
-    return body
+    body = _given(request, CHAT) | _given(request.sampling, CHAT)
+    if "logprobs" in body:
+        body |= {"logprobs": True, "top_logprobs": body["logprobs"]}
+    return body | {"messages": messages_body(request.messages), "return_token_ids": True}
 
 
 def tokenize_body(request: serving_pb2.TokenizeRequest) -> dict[str, Any]:
     """The body of /tokenize that asks for the same."""
-    body: dict[str, Any] = {"model": request.model or None}
     if request.WhichOneof("input") == "conversation":
-        body["messages"] = messages_body(request.conversation.messages)
-        if request.conversation.HasField("add_generation_prompt"):
-            body["add_generation_prompt"] = request.conversation.add_generation_prompt
-    else:
-        body["prompt"] = request.text
-    if request.HasField("add_special_tokens"):
-        body["add_special_tokens"] = request.add_special_tokens
-    return body
+        conversation = request.conversation
+        body = _given(request, TOKENIZE_CHAT) | _given(conversation, TOKENIZE_CHAT)
+        return body | {"messages": messages_body(conversation.messages)}
+    return _given(request, TOKENIZE_TEXT) | {"prompt": request.text}
 
 
 def messages_body(messages: Sequence[serving_pb2.Message]) -> list[dict[str, str]]:
@@ -114,26 +89,18 @@ def usage_message(usage: Usage) -> serving_pb2.Usage:
     )
 
 
-def _common_body(request: serving_pb2.GenerateRequest | serving_pb2.ChatRequest) -> dict[str, Any]:
-    sampling = request.sampling
-    body: dict[str, Any] = {
-        name: getattr(sampling, name) for name in _SAMPLING_FIELDS if sampling.HasField(name)
-    }
-    body["model"] = request.model or None
-    body["return_token_ids"] = True
-    body["stop"] = list(sampling.stop)
-    body["stop_token_ids"] = list(sampling.stop_token_ids)
-    body["logit_bias"] = {str(token_id): bias for token_id, bias in sampling.logit_bias.items()}
-    if request.HasField("truncate_prompt_tokens"):
-        body["truncate_prompt_tokens"] = request.truncate_prompt_tokens
-    if request.request_id:
-        body["request_id"] = request.request_id
-    body["priority"] = request.priority
-    if request.HasField("cache_salt"):
-        body["cache_salt"] = request.cache_salt
-    if request.HasField("timeout_seconds"):
-        body["timeout"] = request.timeout_seconds
-    return body
+def _given(message: Message, body: Object[Any]) -> dict[str, Any]:
+    """The fields of a message that are set, as JSON has them. Fields that hold messages are left to the caller.
+
+    A field has the same name in the message as in Python; the body's declaration has its name in JSON.
+    """
+    given: dict[str, Any] = {}
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            given[body.json_names[field.name]] = list(value) if field.is_repeated else value
+        elif field.message_type.GetOptions().map_entry:
+            given[body.json_names[field.name]] = {str(key): entry for key, entry in value.items()}
+    return given
 
 
 def _prompt(prompt: serving_pb2.Prompt) -> str | list[int]:

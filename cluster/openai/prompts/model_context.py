@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from actors.checkpoint.fields import Fields, read_json_object
 from actors.errors import ConfigError
-from cluster.openai.limits import GenerationDefaults, ModelLimits
+from actors.protocol.messages import SamplingParams
+from cluster.errors import InvalidRequest
+from cluster.openai.fields.sampling import SamplingFields
+from cluster.openai.kinds.objects import Object
+from cluster.openai.kinds.scalars import Integer, Number
+from cluster.openai.limits import Limits
 from cluster.openai.prompts.chat_template import ChatTemplate
 from cluster.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelLimits:
+    """What the served model allows."""
+
+    max_model_len: int
+    """Prompt plus output, in tokens."""
+    vocab_size: int
+    """Rows of the embedding: legal token ids are 0 <= id < vocab_size."""
+    eos_token_ids: tuple[int, ...] = ()
+    """Tokens that end a sequence unless ignore_eos."""
+    defaults: SamplingFields = field(default_factory=SamplingFields)
+    """What generation_config.json recommends; None where it says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +47,8 @@ class ModelContext:
 def load_model_context(directory: str | Path, max_model_len: int) -> ModelContext:
     """Reads the tokenizer's files, config.json and generation_config.json of a checkpoint directory.
 
-    `max_model_len` is what the dense actors say. Raises UnreadableFileError or ConfigError, which name file and key.
+    `max_model_len` is what the dense actors say. Raises UnreadableFileError or ConfigError, which name file and
+    key.
     """
     directory = Path(directory)
     tokenizer = Tokenizer.load(directory)
@@ -55,21 +78,19 @@ def eos_token_ids(config: dict[str, object]) -> tuple[int, ...]:
     return tuple(token_id for token_id in ids if type(token_id) is int)
 
 
-def generation_defaults(config: dict[str, object], file: str) -> GenerationDefaults:
-    """The sampling that generation_config.json recommends; nothing of it where it says do_sample: false.
+def generation_defaults(config: dict[str, object], file: str) -> SamplingFields:
+    """The sampling that generation_config.json recommends; nothing of it if it says do_sample: false.
 
     Raises ConfigError for values outside what a request could ask for.
     """
     if config.get("do_sample") is False:
-        return GenerationDefaults()
-    none = GenerationDefaults()
-    return GenerationDefaults(
-        temperature=_number(config, file, "temperature", (0.0, 2.0), none.temperature),
-        top_p=_number(config, file, "top_p", (0.0, 1.0), none.top_p),
-        top_k=max(int(_number(config, file, "top_k", (-1.0, 2.0**31), none.top_k)), 0),
-        min_p=_number(config, file, "min_p", (0.0, 1.0), none.min_p),
-        repetition_penalty=_number(config, file, "repetition_penalty", (0.0, 10.0), none.repetition_penalty),
-    )
+        return SamplingFields()
+    defaults: dict[str, Any] = {
+        name: _checked(config[name], file, name, kind)
+        for name, kind in _DEFAULTED.items()
+        if config.get(name) is not None
+    }
+    return SamplingFields(**defaults)
 
 
 def _generation_config(directory: Path) -> dict[str, object]:
@@ -77,15 +98,30 @@ def _generation_config(directory: Path) -> dict[str, object]:
     return read_json_object(path) if path.exists() else {}
 
 
-def _number(
-    config: dict[str, object], file: str, key: str, interval: tuple[float, float], default: float
-) -> float:
-    value = config.get(key)
-    if value is None:
-        return default
-    low, high = interval
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-        raise ConfigError(file, key, repr(value)[:80], f"a number in [{low:g}, {high:g}]")
-    if value == 0 and key in ("top_p", "repetition_penalty"):
-        raise ConfigError(file, key, "0", f"a number in (0, {high:g}]")
-    return float(value)
+def _checked(value: object, file: str, name: str, kind: Integer | Number) -> float:
+    """The value of a field of this kind. For an integer, the file may have 50.0, which a request may not."""
+    number = Number(kind.low, kind.high) if isinstance(kind, Integer) else kind
+    try:
+        checked = number.read(name, value, _LIMITS)
+    except InvalidRequest as error:
+        raise ConfigError(file, name, repr(value)[:80], number.expected(_LIMITS)) from error
+    return int(checked) if isinstance(kind, Integer) else checked
+
+
+def _defaulted_fields() -> dict[str, Integer | Number]:
+    """Sampling field -> its kind, if a request may leave it to the checkpoint.
+
+    Such a field is None by default, and the engine has a default for it.
+    """
+    required = {item.name for item in msgspec.structs.fields(SamplingParams) if item.required}
+    return {
+        field.attribute: field.kind
+        for field in Object(SamplingFields).fields
+        if field.default is None
+        and field.attribute not in required
+        and isinstance(field.kind, Integer | Number)
+    }
+
+
+_LIMITS = Limits()
+_DEFAULTED = _defaulted_fields()

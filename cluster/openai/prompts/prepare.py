@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 from msgspec.structs import replace
 
 from actors.protocol.messages import SamplingParams
 from cluster.errors import ContextLengthExceeded, InvalidRequest
+from cluster.openai.fields.sampling import SamplingFields
+from cluster.openai.kinds.special import Prompt
 from cluster.openai.limits import Limits
 from cluster.openai.prompts.model_context import ModelContext
-from cluster.openai.request import ChatInput, ParsedRequest, Prompt, SequenceRequest
-
-_Number = TypeVar("_Number", int, float)
+from cluster.openai.request import ChatInput, ParsedRequest, SequenceRequest
 
 
 def prepare(
@@ -23,7 +23,8 @@ def prepare(
 ) -> tuple[SequenceRequest, ...]:
     """The sequences that answer a request, in the order of their choices.
 
-    `draw_seed` gives 0 <= seed < 2**64 and is called once per prompt where the request has no seed. Raises InvalidRequest.
+    `draw_seed` gives 0 <= seed < 2**64 and is called once per prompt if the request has no seed. Raises
+    InvalidRequest.
     """
     _check_vocabulary(parsed, model)
     texts_or_ids: tuple[Prompt, ...] = (
@@ -111,38 +112,34 @@ def _sampling_params(
     parsed: ParsedRequest, model: ModelContext, limits: Limits, num_prompt_tokens: int
 ) -> SamplingParams:
     """What the engine is told of each choice of a prompt; the seed is still to be derived."""
-    sampling, output, defaults = parsed.sampling, parsed.output, model.limits.defaults
+    asked, output = parsed.sampling, parsed.output
     max_tokens = _max_tokens(parsed, limits, num_prompt_tokens, model.limits.max_model_len)
-    if sampling.min_tokens > max_tokens:
-        raise InvalidRequest(
-            f"min_tokens: {sampling.min_tokens} is above max_tokens {max_tokens}", "min_tokens"
-        )
+    if asked.min_tokens > max_tokens:
+        raise InvalidRequest(f"min_tokens: {asked.min_tokens} is above max_tokens {max_tokens}", "min_tokens")
     echoed = output.logprobs if output.echo and parsed.kind == "completion" else None
-    return SamplingParams(
-        seed=0,
-        max_tokens=max_tokens,
-        min_tokens=sampling.min_tokens,
-        temperature=_given(sampling.temperature, defaults.temperature),
-        top_p=_given(sampling.top_p, defaults.top_p),
-        top_k=_given(sampling.top_k, defaults.top_k),
-        min_p=_given(sampling.min_p, defaults.min_p),
-        repetition_penalty=_given(sampling.repetition_penalty, defaults.repetition_penalty),
-        frequency_penalty=sampling.frequency_penalty,
-        presence_penalty=sampling.presence_penalty,
-        logit_bias=sampling.logit_bias,
-        stop_token_ids=sampling.stop_token_ids
-        if sampling.ignore_eos
-        else _with_eos(sampling.stop_token_ids, model),
-        ignore_eos=sampling.ignore_eos,
-        logprobs=output.logprobs,
-        prompt_logprobs=max(
-            (count for count in (output.prompt_logprobs, echoed) if count is not None), default=None
-        ),
-    )
+    prompt_logprobs = [count for count in (output.prompt_logprobs, echoed) if count is not None]
+    chosen = _asked_or_default(asked, model.limits.defaults) | {
+        "seed": 0,
+        "max_tokens": max_tokens,
+        "stop_token_ids": asked.stop_token_ids
+        if asked.ignore_eos
+        else _with_eos(asked.stop_token_ids, model),
+        "logprobs": output.logprobs,
+        "prompt_logprobs": max(prompt_logprobs, default=None),
+    }
+    return SamplingParams(**chosen)
 
 
-def _given(asked: _Number | None, default: _Number) -> _Number:
-    return default if asked is None else asked
+def _asked_or_default(asked: SamplingFields, defaults: SamplingFields) -> dict[str, Any]:
+    """The sampling fields by name, without those for which the engine's own default holds."""
+    chosen = {}
+    for name in SamplingFields.__struct_fields__:
+        value = getattr(asked, name)
+        if value is None:
+            value = getattr(defaults, name)
+        if value is not None:
+            chosen[name] = value
+    return chosen
 
 
 def _with_eos(stop_token_ids: tuple[int, ...], model: ModelContext) -> tuple[int, ...]:

@@ -8,15 +8,11 @@ from hypothesis import strategies as st
 
 from cluster.errors import ClientError, InvalidRequest, MalformedBody, UnsupportedParameter
 from cluster.openai.encoding import decode_body
+from cluster.openai.fields.bodies import IGNORED, UNSUPPORTED
+from cluster.openai.fields.output import OutputOptions, StreamOptions
+from cluster.openai.fields.sampling import SamplingFields
 from cluster.openai.limits import Limits
-from cluster.openai.parsing.parse import (
-    IGNORED,
-    UNSUPPORTED,
-    parse_chat,
-    parse_completion,
-    parse_timeout_header,
-)
-from cluster.openai.request import OutputOptions, SamplingFields, StreamOptions
+from cluster.openai.parsing.parse import parse_chat, parse_completion, parse_timeout_header
 
 LIMITS = Limits()
 USER = {"role": "user", "content": "hi"}

@@ -6,7 +6,8 @@ import pytest
 
 import actors.checkpoint
 from actors.errors import ConfigError
-from cluster.openai.limits import GenerationDefaults, Limits
+from cluster.openai.fields.sampling import SamplingFields
+from cluster.openai.limits import Limits
 from cluster.openai.parsing.parse import parse_chat
 from cluster.openai.prompts.model_context import generation_defaults, load_model_context
 from cluster.openai.prompts.prepare import prepare
@@ -19,7 +20,7 @@ def test_a_directory_without_generation_config_has_the_configs_end(tmp_path: Pat
     write_checkpoint_files(tmp_path, byte_level_backend())
     limits = load_model_context(tmp_path, 128).limits
     assert (limits.max_model_len, limits.vocab_size, limits.eos_token_ids) == (128, 512, (2,))
-    assert limits.defaults == GenerationDefaults()
+    assert limits.defaults == SamplingFields()
 
 
 def test_generation_config_says_how_to_sample_and_where_to_end(tmp_path: Path) -> None:
@@ -28,11 +29,11 @@ def test_generation_config_says_how_to_sample_and_where_to_end(tmp_path: Path) -
     (tmp_path / "generation_config.json").write_text(json.dumps(config))
     limits = load_model_context(tmp_path, 128).limits
     assert limits.eos_token_ids == (3, 2)
-    assert limits.defaults == GenerationDefaults(temperature=0.6, top_k=50)
+    assert limits.defaults == SamplingFields(temperature=0.6, top_k=50)
 
 
 def test_without_sampling_nothing_of_it_applies() -> None:
-    assert generation_defaults({"do_sample": False, "temperature": 0.1}, "f") == GenerationDefaults()
+    assert generation_defaults({"do_sample": False, "temperature": 0.1}, "f") == SamplingFields()
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers
 
 from cluster.errors import ContextLengthExceeded, InvalidRequest
-from cluster.openai.limits import GenerationDefaults, Limits, ModelLimits
+from cluster.openai.fields.sampling import SamplingFields
+from cluster.openai.limits import Limits
 from cluster.openai.parsing.parse import parse_chat, parse_completion
-from cluster.openai.prompts.model_context import ModelContext
+from cluster.openai.prompts.model_context import ModelContext, ModelLimits
 from cluster.openai.prompts.prepare import derived_seed, prepare
 from cluster.openai.request import SequenceRequest
 from cluster.tokenizer import Tokenizer
@@ -62,7 +63,7 @@ def test_a_completion_without_max_tokens_fits_what_is_left() -> None:
 
 
 def test_generation_config_fills_what_the_request_leaves_open() -> None:
-    defaults = GenerationDefaults(temperature=0.6, top_p=0.9, top_k=20, min_p=0.1, repetition_penalty=1.1)
+    defaults = SamplingFields(temperature=0.6, top_p=0.9, top_k=20, min_p=0.1, repetition_penalty=1.1)
     limits = ModelLimits(max_model_len=40, vocab_size=512, defaults=defaults)
     model = ModelContext(tokenizer=TOKENIZER, template=None, limits=limits)
     (sequence,) = _completion(model)

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from actors.protocol.messages import SamplingParams, SequenceDelta
 from cluster.errors import RequestFailed
+from cluster.openai.fields.output import OutputOptions
 from cluster.openai.replies.assembler import ChoiceAssembler, merged
-from cluster.openai.request import OutputOptions
 from tests.openai.deltas import assemble, deltas, sequence_request, token_logprobs
 from tests.openai.small_tokenizers import END_ID, EOS_ID, byte_fallback, byte_level
 

@@ -9,6 +9,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from actors.protocol.messages import TokenLogprobs
 from cluster.errors import ModelNotFound, ServerUnavailable
 from cluster.openai.encoding import SSE_DONE, encode_json, sse_error, sse_frame
+from cluster.openai.fields.output import OutputOptions, StreamOptions
 from cluster.openai.models import check_model, model_card, models_response
 from cluster.openai.replies.assembler import OutputPiece, merged
 from cluster.openai.replies.responses import (
@@ -21,7 +22,7 @@ from cluster.openai.replies.responses import (
     full_response,
     response_id,
 )
-from cluster.openai.request import Kind, OutputOptions, ParsedRequest, StreamOptions
+from cluster.openai.request import Kind, ParsedRequest
 from tests.openai.deltas import assemble, deltas, sequence_request
 from tests.openai.small_tokenizers import byte_fallback, byte_level
 

@@ -1,0 +1,80 @@
+"""Conversations: messages, their parts, and what else the chat template is given."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from cluster.openai.kinds.containers import ByJsonType, ListOf
+from cluster.openai.kinds.kind import Limit
+from cluster.openai.kinds.objects import Object, Variants
+from cluster.openai.kinds.scalars import Boolean, Choice, Text
+from cluster.openai.kinds.special import TemplateVariables
+
+
+class TextPart(msgspec.Struct, frozen=True, kw_only=True):
+    """One part of a message's content."""
+
+    type: Annotated[str, Choice({"text": "text"}), "What the part is."]
+    text: Annotated[str, Text(Limit("max_prompt_chars")), "The part's text."]
+
+
+class MessageFields(msgspec.Struct, frozen=True, kw_only=True):
+    """One message of a conversation."""
+
+    role: Annotated[
+        str,
+        Choice({"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}),
+        'Who speaks; "developer" is the newer name of "system".',
+    ]
+    content: Annotated[
+        str | tuple[TextPart, ...],
+        ByJsonType(
+            {
+                str: Text(Limit("max_prompt_chars")),
+                list: ListOf(Variants("type", {"text": Object(TextPart)}), empty="is an empty list"),
+            },
+            "a string or a list of parts",
+        ),
+        "What is said: a text, or parts, each of which becomes a line.",
+    ]
+    name: Annotated[str | None, Text(256), "The speaker's name, for templates that show it."] = None
+
+
+RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
+"""Names that chat_template_kwargs may not replace."""
+# A client sends back the answer that it got: of its other fields, only values that say nothing are accepted.
+_MESSAGE = Object(
+    MessageFields,
+    unsupported={
+        "annotations": ([],),
+        "audio": (),
+        "function_call": (),
+        "reasoning": (),
+        "reasoning_content": (),
+        "refusal": (),
+        "tool_calls": ([],),
+    },
+)
+
+
+class ConversationFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What the chat template is given."""
+
+    messages: Annotated[
+        tuple[MessageFields, ...],
+        ListOf(_MESSAGE, Limit("max_messages"), empty="is empty"),
+        "The conversation so far.",
+    ]
+    add_generation_prompt: Annotated[
+        bool | None,
+        Boolean(),
+        "Whether the prompt ends where the assistant's answer begins; by default, unless one is continued.",
+    ] = None
+    continue_final_message: Annotated[
+        bool, Boolean(), "Continue the last message, the assistant's, instead of beginning a new one."
+    ] = False
+    chat_template_kwargs: Annotated[
+        dict[str, Any], TemplateVariables(RESERVED), "More variables for the chat template."
+    ] = {}

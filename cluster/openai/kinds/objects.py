@@ -1,0 +1,197 @@
+"""JSON objects whose fields a msgspec Struct declares: how they are read, and their schema.
+
+A field is declared as
+
+    name: Annotated[type, kind, "One line of documentation."] = default
+
+The type is what the code sees, and the kind is what a client may send. A field with a default may be left
+out, and a null counts as left out. A field without a kind is not read from the object.
+`Annotated[Other, Inline()]` makes the fields of another Struct fields of the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Generic, NoReturn, TypeVar
+
+import msgspec
+
+from cluster.errors import InvalidRequest, MalformedBody, UnsupportedParameter
+from cluster.openai.kinds.kind import Kind, Schema, cut, shown
+from cluster.openai.limits import Limits
+
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """Marks a field whose own fields stand directly in the object."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Field:
+    """One declared field of an object."""
+
+    name: str
+    """Its name in JSON."""
+    attribute: str
+    """Its name in Python and in gRPC."""
+    kind: Kind
+    doc: str
+    default: Any
+    """`msgspec.NODEFAULT` if the field is required or its default is made anew for each request."""
+    is_required: bool
+    part: int
+    """Index of the Struct that holds it: 0 is the object's own, the others are inlined ones."""
+
+
+class Object(Kind, Generic[_Struct]):
+    """An object with the fields of a Struct. Other fields are errors, but for those that are named here."""
+
+    def __init__(
+        self,
+        struct: type[_Struct],
+        *,
+        ignored: Collection[str] = (),
+        unsupported: Mapping[str, tuple[object, ...]] | None = None,
+    ) -> None:
+        """`ignored` fields may have any value, which has no effect.
+
+        `unsupported` fields are known and refused, except for the values given here, which ask for nothing.
+        Null always asks for nothing. Raises ValueError if a field is declared twice.
+        """
+        self._struct = struct
+        self._inlined = [
+            (item.name, item.type.__origin__)
+            for item in msgspec.structs.fields(struct)
+            if any(isinstance(mark, Inline) for mark in getattr(item.type, "__metadata__", ()))
+        ]
+        structs = (struct, *(inlined for _, inlined in self._inlined))
+        self.fields = tuple(field for part, each in enumerate(structs) for field in _declared(each, part))
+        """In the order of their declaration, those of inlined Structs last."""
+        self.json_names = {field.attribute: field.name for field in self.fields}
+        """Name in Python and gRPC -> name in JSON."""
+        self.ignored, self.unsupported = tuple(ignored), dict(unsupported or {})
+        self._readers = {field.name: (field.part, field.attribute, field.kind.read) for field in self.fields}
+        self._required = tuple(
+            (field.part, field.attribute, field.name) for field in self.fields if field.is_required
+        )
+        if len(self._readers) < len(self.fields):
+            raise ValueError(f"{struct.__name__} declares a field twice")
+
+    def read(self, name: str, value: Any, limits: Limits) -> _Struct:
+        """The Struct. `name` is empty for a whole body."""
+        if not isinstance(value, dict):
+            if not name:
+                raise MalformedBody(f"the body is {shown(value)}, expected a JSON object")
+            raise InvalidRequest(f"{name}: {shown(value)} is not an object", name)
+        prefix, readers = f"{name}." if name else "", self._readers
+        own: dict[str, Any] = {}
+        parts = [own, *[{} for _ in self._inlined]] if self._inlined else [own]
+        for field, item in value.items():
+            if field not in readers:
+                self._check_other(prefix, field, item)
+            elif item is not None:
+                part, attribute, read = readers[field]
+                parts[part][attribute] = read(prefix + field, item, limits)
+        for part, attribute, field in self._required:
+            if attribute not in parts[part]:
+                missing = prefix + field
+                raise InvalidRequest(f"{missing}: is required", missing)
+        for part, (attribute, struct) in enumerate(self._inlined, 1):
+            own[attribute] = struct(**parts[part])
+        return self._struct(**own)
+
+    def schema(self, limits: Limits) -> Schema:
+        properties = {field.name: _field_schema(field, limits) for field in self.fields}
+        for name, neutral in self.unsupported.items():
+            # JSON Schema knows one number 1, where Python tells 1 from 1.0; both are accepted.
+            values = [None, *(value for value in neutral if not isinstance(value, float))]
+            properties[name] = {"enum": values, "description": "Not supported; these values ask for nothing."}
+        properties |= {name: {"description": "Accepted without effect."} for name in self.ignored}
+        schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+        required = [name for _, _, name in self._required]
+        return {**schema, "required": required} if required else schema
+
+    def _check_other(self, prefix: str, field: str, value: object) -> None:
+        if field in self.ignored:
+            return
+        name = prefix + field
+        neutral = self.unsupported.get(field)
+        if neutral is None:
+            self._refuse_unknown(prefix, field)
+        if value is None or any(type(value) is type(other) and value == other for other in neutral):
+            return
+        raise UnsupportedParameter(f"{name}: {shown(value)} is not supported by this server", name)
+
+    def _refuse_unknown(self, prefix: str, field: str) -> NoReturn:
+        name = cut(prefix + field)
+        close = get_close_matches(cut(field), self._readers, n=1)
+        hint = f"; did you mean {prefix}{close[0]}?" if close else ""
+        raise UnsupportedParameter(f"{name}: is not a parameter that this server knows{hint}", name)
+
+
+class Variants(Kind):
+    """An object of one of several shapes, which its field `tag` tells apart. Each shape declares `tag`."""
+
+    def __init__(self, tag: str, shapes: Mapping[str, Object[Any]]) -> None:
+        self._tag, self._shapes = tag, dict(shapes)
+
+    def read(self, name: str, value: Any, limits: Limits) -> Any:
+        if not isinstance(value, dict):
+            raise InvalidRequest(f"{name}: {shown(value)} is not an object", name)
+        tag, tag_name = value.get(self._tag), f"{name}.{self._tag}"
+        if tag is None:
+            raise InvalidRequest(f"{tag_name}: is required", tag_name)
+        if not isinstance(tag, str):
+            raise InvalidRequest(f"{tag_name}: {shown(tag)} is not a string", tag_name)
+        if tag not in self._shapes:
+            expected = " or ".join(map(repr, self._shapes))
+            raise UnsupportedParameter(
+                f"{tag_name}: {shown(tag)} is not supported by this server, expected {expected}", tag_name
+            )
+        return self._shapes[tag].read(name, value, limits)
+
+    def schema(self, limits: Limits) -> Schema:
+        shapes = [shape.schema(limits) for shape in self._shapes.values()]
+        return shapes[0] if len(shapes) == 1 else {"anyOf": shapes}
+
+
+def _declared(struct: type[msgspec.Struct], part: int) -> list[Field]:
+    declared = []
+    for item in msgspec.structs.fields(struct):
+        notes = getattr(item.type, "__metadata__", ())
+        kind = next((note for note in notes if isinstance(note, Kind)), None)
+        if kind is None:
+            continue
+        field = Field(
+            name=item.encode_name,
+            attribute=item.name,
+            kind=kind,
+            doc=next((note for note in notes if isinstance(note, str)), ""),
+            default=item.default,
+            is_required=item.required,
+            part=part,
+        )
+        declared.append(field)
+    return declared
+
+
+def _field_schema(field: Field, limits: Limits) -> Schema:
+    schema = field.kind.schema(limits)
+    if not field.is_required:
+        schema = nullable(schema)
+    if isinstance(field.default, bool | int | float | str) and field.default != "":
+        schema = {**schema, "default": field.default}
+    return {**schema, "description": field.doc} if field.doc else schema
+
+
+def nullable(schema: Schema) -> Schema:
+    """The schema of the same values and null."""
+    if "anyOf" in schema:
+        return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
+    if "enum" in schema:
+        schema = {**schema, "enum": [*schema["enum"], None]}
+    return {**schema, "type": [schema["type"], "null"]} if "type" in schema else schema
