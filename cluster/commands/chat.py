@@ -19,7 +19,13 @@ from typing import Any
 import aiohttp
 
 from cluster.commands.bench.sse import EventReader
-from cluster.commands.client_options import DEFAULT_URL, add_trust_flags, api_headers, verification
+from cluster.commands.client_options import (
+    add_trust_flags,
+    add_url_flag,
+    api_headers,
+    service_url,
+    verification,
+)
 from cluster.commands.http_client import HTTP_ERRORS, error_message, open_client, reason
 from cluster.commands.served_model import ServerError, ask_served_model
 
@@ -32,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Talk to a running server. /reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops a reply. "
         "Piped input: each line is one message."
     )
-    parser.add_argument("--url", default=DEFAULT_URL, help=f"server, without /v1 (default: {DEFAULT_URL})")
+    add_url_flag(parser)
     parser.add_argument("--model", help="model to ask for (default: the first of /v1/models)")
     add_trust_flags(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message that opens the conversation")
@@ -45,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     options = {"temperature": args.temperature, "max_tokens": args.max_tokens}
     try:
         server = Server(
-            url=args.url.rstrip("/").removesuffix("/v1"),
+            url=service_url(args.url),
             headers=api_headers(args.api_key_file),
             verify=verification(args.ca_file),
         )

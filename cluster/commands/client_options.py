@@ -6,10 +6,17 @@ import argparse
 import ssl
 from pathlib import Path
 
-from cluster.commands.run_state import running_states
+from cluster.commands.run_state import the_running_state, without_path
 from cluster.config import environment
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def add_url_flag(parser: argparse.ArgumentParser) -> None:
+    """--url."""
+    parser.add_argument(
+        "--url", help=f"the service, without /v1 (default: the one that runs here, else {DEFAULT_URL})"
+    )
 
 
 def add_trust_flags(parser: argparse.ArgumentParser) -> None:
@@ -51,9 +58,14 @@ def verification(ca_file: Path | None) -> ssl.SSLContext | bool:
 
 
 def service_url(url: str | None) -> str:
-    """The URL that was given, else the service that runs on this host, else where one would listen; without /v1."""
-    found = url or next((state.url for state in running_states()), DEFAULT_URL)
-    return found.rstrip("/").removesuffix("/v1")
+    """The URL that was given, else of the service that runs on this host, else DEFAULT_URL; without `/v1`.
+
+    Raises SeveralServicesError where none was given and several run.
+    """
+    if url is None:
+        state = the_running_state()
+        url = DEFAULT_URL if state is None else state.url
+    return without_path(url)
 
 
 def _key_of(file: Path) -> str:

@@ -11,7 +11,13 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from cluster.commands.client_options import add_ca_flag, admin_headers, service_url, verification
+from cluster.commands.client_options import (
+    add_ca_flag,
+    add_url_flag,
+    admin_headers,
+    service_url,
+    verification,
+)
 from cluster.commands.http_client import HTTP_ERRORS, Reply, error_message, get, open_client, post, reason
 from cluster.messages import ClusterView, OperationView
 from cluster.timeouts import within
@@ -22,7 +28,7 @@ _STATUS_SECONDS = 10.0
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that every admin command has."""
-    parser.add_argument("--url", help="the service (default: the one that runs on this host)")
+    add_url_flag(parser)
     parser.add_argument(
         "--admin-key-file",
         metavar="FILE",

@@ -1,8 +1,10 @@
-"""How `phimoe stop` and `phimoe status` in another shell find a running `phimoe serve`: one small file per HTTP port."""
+"""How commands in another shell find a running `phimoe serve`: one small file per HTTP port."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +21,8 @@ class RunState:
     """When the kernel says that the process began, so that a reused pid is not mistaken for it."""
     url: str
     port: int
+    model: str
+    since_unix_seconds: float
 
     @property
     def is_running(self) -> bool:
@@ -26,13 +30,30 @@ class RunState:
         return process_start(self.pid) == self.started
 
 
-def write_state(pid: int, url: str, port: int) -> Path:
+class SeveralServicesError(ValueError):
+    """More than one service runs on this host and none was named; the text lists all of them."""
+
+    def __init__(self, states: Sequence[RunState], flags: str) -> None:
+        super().__init__(states, flags)
+        self._text = f"{len(states)} services run on this host, choose with {flags}:\n{_listing(states)}"
+
+    def __str__(self) -> str:
+        return self._text
+
+
+def write_state(pid: int, url: str, port: int, model: str) -> Path:
     """Note a process; the file to remove at its end."""
-    state = RunState(pid=pid, started=process_start(pid) or "", url=url, port=port)
+    started = process_start(pid) or ""
+    state = RunState(
+        pid=pid, started=started, url=url, port=port, model=model, since_unix_seconds=time.time()
+    )
     folder = state_folder()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"serve-{port}.json"
-    path.write_text(json.dumps(asdict(state)), encoding="utf-8")
+    # Whoever reads the file removes one that is not whole.
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(asdict(state)), encoding="utf-8")
+    unfinished.replace(path)
     return path
 
 
@@ -50,3 +71,26 @@ def running_states() -> list[RunState]:
         else:
             path.unlink(missing_ok=True)
     return states
+
+
+def the_running_state() -> RunState | None:
+    """The only service of this user on this host, None where there is none. Raises SeveralServicesError."""
+    states = running_states()
+    if len(states) > 1:
+        raise SeveralServicesError(states, "--url")
+    return states[0] if states else None
+
+
+def without_path(url: str) -> str:
+    """A service's address as a user may write it, without `/v1` and the closing slash."""
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def _listing(states: Sequence[RunState]) -> str:
+    """One line per service. The model comes last: a long name widens no column."""
+    width = max(len(state.url) for state in states)
+    lines = [f"  {'url':<{width}}  {'pid':>7}  {'since':<16}  model"]
+    for state in states:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.since_unix_seconds))
+        lines.append(f"  {state.url:<{width}}  {state.pid:>7}  {since:<16}  {state.model}")
+    return "\n".join(lines)

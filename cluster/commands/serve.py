@@ -113,7 +113,7 @@ async def _serve(config: ClusterConfig) -> None:
         async with _ray(config):
             stop = _Signals()
             # The parent's process id: it is the last to end.
-            note = write_state(os.getppid(), base_url(config), config.port)
+            note = write_state(os.getppid(), base_url(config), config.port, config.model_id)
             try:
                 await _until_up_or(stop, config, view)
                 if not stop.first.is_set():

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.commands.client_options import (
-    DEFAULT_URL,
     add_trust_flags,
+    add_url_flag,
     api_headers,
     service_url,
     verification,
@@ -28,17 +28,17 @@ _SECONDS = 15.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `phimoe status`."""
-    parser.add_argument("--url", help=f"the service (default: the one that runs here, else {DEFAULT_URL})")
+    add_url_flag(parser)
     add_trust_flags(parser)
     parser.add_argument("--json", action="store_true", help="print /cluster as it is")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 if every actor is ready, 3 if one is not, 1 if the service cannot be reached or asked."""
-    url = service_url(args.url)
     try:
+        url = service_url(args.url)
         reply = asyncio.run(_ask(f"{url}/cluster", args))
-    except HTTP_ERRORS as error:  # before ValueError, which an address that makes no sense is as well
+    except HTTP_ERRORS as error:  # An address that makes no sense is a ValueError as well.
         return _fail(f"{url} does not answer: {reason(error)}")
     except ValueError as error:
         return _fail(str(error))

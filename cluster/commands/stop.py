@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 import time
 
-from cluster.commands.run_state import RunState, running_states
+from cluster.commands.run_state import RunState, SeveralServicesError, running_states, without_path
 from cluster.config.cluster_config import ClusterConfig
 from cluster.config.environment import prepare_ray
 
@@ -19,28 +20,51 @@ _REMOVE_SECONDS = 60.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `phimoe stop`."""
     parser.description = (
-        "End the services that this user runs on this host, as Ctrl-C would. With --address: remove the "
-        "service from that Ray cluster, which itself goes on."
+        "End the service that this user runs on this host, as Ctrl-C would. Where several run, say which. With "
+        "--address: remove the service from that Ray cluster, which itself goes on."
     )
-    parser.add_argument("--port", type=int, help="only the service with this HTTP port")
-    parser.add_argument("--address", help="Ray cluster to remove the service from (host:port or auto)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--url", help="only the service with this URL")
+    which.add_argument("--port", type=int, help="only the service with this HTTP port")
+    which.add_argument("--all", action="store_true", help="every service that this user runs on this host")
+    which.add_argument("--address", help="Ray cluster to remove the service from (host:port or auto)")
     parser.add_argument(
         "--timeout", type=float, default=90.0, metavar="SECONDS", help="longest wait (default: 90)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status: 0 when nothing of it runs any longer, also if nothing did; 1 when it is still there."""
+    """Exit status: 0 when nothing of it runs any longer, also if nothing did; 1 when it is still there.
+
+    2 where several services run and none was chosen: then none is stopped.
+    """
     if args.address is not None:
         return asyncio.run(_remove_from(args.address))
-    states = [state for state in running_states() if args.port in (None, state.port)]
+    try:
+        states = _chosen(running_states(), args)
+    except SeveralServicesError as error:
+        print(f"phimoe stop: {error}", file=sys.stderr)
+        return 2
     if not states:
-        print("no service is running")
+        where = args.url or (f"port {args.port}" if args.port is not None else "")
+        print(f"no service is running at {where}" if where else "no service is running")
         return 0
     for state in states:
-        os.kill(state.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(state.pid, signal.SIGTERM)
     ended = [_wait_for_end(state, args.timeout) for state in states]
     return 0 if all(ended) else 1
+
+
+def _chosen(states: list[RunState], args: argparse.Namespace) -> list[RunState]:
+    if args.url is not None:
+        url = without_path(args.url).replace("//localhost:", "//127.0.0.1:")
+        return [state for state in states if state.url == url]
+    if args.port is not None:
+        return [state for state in states if state.port == args.port]
+    if len(states) > 1 and not args.all:
+        raise SeveralServicesError(states, "--url or --all")
+    return states
 
 
 def _wait_for_end(state: RunState, timeout_seconds: float) -> bool:

@@ -29,7 +29,13 @@ from cluster.commands.bench.load import LoadPlan, run_load
 from cluster.commands.bench.prefix import PrefixPlan, PrefixTimes, prefix_times
 from cluster.commands.bench.view import show_comparisons, show_figures, show_rates, show_times
 from cluster.commands.bench.workload import LAST_TOKEN_ID, RandomCalls, parse_span, read_dataset
-from cluster.commands.client_options import DEFAULT_URL, add_trust_flags, api_headers, verification
+from cluster.commands.client_options import (
+    DEFAULT_URL,
+    add_trust_flags,
+    api_headers,
+    service_url,
+    verification,
+)
 from cluster.commands.http_client import open_client
 from cluster.commands.served_model import ServerError, ask_served_model
 
@@ -42,7 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("mode", nargs="?", choices=("compare",), help="set several servers side by side")
     parser.add_argument(
-        "--url", action="append", metavar="URL", help=f"server, without /v1 (default: {DEFAULT_URL})"
+        "--url",
+        action="append",
+        metavar="URL",
+        help=f"server, without /v1 (default: the one that runs here, else {DEFAULT_URL})",
     )
     parser.add_argument("--model", help="model to ask for (default: the first of /v1/models)")
     add_trust_flags(parser)
@@ -144,15 +153,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> _Plan:
-    urls = tuple(url.rstrip("/").removesuffix("/v1") for url in args.url or [DEFAULT_URL])
-    is_comparison = args.mode == "compare"
-    if is_comparison and len(urls) < 2:
+    is_comparison, given = args.mode == "compare", args.url or []
+    if is_comparison and len(given) < 2:
         raise ValueError("compare needs --url at least twice")
-    if not is_comparison and len(urls) > 1:
+    if not is_comparison and len(given) > 1:
         raise ValueError("several --url need the word compare: phimoe bench compare --url A --url B")
     extra_body = json.loads(args.extra_body)
     if not isinstance(extra_body, dict):
         raise ValueError(f"extra-body is {args.extra_body!r}, expected a JSON object")
+    what = _what(args)
+    urls = tuple(service_url(url) for url in given or [None])
     target = Target(
         url=urls[0],
         model=args.model or "",
@@ -162,7 +172,7 @@ def _plan(args: argparse.Namespace) -> _Plan:
         temperature=args.temperature,
         extra_body=extra_body,
     )
-    return _Plan(urls=urls, target=target, what=_what(args), rounds=args.rounds, is_comparison=is_comparison)
+    return _Plan(urls=urls, target=target, what=what, rounds=args.rounds, is_comparison=is_comparison)
 
 
 def _what(args: argparse.Namespace) -> _What:
