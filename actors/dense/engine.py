@@ -1,9 +1,9 @@
-"""The dense actor's loop: take orders, plan, compute, sample, tell.
+"""The dense actor's loop: take orders, plan, compute, sample (`model_runner.py`), tell (`step_results.py`).
 
 One thread owns the scheduler, the cache and the exchange; others talk to it through `submit`, `cancel`, `leave`
 and `use_exchange`, which only put orders into an inbox. A step whose exchange fails changes nothing that counts:
 its sequences keep their blocks, and it is computed again over the next exchange. A step that raises for another reason
-is computed again in parts, until it is known which sequences cannot be computed (`apart.py`).
+is computed again in parts, until it is known which sequences cannot be computed (`fault_isolation.py`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -20,21 +18,16 @@ from actors.dense.fault_isolation import compute_apart
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
 from actors.dense.model_runner import Steps
-from actors.dense.sampling.sampler import Sample
 from actors.dense.scheduling.prefill_budget import PrefillPace
 from actors.dense.scheduling.scheduler import Chunk, Scheduler
 from actors.dense.scheduling.sequence import Sequence
 from actors.dense.speculation.speculator import Speculator
+from actors.dense.step_results import EVERYBODY, Emit, StepResults
 from actors.errors import ExchangeError, NoHolderError, NotReadyError
 from actors.exchange.interface import Exchange
-from actors.protocol.messages import Cancel, Load, SequenceDelta, StepOutput, Submit
+from actors.protocol.messages import Cancel, Load, Submit
 
 logger = logging.getLogger(__name__)
-
-Emit: TypeAlias = Callable[[int, StepOutput], None]
-"""Called from the engine's thread with (connection or EVERYBODY, output); must not block."""
-
-EVERYBODY = -1
 
 _TICK_SECONDS = 1.0
 """How long an idle engine sleeps at most before it looks after its exchange."""
@@ -72,9 +65,8 @@ class Engine:
         """park_seconds: how long sequences wait here between two steps while some expert has no holder. max_drafts: of one
         sequence in one step; 0 is no speculation."""
         self._steps = Steps(model, cache)
-        self._eos_token_ids = frozenset(model.config.eos_token_ids)
+        self._results = StepResults(emit, model.config.eos_token_ids)
         self._scheduler = scheduler
-        self._emit = emit
         self._pace = pace
         self._park_seconds = park_seconds
         self._speculator = Speculator(max_drafts, scheduler.limits, scheduler.pool) if max_drafts else None
@@ -82,17 +74,13 @@ class Engine:
         """Since when there are sequences that cannot be computed."""
         self._exchange: Exchange | None = None
         self._sequences: dict[tuple[int, str], Sequence] = {}
-        self._deltas: defaultdict[int, list[SequenceDelta]] = defaultdict(list)
         self._num_arrivals = 0
         self._inbox: list[tuple[int, _Order]] = []
         self._wake = threading.Condition()
         self._has_news = False
-        self._was_ready = False
-        """As all connections were told last."""
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.num_steps = 0
-        self.num_generated_tokens = 0
         self.num_failed_steps = 0
 
     def start(self) -> None:
@@ -127,6 +115,10 @@ class Engine:
             prefix_queried_tokens=scheduler.num_queried_tokens,
             prefix_hit_tokens=scheduler.num_hit_tokens,
         )
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return self._results.num_generated_tokens
 
     @property
     def num_preemptions(self) -> int:
@@ -172,9 +164,9 @@ class Engine:
         elif self._exchange is not None:
             self._tend(self._exchange)
         self._end_parked()
-        if self.is_ready != self._was_ready:
-            self._tell_readiness()
-        self._tell()
+        is_ready = self.is_ready
+        if self._results.has_news(is_ready):
+            self._results.tell(self.load, is_ready)
 
     def _plan(self) -> list[Chunk]:
         scheduler = self._scheduler
@@ -293,52 +285,13 @@ class Engine:
         self._scheduler.commit(chunks)
         for sequence, logprobs in drawn.prompt_logprobs:
             sequence.prompt_logprobs += logprobs
+        results, speculator = self._results, self._speculator
         for chunk, samples in drawn.samples:
-            self._append(chunk, samples)
-
-    def _append(self, chunk: Chunk, samples: list[Sample]) -> None:
-        """Add what was drawn for a chunk to its sequence, up to the first draft that was wrong, end the sequence where it
-        says so, and note what its owner has to hear."""
-        sequence = chunk.sequence
-        new: list[Sample] = []
-        is_first = not sequence.is_resumed and not sequence.output_ids
-        is_wanted = (
-            len(sequence.output_ids) < sequence.params.max_tokens
-        )  # else only the prompt was to be scored
-        finish_reason = None if is_wanted else "length"
-        for index, drawn in enumerate(samples):
+            token_ids, finish_reason = results.append(chunk, samples)
+            if speculator is not None:
+                speculator.note_drawn(chunk, token_ids)
             if finish_reason is not None:
-                break
-            new.append(drawn)
-            sequence.output_ids.append(drawn.token_id)
-            finish_reason = self._finish_reason(sequence, drawn.token_id)
-            if chunk.drafts[index : index + 1] != (drawn.token_id,):
-                break
-            sequence.num_computed += 1
-        self.num_generated_tokens += len(new)
-        self._deltas[sequence.owner].append(
-            SequenceDelta(
-                sequence_id=sequence.sequence_id,
-                token_ids=[drawn.token_id for drawn in new],
-                logprobs=[drawn.logprobs for drawn in new if drawn.logprobs is not None],
-                prompt_logprobs=list(sequence.prompt_logprobs) if sequence.needs_prompt_logprobs else None,
-                num_cached_tokens=sequence.num_cached_tokens if is_first else None,
-                finish_reason=finish_reason,
-                stop_token_id=sequence.output_ids[-1] if finish_reason == "stop" else None,
-            )
-        )
-        sequence.needs_prompt_logprobs = False
-        if self._speculator is not None:
-            self._speculator.note_drawn(chunk, [drawn.token_id for drawn in new])
-        if finish_reason is not None:
-            self._forget(sequence)
-
-    def _finish_reason(self, sequence: Sequence, token_id: int) -> str | None:
-        params = sequence.params
-        is_eos = token_id in self._eos_token_ids and not params.ignore_eos
-        if is_eos or token_id in params.stop_token_ids:
-            return "stop"
-        return "length" if len(sequence.output_ids) >= params.max_tokens else None
+                self._forget(chunk.sequence)
 
     def _fail(self, chunk: Chunk, error: Exception) -> None:
         """Answer the sequence of a chunk that cannot be computed; nothing where it was, after all."""
@@ -363,30 +316,10 @@ class Engine:
                 self._end_with_error(sequence, error)
 
     def _end_with_error(self, sequence: Sequence, error: Exception) -> None:
-        self._deltas[sequence.owner].append(
-            SequenceDelta(
-                sequence_id=sequence.sequence_id,
-                token_ids=[],
-                finish_reason="error",
-                error=f"{type(error).__name__}: {error}",
-                is_worth_retrying=isinstance(error, NoHolderError | NotReadyError),
-            )
-        )
+        self._results.append_error(sequence, error)
         self._forget(sequence)
 
     def _drop_exchange(self) -> None:
         assert self._exchange is not None
         self._exchange.close()
         self._exchange = None
-
-    def _tell_readiness(self) -> None:
-        self._was_ready = self.is_ready
-        self._emit(EVERYBODY, StepOutput(deltas=[], load=self.load, is_ready=self._was_ready))
-
-    def _tell(self) -> None:
-        if not self._deltas:
-            return
-        load = self.load
-        for connection, deltas in self._deltas.items():
-            self._emit(connection, StepOutput(deltas=deltas, load=load, is_ready=self.is_ready))
-        self._deltas.clear()

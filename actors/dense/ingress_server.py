@@ -20,7 +20,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from actors.dense.engine import EVERYBODY, Engine
+from actors.dense.engine import Engine
+from actors.dense.step_results import EVERYBODY
 from actors.errors import FrameError
 from actors.protocol.framing import encode_frame, read_frame
 from actors.protocol.messages import Cancel, Hello, PrefixRule, SequenceDelta, StepOutput, Submit, Welcome

@@ -11,12 +11,13 @@ from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.read_quantized import dense_quantization, serving_quantization
 from actors.checkpoint.reader import CheckpointReader
 from actors.checkpoint.weights import read_dense
-from actors.dense.engine import Emit, Engine
+from actors.dense.engine import Engine
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
 from actors.dense.scheduling.block_pool import BlockPool
 from actors.dense.scheduling.prefill_budget import PrefillPace
 from actors.dense.scheduling.scheduler import Scheduler, SchedulerLimits
+from actors.dense.step_results import Emit
 from actors.exchange.interface import Exchange
 from actors.exchange.local import LocalExchange
 from actors.expert.experts import GroupedExperts

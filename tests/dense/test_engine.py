@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.dense.engine import EVERYBODY
+from actors.dense.step_results import EVERYBODY
 from actors.errors import ExpertFailedError, LinkError, NoHolderError
 from actors.exchange.interface import Exchange, Handle
 from actors.protocol.messages import Cancel, SamplingParams
