@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.download import embedded_directory
-from actors.checkpoint.dummy.dummy_reader import DummyReader, write_checkpoint, write_random_model
+from actors.checkpoint.dummy.dummy_reader import DummyReader, write_checkpoint
 from actors.checkpoint.dummy.presets import preset_config
 from actors.checkpoint.dummy.small_files import MIN_VOCAB_SIZE, write_small_files
 from actors.checkpoint.layout import all_tensors, dense_tensor_names
@@ -19,6 +19,7 @@ from actors.checkpoint.reader import CheckpointReader
 from actors.checkpoint.weights import read_dense, read_expert, validate_dense, validate_experts
 from actors.errors import MissingTensorError, TensorMismatchError
 from actors.protocol.settings import ModelSource
+from tests.checkpoint.random_model import write_random_model
 
 FREE_OF_TORCH = ("config", "download", "dummy.presets", "dummy.small_files", "index", "layout")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.checkpoint.dummy.dummy_reader import write_random_model
 from actors.checkpoint.dummy.presets import preset_config
 from actors.kernels.library import kernels_for
+from tests.checkpoint.random_model import write_random_model
 
 # What an expert actor does; a thread watches, since the peak lies between two reports of progress.
 LOAD_EXPERTS = """

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from actors.checkpoint.config import ModelConfig
-from actors.checkpoint.dummy.small_files import write_config_files, write_small_files, write_tokenizer_files
+from actors.checkpoint.dummy.small_files import write_small_files
 from actors.checkpoint.layout import FLOAT, Shape, all_tensors
 from actors.checkpoint.reader import TensorInfo
 from actors.checkpoint.weights import ProgressCallback
@@ -97,16 +97,6 @@ def write_checkpoint(
     if quantization is not None:
         storage = declare_quantized(directory, directory, config, quantization)
     write_weights(config, DummyReader(config, seed), directory, progress, storage)
-
-
-def write_random_model(
-    config: ModelConfig, out_dir: str | Path, progress: ProgressCallback | None = None, seed: int = 0
-) -> None:
-    """The same for any config with a vocabulary of at least 264."""
-    directory = empty_directory(out_dir)
-    write_config_files(config, directory)
-    write_tokenizer_files(config, directory)
-    write_weights(config, DummyReader(config, seed), directory, progress)
 
 
 def _cyclic_window(block: torch.Tensor, offset: int, length: int) -> torch.Tensor:
