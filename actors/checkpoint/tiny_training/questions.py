@@ -41,11 +41,6 @@ class Case:
     question: Question
     """What is asked now."""
 
-    @property
-    def is_behind_crossing(self) -> bool:
-        """Whether `draw_cases` made the history longer than the crossing."""
-        return bool(self.history)
-
     def messages(self) -> list[dict[str, str]]:
         """The conversation up to the question as chat messages, {"role", "content"} each."""
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
