@@ -66,19 +66,6 @@ class Tokenizer:
         except ValueError as error:
             raise ConfigError(str(path), "decoder", str(error), "ByteLevel or byte fallback") from error
 
-    @property
-    def vocab_size(self) -> int:
-        """One more than the highest token id. The model's embedding may have further rows; those read as no text."""
-        return len(self._strings)
-
-    @property
-    def bos_token_id(self) -> int | None:
-        return self._named_id("bos_token")
-
-    @property
-    def eos_token_id(self) -> int | None:
-        return self._named_id("eos_token")
-
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. `text` must be encodable as UTF-8, that is, without lone surrogates."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
@@ -104,11 +91,6 @@ class Tokenizer:
             return token_bytes.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token_bytes)
-
-    def _named_id(self, name: str) -> int | None:
-        token = self.special_tokens.get(name)
-        token_id: int | None = None if token is None else self._backend.token_to_id(token)
-        return token_id
 
 
 class IncrementalDecoder:

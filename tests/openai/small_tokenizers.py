@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -72,11 +73,12 @@ def byte_fallback() -> Tokenizer:
 
 def model_context(tokenizer: Tokenizer, max_model_len: int = 256) -> ModelContext:
     """A model of that tokenizer with a few rows more than it has tokens, as real ones have."""
+    num_tokens = next(token_id for token_id in itertools.count() if not tokenizer.token_string(token_id))
     return ModelContext(
         tokenizer=tokenizer,
         template=ChatTemplate(CHAT_TEMPLATE, tokenizer.special_tokens),
         limits=ModelLimits(
-            max_model_len=max_model_len, vocab_size=tokenizer.vocab_size + 8, eos_token_ids=(EOS_ID, END_ID)
+            max_model_len=max_model_len, vocab_size=num_tokens + 8, eos_token_ids=(EOS_ID, END_ID)
         ),
     )
 
