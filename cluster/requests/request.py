@@ -83,8 +83,6 @@ class Request:
         """Sequences that no dense actor computes."""
         self._num_waits = 0
         self._patience: asyncio.TimerHandle | None = None
-        self.num_resumed = 0
-        """How many times a sequence was submitted again."""
 
     async def deltas(self) -> AsyncGenerator[tuple[int, SequenceDelta], None]:
         """(index of the sequence, what is new), in the order of arrival, until all sequences have finished.
@@ -176,7 +174,6 @@ class Request:
             self._num_waits += 1
 
     def _submit(self, run: _Run, channel: DenseChannel) -> None:
-        self.num_resumed += run.attempt > 0
         run.attempt += 1
         run.channel = channel
         run.sequence_id = f"{self._request_id}-{run.order.index}-{run.attempt}"
