@@ -7,9 +7,9 @@ Legend: T tokens, H hidden, K experts per token, N routed rows (N = T * K over a
     on the way back   one row per (token, expert) there, [n, H] in row-major order of the valid (t, k)
     after combine     rows [T, H] = sum over k of weights[t, k] * expert(rows[t])
 
-Every (token, expert) result is rounded to the model's dtype once, by whoever computes it, and the K = 2 results
-of a token are added on the dense side. Addition of two terms commutes exactly, so the sum does not depend on
-the placement, on the number of actors or on who answered first.
+The actor that computes a (token, expert) result rounds it to the model's dtype once, and the dense side adds
+the K = 2 results of a token. Addition of two terms commutes exactly, so the sum does not depend on the
+placement, on the number of actors or on who answered first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 
-from actors.exchange.links.dense.kernel_exchange import DirectTurns
+from actors.kernels.exchange import TurnTask
 
 
 class Handle(Protocol):
@@ -36,27 +36,23 @@ class Exchange(Protocol):
     def dispatch(
         self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
     ) -> Handle:
-        """Send rows [T, H] to the experts of a layer. expert_ids [T, K] int64, weights [T, K] float32, T >= 0.
+        """Send rows [T, H] to a layer's experts: expert_ids [T, K] int64, weights [T, K] float32, T >= 0.
 
         Nobody may write to these until the combine. Raises ExchangeError as combine does.
         """
 
     def combine(self, handle: Handle) -> torch.Tensor:
-        """Wait for the results of one dispatch and add them up: [T, H] in the rows' dtype and on their device.
+        """Wait for the results of one dispatch and add them up: [T, H], in the rows' dtype, on their device.
 
-        The death of a peer shows as a longer wait where the transport can send rows again. Raises ExpertFailedError when
-        whoever holds the experts got the rows and could not compute; NoHolderError when nobody came to hold them; any
-        other ExchangeError ends the exchange. Then the whole layer is unknown; sending its rows again is harmless, experts
-        keep no state.
+        If the transport can send rows again, the death of a peer is only a longer wait. Raises
+        ExpertFailedError if the holders of the experts got the rows and could not compute, and NoHolderError
+        if no holder came in time. Any other ExchangeError ends the exchange. After an error the whole layer
+        is unknown; its rows may be sent again, since experts keep no state.
         """
 
-    def direct(self, num_layers: int, x: torch.Tensor) -> DirectTurns | None:
-        """What the kernels need to exchange rows like x [T, H] by themselves, layer after layer; None where they cannot."""
-
-    def take_over(
-        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
-    ) -> Handle:
-        """`dispatch` for the layer in which the kernels have stopped."""
+    @property
+    def kernels(self) -> ExchangeKernels | None:
+        """How the kernels exchange rows by themselves; None if this transport leaves them no way to do so."""
 
     def tend(self) -> None:
         """Look after the links while no step is under way, about once a second. Never waits."""
@@ -68,13 +64,39 @@ class Exchange(Protocol):
         """End all links; peers see their end at once. Idempotent."""
 
 
+class ExchangeKernels(Protocol):
+    """How the kernels exchange the rows of a decoding step by themselves, layer after layer."""
+
+    def begin(self, num_layers: int, x: torch.Tensor) -> KernelExchange | None:
+        """Prepare an exchange of rows like x [T, H]; None if the kernels cannot carry it out at this moment.
+
+        Raises ExchangeError as `Exchange.dispatch` does.
+        """
+
+    def take_over(
+        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+    ) -> Handle:
+        """`Exchange.dispatch` for the layer in which the kernels have stopped."""
+
+
+class KernelExchange(Protocol):
+    """The exchanges of one decoding step."""
+
+    @property
+    def task(self) -> TurnTask:
+        """What the kernels are given; valid until the next `begin`."""
+
+    def end(self) -> None:
+        """Take note of what the kernels have done since `begin`. Call it once the kernels have returned."""
+
+
 Serve: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
-"""How an expert actor computes: (layer, rows [T, H] on the device, expert_ids [T, K] and weights [T, K] on the host,
-num_results) -> [N, H]. Raises NotHeldError if the actor does not hold all of these experts."""
+"""How an expert actor computes: (layer, rows [T, H] on the device, expert_ids [T, K] and weights [T, K] on
+the host, num_results) -> [N, H]. Raises NotHeldError if the actor does not hold all of these experts."""
 
 
 class NotHeldError(Exception):
-    """Rows came for experts that this actor does not hold. It never leaves its process: the peer gets a message."""
+    """Rows came for experts that this actor does not hold. It stays in its process: peers get a message."""
 
     def __init__(self, experts: Sequence[int]) -> None:
         super().__init__(tuple(experts))

@@ -19,7 +19,7 @@ Compute: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, in
 """`GroupedExperts.forward`: (layer, rows, expert_ids, weights, num_results) -> results [num_results, H]."""
 
 Combined: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""`GroupedExperts.combined`: (layer, rows, expert_ids, weights) -> what each token's results add up to, [T, H]."""
+"""`GroupedExperts.combined`: (layer, rows, expert_ids, weights) -> the sum of each token's results [T, H]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -32,12 +32,15 @@ class LocalExchange:
     """Computes in `dispatch`; nothing can be lost, so nothing is raised."""
 
     is_ready = True
+    kernels = None
 
     def __init__(
         self, compute: Compute, load: ExpertLoad | None = None, combined: Combined | None = None
     ) -> None:
-        """Counts into `load` where the ids are on the host anyway: not on CUDA. combined: where it is given, in place of compute; for
-        few rows it does nothing but queue work on the device, and takes rows without an expert behind all others."""
+        """`load` counts routes on CPU only. `combined`, if given, replaces `compute`.
+
+        For few rows, `combined` only queues device work and accepts rows without an expert at the end.
+        """
         self.combined = combined
         self._compute = compute
         self._load = load
@@ -56,14 +59,6 @@ class LocalExchange:
     def combine(self, handle: Handle) -> torch.Tensor:
         assert isinstance(handle, _LocalHandle)
         return handle.total
-
-    def direct(self, num_layers: int, x: torch.Tensor) -> None:
-        return None
-
-    def take_over(
-        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
-    ) -> Handle:
-        return self.dispatch(layer, rows, expert_ids, weights)
 
     def tend(self) -> None:
         pass

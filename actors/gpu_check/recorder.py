@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import torch
 
 from actors.exchange.interface import Exchange, Handle
-from actors.exchange.links.dense.kernel_exchange import DirectTurns
 
 
 @dataclass(slots=True)
@@ -17,6 +16,9 @@ class Recorder:
     inner: Exchange
     routes: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     """Expert ids [T, K] and weights [T, K] of every dispatch."""
+
+    kernels = None
+    """The kernels' own exchanges would not pass here."""
 
     @property
     def is_ready(self) -> bool:
@@ -30,14 +32,6 @@ class Recorder:
 
     def combine(self, handle: Handle) -> torch.Tensor:
         return self.inner.combine(handle)
-
-    def direct(self, num_layers: int, x: torch.Tensor) -> DirectTurns | None:
-        return None
-
-    def take_over(
-        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
-    ) -> Handle:
-        return self.dispatch(layer, rows, expert_ids, weights)
 
     def tend(self) -> None:
         self.inner.tend()

@@ -19,6 +19,8 @@ from tests.dense.test_exact import prompt
 class FailingExchange:
     """The real exchange, but for one dispatch that raises."""
 
+    kernels = None
+
     def __init__(self, inner: Exchange, failing_dispatch: int, error: Exception) -> None:
         self.inner = inner
         self.countdown = failing_dispatch
@@ -38,14 +40,6 @@ class FailingExchange:
 
     def combine(self, handle: Handle) -> torch.Tensor:
         return self.inner.combine(handle)
-
-    def direct(self, num_layers: int, x: torch.Tensor) -> None:
-        return None
-
-    def take_over(
-        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
-    ) -> Handle:
-        return self.dispatch(layer, rows, expert_ids, weights)
 
     def tend(self) -> None:
         pass

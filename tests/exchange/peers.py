@@ -17,7 +17,7 @@ from actors.errors import LinkError
 from actors.exchange.expert_load import ExpertLoad
 from actors.exchange.links.backends.tcp_link import TcpLink
 from actors.exchange.links.dense.exchange import LinksExchange
-from actors.exchange.links.dense.sender import WaitLimits
+from actors.exchange.links.dense.hedging import WaitLimits
 from actors.exchange.local import LocalExchange
 from actors.exchange.message import FAILURE, NOT_HELD, RESULTS, Message, MessageFormat
 from actors.expert.experts import GroupedExperts

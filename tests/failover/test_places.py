@@ -166,7 +166,7 @@ class Trap:
     def set(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(self._exchange, "dispatch", self._dispatched)
         # Kernels that exchange by themselves would not pass here; tests/dense/fast_paths/test_kernel_exchange.py has faults for them.
-        monkeypatch.setattr(self._exchange, "direct", lambda num_layers, x: None)
+        monkeypatch.setattr(self._exchange, "kernels", None)
 
     def _dispatched(
         self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor

@@ -1,6 +1,7 @@
-"""A step of narrow chunks on a CPU: one call of the kernels, exchanges included where the transport allows it, else one per layer.
+"""A step of narrow chunks on a CPU: one call of the kernels for all layers, or one per layer.
 
-The bits are those of the same operations taken one by one (`model.py`); what is saved is the time between them.
+One call is enough where the kernels can exchange rows by themselves. The bits are those of the same
+operations taken one by one (`model.py`); what is saved is the time between them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from actors.dense.kv_cache import KVCache
 from actors.dense.layers.layer import Layer
 from actors.dense.layers.norm import norm_kernels, norm_weights
 from actors.dense.scheduling.scheduler import Chunk
-from actors.exchange.interface import Exchange
-from actors.exchange.links.dense.kernel_exchange import DirectTurns
+from actors.exchange.interface import Exchange, KernelExchange
 from actors.kernels.layer import LayerTask, LayerWeights, ProductWeights
 from actors.kernels.library import Kernels
 from actors.linear import KernelProduct, Product
@@ -25,8 +25,8 @@ from actors.linear import KernelProduct, Product
 _MAX_EXPERTS = 256
 """What the routing kernel takes."""
 _MOST_WORK = 1 << 22
-"""Where torch's attention multiplies matrices in tiles (AMX): queries times positions times features of a query of a narrow chunk.
-Beyond this, the tiles save more than one call of the kernels does."""
+"""Where torch's attention multiplies matrices in tiles (AMX): queries times positions times features of a
+query of a narrow chunk. Beyond this, the tiles save more than one call of the kernels does."""
 _UNFINISHED = 16
 """What the kernels return when they have stopped within a layer's exchange."""
 
@@ -75,12 +75,13 @@ class DecodeLayers:
         rows = self._rows
         rows.fill(chunks, cache)
         task, x = rows.task, rows.x
+        kernels = exchange.kernels
         combined: torch.Tensor | None = None
         layer, num_layers = 0, len(self._layers)
         while layer < num_layers:
             task.combined = 0 if combined is None else combined.data_ptr()
-            turns = exchange.direct(num_layers, x)
-            if turns is None:
+            kernel_exchange = kernels.begin(num_layers, x) if kernels is not None else None
+            if kernels is None or kernel_exchange is None:
                 self._check(
                     self._decode_layer(ctypes.addressof(task), ctypes.addressof(self._weights[layer])), x
                 )
@@ -88,26 +89,29 @@ class DecodeLayers:
                 combined = exchange.combine(exchange.dispatch(layer, *rows.routed)).contiguous()
                 layer += 1
                 continue
-            reached = self._run(task, turns, layer, x)
+            reached = self._run(task, kernel_exchange, layer, x)
             if reached == num_layers:
                 return x
-            combined = exchange.combine(exchange.take_over(reached, *rows.routed)).contiguous()
+            combined = exchange.combine(kernels.take_over(reached, *rows.routed)).contiguous()
             layer = reached + 1
         return x if combined is None else x.add_(combined)
 
-    def _run(self, task: LayerTask, turns: DirectTurns, layer: int, x: torch.Tensor) -> int:
-        """Layers from `layer` on with their exchanges, in one call. The first that is not complete, or the number of layers."""
+    def _run(self, task: LayerTask, kernel_exchange: KernelExchange, layer: int, x: torch.Tensor) -> int:
+        """Compute layers from `layer` on with their exchanges, in one call.
+
+        Returns the first layer that is not complete, or the number of layers.
+        """
         reached = ctypes.c_int64(layer)
         try:
             fault = self._decode_step(
                 ctypes.addressof(task),
                 ctypes.addressof(self._weights),
                 len(self._layers),
-                ctypes.addressof(turns.task),
+                ctypes.addressof(kernel_exchange.task),
                 ctypes.addressof(reached),
             )
         finally:
-            turns.end()
+            kernel_exchange.end()
         if fault != _UNFINISHED:
             self._check(fault, x)
         return reached.value

@@ -2,10 +2,11 @@
 
 Legend: T tokens, H hidden, K experts per token, t tokens of one actor, n results of one actor.
 
-Rounds keep all ranks in lockstep, so a dense actor that has nothing to send takes part with empty ones: that is what the
-ticking thread does, and it lets every wait have a deadline. Alone, a dense actor ticks three times per deadline. Beside
-others it ticks every few milliseconds while all are idle, so that whoever begins is joined as soon; and once another
-one sends, it takes part in the next round at once, so that nobody waits for it layer after layer.
+Rounds keep all ranks in lockstep, so a dense actor that has nothing to send takes part with empty rounds. Its
+ticking thread does that, which also gives every wait a deadline. A dense actor without others ticks three
+times per deadline. Beside others it ticks every few milliseconds while all are idle, so that it soon joins one
+that begins. Once another one sends, it takes part in the next round at once, so that the other does not have to
+wait in every layer.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class _Answers:
 
 
 class AllToAllExchange:
-    """Exchange over a group that is up. After an ExchangeError the group is closed and every call raises it again."""
+    """Exchange over a group that is up. An ExchangeError closes the group, and later calls raise it again."""
+
+    kernels = None
 
     def __init__(
         self,
@@ -108,14 +111,6 @@ class AllToAllExchange:
     @property
     def is_ready(self) -> bool:
         return self._failure is None
-
-    def direct(self, num_layers: int, x: torch.Tensor) -> None:
-        return None
-
-    def take_over(
-        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
-    ) -> Handle:
-        return self.dispatch(layer, rows, expert_ids, weights)
 
     def tend(self) -> None:
         """The ticking thread does."""

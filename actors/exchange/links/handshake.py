@@ -4,8 +4,8 @@
     expert actor -> dense actor    the secret of that record, then LinkHello
     dense actor -> expert actor    LinkVerdict, at the latest when it has heard of the membership itself
 
-A frame is 4 bytes of length, little-endian, and msgpack. A stranger who connects can neither make the dense actor run
-code nor make it take much memory.
+A frame is 4 bytes of length, little-endian, and msgpack. A stranger who connects can neither make the dense
+actor run code nor make it take much memory.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class LinkVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """What becomes of it."""
 
     outcome: str
-    """"link": this connection is now the link, or a group comes up for it; "keep": go on with the link that is there;
-    "stale": the epoch is not the newest; "refused"."""
+    """"link": this connection is now the link, or a group comes up for it; "keep": go on with the present
+    link; "stale": the epoch is not the newest; "refused"."""
     epoch: int
     """The dense actor's newest."""
     reason: str = ""
 
 
 def is_same(named: str, shown: str) -> bool:
-    """Whether the incarnation that a membership names is the one that a process shows; an empty name means any."""
+    """Whether a process that shows this incarnation is the one that was named; an empty name means any."""
     return named in ("", shown)
 
 
@@ -65,7 +65,10 @@ def publish_address_record(store: Store, host: str, port: int, secret: bytes) ->
 
 
 def read_card(store: Store) -> tuple[str, int, bytes] | None:
-    """Host, port and secret of a dense actor's listener, None before it listens. Raises RuntimeError as the store does."""
+    """Host, port and secret of a dense actor's listener; None before it listens.
+
+    Raises RuntimeError as the store does.
+    """
     records = _address_records(store)
     if not records.check([_ADDRESS]):
         return None

@@ -1,7 +1,7 @@
 """Gloo groups of explicit parts; torch's global default group stays untouched.
 
-A receive that misses its deadline closes the connections of its group. `close_group` lets a receive miss its deadline on
-purpose, because `pg.abort` does not wake a receive that waits.
+A receive that misses its deadline closes the connections of its group. `close_group` lets a receive miss its
+deadline on purpose, because `pg.abort` does not wake a receive that waits.
 """
 
 from __future__ import annotations

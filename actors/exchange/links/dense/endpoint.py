@@ -13,8 +13,8 @@ from actors.exchange.context import Site
 from actors.exchange.deadline import Deadline
 from actors.exchange.expert_load import ExpertLoad
 from actors.exchange.links.dense.exchange import LinksExchange
+from actors.exchange.links.dense.hedging import WaitLimits
 from actors.exchange.links.dense.listener import LinkDoor
-from actors.exchange.links.dense.sender import WaitLimits
 from actors.exchange.links.handshake import LinkHello
 from actors.exchange.links.link import Link
 from actors.exchange.links.open_link import (
@@ -66,8 +66,8 @@ class DenseLinks:
     def join(self, membership: Membership, stop: threading.Event) -> None:
         """Returns when all expert actors of the membership are linked and asked for what it says they hold.
 
-        Raises DeadlineError naming those that did not come within the connect deadline, the others are in use then;
-        LinkError when `stop` is set meanwhile: the membership before is still in use then.
+        Raises DeadlineError naming those that did not come within the connect deadline, the others are in use
+        then; LinkError when `stop` is set meanwhile: the membership before is still in use then.
         """
         roster = self.exchange.roster
         deadline = Deadline(seconds=self._settings.connect_deadline_seconds)

@@ -1,13 +1,13 @@
-"""A decoding step's exchanges, carried out by the kernels between the layers as long as their course is the plain one.
+"""A decoding step's exchanges, which the kernels carry out between the layers while nothing unusual happens.
 
-    begin       nothing is under way, every expert has a holder in good standing: the kernels may go ahead
+    begin       nothing is under way and every expert has a sound holder: the kernels may go ahead
     (kernels)   layer after layer: send, wait, add up (actors/kernels/c/exchange.c)
-    end         what was learnt meanwhile: how long answers took
-    take_over   the kernels have stopped within a layer, for whatever reason: what they left becomes a dispatch as any other,
-    hand_back   and the links go on where the kernels were
+    end         take note of how long answers took
+    take_over   the kernels have stopped within a layer: what they have begun becomes a dispatch like any
+                other, and the links go on where the kernels were
 
-Nothing is decided here that `links.py` decides: whatever is late, lost or refused is handled there. While the kernels exchange,
-the interpreter's lock is free for the process's other threads.
+The kernels decide nothing: `hedging.py` and `receiver.py` handle what is late, lost or refused. While the
+kernels exchange, the interpreter's lock is free for the other threads of the process.
 
 Legend: B sequences, H hidden, K experts per token, E experts, P peers, L layers.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +25,13 @@ import torch
 
 from actors.errors import LinkError
 from actors.exchange.expert_load import ExpertLoad
+from actors.exchange.interface import Handle, KernelExchange
 from actors.exchange.links.backends.tcp_link import TcpLink
+from actors.exchange.links.dense.hedging import Hedging
 from actors.exchange.links.dense.in_flight import Dispatch, Request
 from actors.exchange.links.dense.peers import Peer, Table
+from actors.exchange.links.dense.poller import Switchboard
+from actors.exchange.links.dense.receiver import Receiver
 from actors.exchange.links.dense.sender import Sender
 from actors.exchange.message import MAGIC, Message
 from actors.exchange.row_assignment import MIN_PART_ROWS, NOBODY
@@ -38,6 +43,67 @@ _MAX_PEERS = 64
 _NUM_SIZES = 64
 
 
+class LinkKernels:
+    """The kernels' way through a LinksExchange: see `ExchangeKernels`. One thread uses it."""
+
+    def __init__(
+        self,
+        sender: Sender,
+        receiver: Receiver,
+        poller: Switchboard,
+        hedging: Hedging,
+        load: ExpertLoad,
+        dispatch: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], Handle],
+    ) -> None:
+        """`dispatch` is that of the exchange."""
+        self._sender, self._receiver = sender, receiver
+        self._poller, self._hedging = poller, hedging
+        self._load, self._dispatch = load, dispatch
+        self._prepared: LinkKernelExchange | None = None
+        """For the table that was in use at the last `begin`."""
+
+    def begin(self, num_layers: int, x: torch.Tensor) -> KernelExchange | None:
+        self._receiver.refresh()
+        table = self._sender.table
+        is_idle = not self._receiver.under_way
+        if not (is_idle and len(x) <= MAX_ROWS and x.device.type == "cpu" and table.is_complete):
+            return None
+        prepared = self._prepared
+        if prepared is None or prepared.table is not table or prepared.num_layers != num_layers:
+            prepared = self._prepared = self._prepare(num_layers)
+        if prepared is None or not prepared.is_usable:
+            return None
+        prepared.begin(x)
+        return prepared
+
+    def take_over(
+        self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
+    ) -> Handle:
+        begun, self._prepared = (
+            self._prepared,
+            None,
+        )  # What it has lent to the kernels may still be on its way.
+        dispatch = begun.begun_dispatch(layer, rows, expert_ids, weights) if begun is not None else None
+        if begun is None or dispatch is None:
+            return self._dispatch(layer, rows, expert_ids, weights)
+        self._receiver.under_way.append(dispatch)
+        for peer in begun.hand_back():
+            self._receiver.take_all(peer)
+        return dispatch
+
+    def _prepare(self, num_layers: int) -> LinkKernelExchange | None:
+        """None if the kernels do not know the kind of some link."""
+        peers = self._sender.table.peers
+        lines = [
+            _Line(peer=peer, link=peer.link, outgoing=peer.link.outgoing())
+            for peer in peers
+            if isinstance(peer.link, TcpLink)
+        ]
+        if not lines or len(lines) < len(peers) or len(lines) > _MAX_PEERS:
+            return None
+        return LinkKernelExchange(self._sender, self._poller, self._hedging, self._load, num_layers, lines)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Line:
     """A peer and the memory that its link lends to the kernels."""
@@ -47,14 +113,23 @@ class _Line:
     outgoing: Message
 
 
-class DirectTurns:
-    """What the kernels know of the links. Made anew when the table of holders has changed; one thread uses it."""
+class LinkKernelExchange:
+    """What the kernels know of the links: see `KernelExchange`. Each table of holders needs another one."""
 
-    def __init__(self, sender: Sender, load: ExpertLoad, num_layers: int, lines: list[_Line]) -> None:
+    def __init__(
+        self,
+        sender: Sender,
+        poller: Switchboard,
+        hedging: Hedging,
+        load: ExpertLoad,
+        num_layers: int,
+        lines: list[_Line],
+    ) -> None:
         self.table: Table = sender.table
-        """The table that it was made for."""
+        """The table that this was made for."""
         self.num_layers = num_layers
-        self._sender, self._load, self._lines = sender, load, lines
+        self._sender, self._poller, self._hedging = sender, poller, hedging
+        self._load, self._lines = load, lines
         num_experts, num_peers = len(sender.table.holders), len(lines)
         self._holders = np.full((num_experts, num_peers), NOBODY, dtype=np.int32)
         for expert, able in enumerate(sender.table.holders):
@@ -86,28 +161,14 @@ class DirectTurns:
             num_peers=num_peers,
             num_experts=num_experts,
             magic=MAGIC,
-            bell=sender.board.bell,
+            bell=poller.bell,
         )
-        """What the kernels are given."""
         self.combined: torch.Tensor | None = None
         """[B, H]: where the kernels leave the last complete layer's result."""
 
-    @staticmethod
-    def make(sender: Sender, load: ExpertLoad, num_layers: int) -> DirectTurns | None:
-        """None where not every link is one that the kernels know."""
-        peers = sender.table.peers
-        lines = [
-            _Line(peer=peer, link=peer.link, outgoing=peer.link.outgoing())
-            for peer in peers
-            if isinstance(peer.link, TcpLink)
-        ]
-        if not lines or len(lines) < len(peers) or len(lines) > _MAX_PEERS:
-            return None
-        return DirectTurns(sender, load, num_layers, lines)
-
     @property
     def is_usable(self) -> bool:
-        """Whether everything is as the kernels expect it at this moment."""
+        """Whether every link is as the kernels expect it at this moment."""
         return all(
             not (peer.is_gone or peer.is_suspected or peer.owed or peer.link.has_unsent)
             for peer in self.table.peers
@@ -115,7 +176,7 @@ class DirectTurns:
 
     def begin(self, x: torch.Tensor) -> None:
         """Prepare a step of sequences whose rows are like x [B, H]."""
-        seconds = self._sender.patience.seconds
+        seconds = self._hedging.delay.seconds
         for size in range(1, (2 * len(x)).bit_length() + 1):
             self._patience[size] = int(seconds(1 << (size - 1)) * 1e9)
         if self._counts is not (counts := self._load.table(self.num_layers)):
@@ -126,19 +187,19 @@ class DirectTurns:
             self.combined = torch.empty_like(x)
         self.task.combined = self.combined.data_ptr()
         self.task.row_bytes = x.shape[1] * x.itemsize
-        self.task.next_sequence = self._sender.next_sequence
+        self.task.next_sequence = self._sender.next_sequence()
 
     def end(self) -> None:
-        """Take note of what the kernels have done since `begin`."""
-        self._sender.next_sequence = self.task.next_sequence
-        learn, answers = self._sender.patience.learn, self._answers
+        self._sender.skip_to_sequence(self.task.next_sequence)
+        learn, answers = self._hedging.delay.learn, self._answers
         for place in range(0, 2 * self.task.num_answers, 2):
             learn(answers[place], answers[place + 1] * 1e-9)
 
-    def take_over(
+    def begun_dispatch(
         self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
     ) -> Dispatch | None:
-        """What the kernels have begun of a layer, as a dispatch whose requests are owed; None where nothing was sent.
+        """What the kernels have begun of a layer, as a dispatch with unanswered requests; None if they sent
+        nothing.
 
         rows [B, H], expert_ids [B, K], weights [B, K] as `Exchange.dispatch` takes them.
         """
@@ -159,11 +220,12 @@ class DirectTurns:
                 sent_at=turn.sent_ns * 1e-9,
             )
             line.peer.owed.append(request)
-        self._sender.check_at = 0.0  # Whatever is late is looked at before anything is waited for.
+        self._hedging.check_soon()
         return dispatch
 
     def hand_back(self) -> list[Peer]:
-        """Give the links that the kernels have begun to use what they left there. Peers whose links have something to read."""
+        """Let the links go on where the kernels have stopped. Returns peers whose links have something to
+        read."""
         with_news = []
         for turn, line in zip(self._peers, self._lines, strict=True):
             if not turn.num_results:
@@ -174,7 +236,7 @@ class DirectTurns:
                 self._sender.lose(line.peer, error)
                 continue
             if line.link.has_unsent:
-                self._sender.board.watch_sending(line.peer)
+                self._poller.watch_sending(line.peer)
             if turn.num_read:
                 with_news.append(line.peer)
         return with_news

@@ -1,11 +1,11 @@
-"""Which expert actors a dense actor is linked to, and who holds which expert: many threads change it, one reads it.
+"""Which expert actors a dense actor is linked to, and who holds which expert; changed by many threads.
 
-    attach      a link has come up (door)
+    attach      a link has come up (listener.py)
     announce    a membership is coming: what it says of its actors holds in addition to the present one
-    settle      it is the only one; links to actors that it does not name are retired
-    lose        a link has ended (whoever sends rows)
+    settle      that membership is the only one; links to actors that it does not name are retired
+    lose        a link has ended (sender.py)
 
-Every change makes a new `Table`; whoever reads `table` has something that does not change under its hands.
+Every change makes a new `Table`, and no table is changed later.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from actors.exchange.deadline import Deadline
-from actors.exchange.links.dense.in_flight import Request
+from actors.exchange.links.dense.in_flight import Dispatch, Request
 from actors.exchange.links.handshake import is_same
 from actors.exchange.links.link import Link
 from actors.exchange.row_assignment import NOBODY, Ids
@@ -56,9 +56,9 @@ class Table:
 
     peers: tuple[Peer, ...]
     holders: tuple[tuple[int, ...], ...]
-    """By expert: those that are not suspected, or, where there are none, those that are."""
+    """By expert: its holders that are not suspected; if there are none, those that are."""
     owners: tuple[int, ...] | None
-    """By expert, where each has exactly one holder: there is nothing to choose then."""
+    """By expert, its holder. None unless each expert has exactly one, so that there is nothing to choose."""
     owner_of: Ids | None
     """The same, [E + 1], with NOBODY for expert id -1 at the end."""
 
@@ -66,6 +66,17 @@ class Table:
     def is_complete(self) -> bool:
         """Whether every expert has a holder."""
         return all(self.holders)
+
+    def uncovered(self, dispatch: Dispatch, request: Request) -> Ids:
+        """Targets of a request that are still owed, and that no sound peer owes in another request."""
+        is_left = np.zeros(len(dispatch.arrived), dtype=np.bool_)
+        is_left[request.targets] = dispatch.keep_book()[request.targets]
+        for peer in self.peers:
+            if not (peer.is_gone or peer.is_suspected):
+                for other in peer.owed:
+                    if other.dispatch is dispatch and other is not request:
+                        is_left[other.targets] = False
+        return np.flatnonzero(is_left)
 
 
 class Roster:
@@ -79,14 +90,16 @@ class Roster:
         self._coming: Membership | None = None
         self._peers: dict[int, Peer] = {}
         self._retired: list[Peer] = []
+        self.is_closed = False
+        """Whether `close` was called."""
         self.table = self._make_table()
 
     def attach(self, index: int, incarnation: str, link: Link) -> None:
         """Use a link from now on, in place of an older one to the same actor."""
         peer = Peer(index=index, incarnation=incarnation, link=link)
         with self._changed:
-            if not self._members_of(peer):
-                self._retire(peer)  # A newer membership was announced meanwhile.
+            if self.is_closed or not self._members_of(peer):
+                self._retire(peer)  # Or a newer membership was announced meanwhile.
             else:
                 if index in self._peers:
                     self._retire(self._peers[index])
@@ -111,7 +124,7 @@ class Roster:
     def wait_until_linked(
         self, membership: Membership, deadline: Deadline, stop: threading.Event
     ) -> tuple[str, ...]:
-        """Who of the membership is not linked at the deadline, or when `stop` is set; empty as soon as all are."""
+        """Wait until all are linked, the deadline has passed or `stop` is set. Returns who is not linked."""
         with self._changed:
             while True:
                 missing = self._lost(membership.experts)
@@ -147,13 +160,15 @@ class Roster:
             self._update()
 
     def take_changes(self) -> tuple[Table, list[Peer]]:
-        """The newest table, and peers that are in none any longer: whoever polls their links is to close them."""
+        """The newest table, and the peers that left it since the last call. The caller closes their links."""
         with self._changed:
             retired, self._retired = self._retired, []
             return self.table, retired
 
-    def retire_all(self) -> None:
+    def close(self) -> None:
+        """Retire all peers; a link that comes up later is ended at once. Idempotent."""
         with self._changed:
+            self.is_closed = True
             for peer in list(self._peers.values()):
                 self._retire(peer)
             self._update()

@@ -6,17 +6,14 @@ Legend: T tokens, H hidden, K experts per token, E experts, n results of one mes
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from actors.errors import DeadlineError, LinkError
-from actors.exchange.links.dense.hedge_delay import Patience, PatienceLimits
 from actors.exchange.links.dense.in_flight import Dispatch, Request, Targets
 from actors.exchange.links.dense.peers import Peer, Roster
 from actors.exchange.links.dense.poller import Switchboard
@@ -28,48 +25,41 @@ logger = logging.getLogger(__name__)
 _NONE: Ids = np.empty(0, dtype=np.int64)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WaitLimits:
-    """How long what may take; seconds."""
-
-    late: float
-    """No answer is late before that, however fast answers usually are."""
-    dead: float
-    """A link that owes an answer and keeps silent for so long is dropped."""
-    park: float
-    """Rows wait for a holder of their experts for so long."""
-
-
 class Sender:
-    """What is sent to whom, and what each peer still owes. One thread uses it; `board.ring` is for all.
+    """Sends rows to holders of their experts, and keeps what each peer owes. One thread uses it.
 
-    Nothing here waits, and no peer's end is an error: what it owes is sent to others, or parked in its dispatch.
+    Nothing here waits, and the end of a peer is no error: what it owes goes to others, or is parked.
     """
 
-    def __init__(self, roster: Roster, num_experts: int, limits: WaitLimits) -> None:
-        self.board = Switchboard()
+    def __init__(
+        self,
+        roster: Roster,
+        poller: Switchboard,
+        num_experts: int,
+        park_seconds: float,
+        on_send: Callable[[Request], None],
+    ) -> None:
+        """on_send: called for each request that is sent."""
         self.table = roster.table
-        """By which rows are sent; `adopt` brings the newest."""
-        self.patience = Patience(PatienceLimits(shortest=limits.late, longest=limits.dead))
-        self.check_at = math.inf
-        """When an answer may be late, at the earliest."""
-        self.is_closed = False
+        """The table by which rows are sent; `adopt` brings the newest."""
         self._roster = roster
+        self._poller = poller
         self._num_experts = num_experts
-        self._park_seconds = limits.park
-        self.next_sequence = 0
+        self._park_seconds = park_seconds
+        self._on_send = on_send
+        self._next_sequence = 0
         """Number of the next message with rows."""
 
     def adopt(self) -> None:
-        """Use the newest table. What retired peers still owe goes elsewhere."""
+        """Use the newest table. What retired peers owe goes elsewhere, unless the exchange is closed."""
         self.table, retired = self._roster.take_changes()
         for peer in retired:
             peer.is_gone = True
-            self.board.remove(peer)
+            self._poller.remove(peer)
             peer.link.close()
         for peer in self.table.peers:
-            self.board.add(peer)
-        if self.is_closed:
+            self._poller.add(peer)
+        if self._roster.is_closed:
             return
         for peer in retired:
             owed, peer.owed = peer.owed, deque()
@@ -112,7 +102,7 @@ class Sender:
             self.place(dispatch, left, frozenset())
 
     def place(self, dispatch: Dispatch, targets: Ids, tried: frozenset[str]) -> None:
-        """Send targets of a dispatch once more, to others than have tried, or park them where there is nobody."""
+        """Send targets of a dispatch to holders that have not tried yet; park those that have no holder."""
         dispatch.keep_book()
         table = self.table
         ids = dispatch.expert_ids.numpy()
@@ -196,8 +186,8 @@ class Sender:
         stretch: torch.Tensor | None,
         tried: frozenset[str] = frozenset(),
     ) -> Request:
-        sequence = self.next_sequence
-        self.next_sequence += 1
+        sequence = self._next_sequence
+        self._next_sequence += 1
         return Request(
             sequence=sequence,
             dispatch=dispatch,
@@ -210,36 +200,23 @@ class Sender:
 
     def _post(self, peer: Peer, request: Request, message: Message) -> None:
         peer.owed.append(request)
-        late_at = request.sent_at + self.patience.seconds(request.num_results)
-        if late_at < self.check_at:
-            self.check_at = late_at
+        self._on_send(request)
         try:
             peer.link.send(message)
         except LinkError as error:
             self.lose(peer, error)
             return
         if peer.link.has_unsent:
-            self.board.watch_sending(peer)
+            self._poller.watch_sending(peer)
 
     def send_again(self, request: Request) -> None:
-        """What a request will not bring goes elsewhere, unless it has or somebody else owes it too."""
+        """Send elsewhere what a request will not bring, unless it has come or a sound peer owes it too."""
         dispatch = request.dispatch
         if dispatch is None or not dispatch.num_owed:
             return
-        left = self.uncovered(dispatch, request)
+        left = self.table.uncovered(dispatch, request)
         if len(left):
             self.place(dispatch, left, request.tried)
-
-    def uncovered(self, dispatch: Dispatch, request: Request) -> Ids:
-        """Targets of a request that are owed, and not by a sound peer in another request."""
-        is_left = np.zeros(len(dispatch.arrived), dtype=np.bool_)
-        is_left[request.targets] = dispatch.keep_book()[request.targets]
-        for peer in self.table.peers:
-            if not (peer.is_gone or peer.is_suspected):
-                for other in peer.owed:
-                    if other.dispatch is dispatch and other is not request:
-                        is_left[other.targets] = False
-        return np.flatnonzero(is_left)
 
     def lose(self, peer: Peer, error: LinkError | DeadlineError) -> None:
         """Drop a peer; what it owes goes elsewhere."""
@@ -248,6 +225,14 @@ class Sender:
             peer.is_gone = True
             self._roster.lose(peer)
             self.adopt()
+
+    def next_sequence(self) -> int:
+        """The number of the next message with rows."""
+        return self._next_sequence
+
+    def skip_to_sequence(self, sequence: int) -> None:
+        """Give the next message this number: the kernels have used all smaller ones."""
+        self._next_sequence = sequence
 
 
 def _choose(ids: list[int], holders: Sequence[Sequence[int]]) -> dict[int, int]:
