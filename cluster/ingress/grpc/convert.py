@@ -27,7 +27,7 @@ _FINISH_REASONS = {
 
 
 def generate_body(request: serving_pb2.GenerateRequest) -> dict[str, Any]:
-    """The body of /v1/completions that asks for the same. Raises InvalidRequest for an empty prompt."""
+    """The body of /v1/completions that asks for the same. Raises InvalidRequest for an empty Prompt."""
     body = _given(request, COMPLETION) | _given(request.sampling, COMPLETION)
     return body | {"prompt": [_prompt(prompt) for prompt in request.prompts], "return_token_ids": True}
 
@@ -90,7 +90,7 @@ def usage_message(usage: Usage) -> serving_pb2.Usage:
 
 
 def _given(message: Message, body: Object[Any]) -> dict[str, Any]:
-    """The fields of a message that are set, as JSON has them. Fields that hold messages are left to the caller.
+    """The fields of a message that are set, as JSON has them, without those that hold other messages.
 
     A field has the same name in the message as in Python; the body's declaration has its name in JSON.
     """

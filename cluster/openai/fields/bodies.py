@@ -8,7 +8,7 @@ import msgspec
 
 from cluster.openai.fields.conversation import ConversationFields
 from cluster.openai.fields.output import LOGPROBS, OutputOptions, StreamOptions
-from cluster.openai.fields.sampling import SamplingFields
+from cluster.openai.fields.sampling import UNSUPPORTED_SAMPLING, SamplingFields
 from cluster.openai.kinds.containers import TokenIds
 from cluster.openai.kinds.kind import Limit
 from cluster.openai.kinds.objects import Inline, Object
@@ -151,22 +151,17 @@ IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "pr
 """Accepted without effect: they do not change the output."""
 
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "allowed_token_ids": (),
+    **UNSUPPORTED_SAMPLING,
     "audio": (),
-    "bad_words": ([],),
     "chat_template": (),
     "documents": (),
-    "early_stopping": (False,),
     "function_call": ("none",),
     "functions": (),
     "guided_choice": (),
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
-    "length_penalty": (1, 1.0),
-    "logits_processors": (),
     "modalities": (["text"],),
-    "no_repeat_ngram_size": (0,),
     "parallel_tool_calls": (True, False),
     "prediction": (),
     "reasoning_effort": (),
@@ -176,8 +171,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "suffix": ("",),
     "tool_choice": ("none",),
     "tools": (),
-    "typical_p": (1, 1.0),
-    "use_beam_search": (False,),
     "verbosity": (),
     "web_search_options": (),
 }

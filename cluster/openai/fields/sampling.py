@@ -16,8 +16,8 @@ from cluster.openai.kinds.special import LogitBias
 class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     """How each sequence is continued.
 
-    `actors.protocol.messages.SamplingParams` carries each field, under the same name, to the dense actor. None
-    stands for the default in the checkpoint's generation_config.json, else for the one in `SamplingParams`.
+    `actors.protocol.messages.SamplingParams` carries each field, under the same name, to the dense actor.
+    None stands for the value in the checkpoint's generation_config.json, else for the default there.
     """
 
     max_tokens: int | None = None
@@ -75,3 +75,16 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
             force_setattr(self, "seed", self.seed % 2**64)
         if self.stop_token_ids:
             force_setattr(self, "stop_token_ids", tuple(dict.fromkeys(self.stop_token_ids)))
+
+
+UNSUPPORTED_SAMPLING: dict[str, tuple[object, ...]] = {
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "early_stopping": (False,),
+    "length_penalty": (1, 1.0),
+    "logits_processors": (),
+    "no_repeat_ngram_size": (0,),
+    "typical_p": (1, 1.0),
+    "use_beam_search": (False,),
+}
+"""Known and not supported, each with the values (beside null) that ask for nothing."""

@@ -78,7 +78,8 @@ class Object(Kind, Generic[_Struct]):
         self._required = tuple(
             (field.part, field.attribute, field.name) for field in self.fields if field.is_required
         )
-        if len(self._readers) < len(self.fields):
+        names = [*self._readers, *self.ignored, *self.unsupported]
+        if len(self._readers) < len(self.fields) or len(set(names)) < len(names):
             raise ValueError(f"{struct.__name__} declares a field twice")
 
     def read(self, name: str, value: Any, limits: Limits) -> _Struct:

@@ -115,7 +115,10 @@ def test_what_a_message_leaves_out_has_the_default_of_the_body() -> None:
     ("message", "body"),
     [
         (serving_pb2.TokenizeRequest(text="", model="m"), {"prompt": "", "model": "m"}),
-        (serving_pb2.TokenizeRequest(text="a", add_special_tokens=False), {"prompt": "a", "add_special_tokens": False}),
+        (
+            serving_pb2.TokenizeRequest(text="a", add_special_tokens=False),
+            {"prompt": "a", "add_special_tokens": False},
+        ),
         (
             serving_pb2.TokenizeRequest(
                 conversation=serving_pb2.Conversation(
@@ -126,7 +129,7 @@ def test_what_a_message_leaves_out_has_the_default_of_the_body() -> None:
         ),
     ],
     ids=["empty", "text", "conversation"],
-)  # fmt: skip
+)
 def test_tokenize_takes_a_text_or_a_conversation(message: Any, body: dict[str, Any]) -> None:
     assert tokenize_body(message) == body
     parse_tokenize(tokenize_body(message), LIMITS)

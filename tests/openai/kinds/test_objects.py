@@ -85,8 +85,8 @@ def test_a_null_counts_as_left_out() -> None:
         pytest.param({"title": "t", "huee": 1}, "huee: is not a parameter that this server knows;"
                      " did you mean hue?", "huee", id="near-miss-of-an-inlined-field"),
         pytest.param({"title": "t", "filled_by_the_parser": 1},
-                     "filled_by_the_parser: is not a parameter that this server knows", "filled_by_the_parser",
-                     id="without-a-kind"),
+                     "filled_by_the_parser: is not a parameter that this server knows",
+                     "filled_by_the_parser", id="without-a-kind"),
         pytest.param({"title": "t", "paper": 0}, "paper: 0 is not supported by this server", "paper",
                      id="unsupported"),
         pytest.param({"title": "t", "depth": True}, "depth: true is not supported by this server", "depth",
@@ -96,8 +96,8 @@ def test_a_null_counts_as_left_out() -> None:
         pytest.param({"title": "t", "shapes": [{"shape": "square"}, {"shape": "star"}]},
                      "shapes[1].shape: 'star' is not supported by this server, expected 'circle' or 'square'",
                      "shapes[1].shape", id="unknown-variant"),
-        pytest.param({"title": "t", "shapes": [{"side": 2}]}, "shapes[0].shape: is required", "shapes[0].shape",
-                     id="no-tag"),
+        pytest.param({"title": "t", "shapes": [{"side": 2}]}, "shapes[0].shape: is required",
+                     "shapes[0].shape", id="no-tag"),
         pytest.param({"title": "t", "shapes": [{"shape": "square", "radius": 2}]},
                      "shapes[0].radius: is not a parameter that this server knows", "shapes[0].radius",
                      id="field-of-another-variant"),
@@ -154,3 +154,5 @@ def test_a_field_is_declared_once() -> None:
 
     with pytest.raises(ValueError, match="Twice declares a field twice"):
         Object(Twice)
+    with pytest.raises(ValueError, match="Colours declares a field twice"):
+        Object(Colours, unsupported={"hue": ()})

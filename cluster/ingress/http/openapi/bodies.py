@@ -1,7 +1,7 @@
 """Schemas of request bodies.
 
-A schema cannot say everything that a body must hold: min_tokens within max_tokens, top_logprobs only with logprobs,
-the context's length. A body that does not fit its schema is always refused, and one that fits may be.
+A schema cannot say everything that a body must hold: min_tokens within max_tokens, top_logprobs only with
+logprobs, the context's length. A body that does not fit its schema is always refused; one that fits may be.
 """
 
 from __future__ import annotations
