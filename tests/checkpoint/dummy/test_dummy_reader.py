@@ -183,4 +183,4 @@ def test_open_model_reads_a_directory_or_makes_weights_up(tmp_path: Path) -> Non
 def test_what_a_front_end_imports_brings_no_torch() -> None:
     modules = ", ".join(f"actors.checkpoint.{name}" for name in FREE_OF_TORCH)
     script = f"import sys, actors.errors, {modules}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[3]).returncode == 0
