@@ -1,1 +1,5 @@
-"""Triton kernels for CUDA. Nothing imports a module with kernels but where `has_triton` says that they can be used."""
+"""Triton kernels for CUDA. They take tensors and import nothing of `dense` or `expert`.
+
+Import a module with kernels only where `actors.devices.has_triton` allows. Open `add_norm.py` first: it is a
+short kernel with its launch.
+"""

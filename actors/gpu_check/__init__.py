@@ -1,1 +1,4 @@
-"""`python -m actors.gpu_check`: is it right on this device, and how far from the device's limits?"""
+"""`python -m actors.gpu_check`: is the model right on a device, and how close is it to its limits?
+
+Open `__main__.py` first: it runs the comparisons, then the timings.
+"""

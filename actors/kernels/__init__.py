@@ -1,1 +1,4 @@
-"""The project's own products for a CPU: C for processors with AVX2 or AVX-512, built when the package is installed."""
+"""The project's own kernels for CPUs with AVX2 or AVX-512: C in `c/`, and its bindings in Python.
+
+Open `library.py` first: it loads what was built at installation and says what each function takes.
+"""

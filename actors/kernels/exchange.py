@@ -1,4 +1,4 @@
-"""The structures of `phimoe_decode_step`'s exchange, field for field as turn.h has them."""
+"""The structures of `phimoe_decode_step`'s exchange, field for field as exchange.h has them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """From the last layer's rows to their next tokens on a CPU: pick, norm, product and choice in one call of the kernels.
 
-The bits are those of `DenseModel.logits` and of the choice by kernels (`choice.py`); what is saved is the time between them, and
+The bits are those of `DenseModel.logits` and of the choice by kernels (`cpu_choice.py`); what is saved is the time between them, and
 the memory that logits would be written to for the first time in every step.
 
 Legend: R rows that draw a token, C rows that there is room for, H hidden, V vocabulary.

@@ -1,8 +1,8 @@
-"""From logits to tokens, on a CPU (`device_sampler.py` does the same on other devices).
+"""From logits to tokens, on a CPU (`cuda_sampler.py` does the same on other devices).
 
 Legend: B rows (sequences that sample in this step), V vocabulary.
 
-A row's logits go through: minimum length, penalties, bias, then the choice (`choice.py`): temperature, filters and one draw.
+A row's logits go through: minimum length, penalties, bias, then the choice (`cpu_choice.py`): temperature, filters and one draw.
 Reported log-probabilities are the model's own, before all of that.
 """
 

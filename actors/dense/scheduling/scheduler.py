@@ -11,7 +11,7 @@ The order of turns is that of arrival, shifted by priority; it never changes, so
 run out, the running sequence with the latest turn gives up its own and waits to be recomputed (preemption).
 When a sequence grows past LongRoPE's limit its cached keys are stale: it gives up its blocks, which others may hold as
 well, and is recomputed from its first token in new ones, while all others go on.
-A sequence begins behind the longest prefix whose blocks the pool still has (`blocks.py`).
+A sequence begins behind the longest prefix whose blocks the pool still has (`block_pool.py`).
 """
 
 from __future__ import annotations

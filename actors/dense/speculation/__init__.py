@@ -1,0 +1,4 @@
+"""Drafts: guessed tokens that a step computes beside its sequences' own. They never change the output.
+
+Open `speculator.py` first: it adds drafts to a step and learns how often they are right.
+"""
