@@ -9,7 +9,10 @@ import torch
 
 
 class CudaCapture:
-    """As `actors.dense.fast_paths.cuda_graphs.Capture`. Call it within the thread that will replay."""
+    """Captures work that reads and writes the same places whenever it runs. Call it in the thread that will replay.
+
+    A call returns how to run the work again, and where its result is then.
+    """
 
     def __init__(self) -> None:
         self._pool: Any = None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
 
@@ -39,26 +39,16 @@ Experts: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], t
 """(layer, rows [B, H], expert ids, weights) -> what the experts add, [B, H]."""
 
 
-class ComputeStep(Protocol):
-    """The whole model for one step: the last layer's output [B, H]."""
-
-    def __call__(self, batch: StepBatch, cache: KVCache, experts: Experts) -> torch.Tensor: ...
-
-
-Capture: TypeAlias = Callable[[Callable[[], torch.Tensor]], tuple[Callable[[], None], torch.Tensor]]
-"""Work that reads and writes the same places whenever it runs -> how to run it again, and where its result is then."""
-
-
 class CapturedSteps:
     """The graphs of one model. One thread uses it."""
 
     def __init__(
-        self, compute: ComputeStep, make_capture: Callable[[], Capture], device: torch.device
+        self, compute: Callable[[StepBatch, KVCache, Experts], torch.Tensor], device: torch.device
     ) -> None:
+        """`compute` is the whole model for one step; it returns the last layer's output [B, H]."""
         self._compute = compute
         self._device = device
-        self._make_capture = make_capture
-        self._capture = make_capture()
+        self._capture = CudaCapture()
         self._is_broken = False
         self.made_for: tuple[KVCache, Combined] | None = None
         """Cache and experts whose places in memory the graphs know."""
@@ -82,7 +72,7 @@ class CapturedSteps:
             self._inputs.clear()
             self._steps.clear()
             # The graphs' memory went with the last of them: none can be captured into it any longer.
-            self._capture = self._make_capture()
+            self._capture = CudaCapture()
             self.made_for = (cache, exchange.combined)
         width = blocks_bucket(rows.block_table.shape[1])
         if (bucket, width) not in self._inputs:
@@ -127,11 +117,13 @@ class CapturedSteps:
         return True
 
 
-def make_captured(compute: ComputeStep, device: torch.device) -> CapturedSteps | None:
+def make_captured(
+    compute: Callable[[StepBatch, KVCache, Experts], torch.Tensor], device: torch.device
+) -> CapturedSteps | None:
     """None where steps cannot be captured."""
     if not has_triton(device):
         return None
-    return CapturedSteps(compute, CudaCapture, device)
+    return CapturedSteps(compute, device)
 
 
 class _Inputs:
