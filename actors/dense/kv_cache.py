@@ -23,10 +23,6 @@ class KVCache:
             config.num_layers, 2, rows, config.num_kv_heads, config.head_dim, dtype=dtype, device=device
         )
 
-    @property
-    def num_rows(self) -> int:
-        return self._data.shape[2]
-
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The keys and the values [R, G, D] of a layer, in place."""
         return self._data[layer, 0], self._data[layer, 1]

@@ -67,6 +67,12 @@ class LocalEngine:
         self.deltas: dict[str, list[SequenceDelta]] = {}
         self.outputs: list[StepOutput] = []
 
+    @property
+    def captured_sizes(self) -> set[tuple[int, int, int]]:
+        """Sizes of the steps that were captured as CUDA graphs: buckets of rows, of context parts and of blocks."""
+        assert self.model.captured is not None
+        return set(self.model.captured._steps)
+
     def _note(self, connection: int, output: StepOutput) -> None:
         self.outputs.append(output)
         for delta in output.deltas:

@@ -13,7 +13,6 @@ import torch
 from actors.checkpoint.download import embedded_directory
 from actors.checkpoint.dummy.presets import preset_config
 from actors.dense.batch import PrefillRows
-from actors.dense.fast_paths.cuda_graphs import CapturedSteps
 from actors.dense.layers.prefill_attention import make_prefill, sdpa_prefill
 from actors.protocol.messages import SamplingParams
 from tests.dense.local_engine import LocalEngine, greedy
@@ -29,12 +28,6 @@ pytestmark = [
 SYNC_WARNING = "called a synchronizing CUDA operation"
 
 
-def graphs(engine: LocalEngine) -> CapturedSteps:
-    """Of an engine on CUDA with Triton, where there must be some."""
-    assert engine.model.captured is not None
-    return engine.model.captured
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_mixed_batch_on_cuda_equals_the_reference(small_checkpoints: dict[str, Path], name: str) -> None:
     engine = LocalEngine(small_checkpoints[name], num_blocks=1024, device="cuda")
@@ -44,7 +37,7 @@ def test_a_mixed_batch_on_cuda_equals_the_reference(small_checkpoints: dict[str,
     engine.run()
     for index, (prompt_ids, num_tokens) in enumerate(cases):
         assert_equals_reference(engine, small_checkpoints[name], str(index), prompt_ids, num_tokens)
-    assert graphs(engine).sizes
+    assert engine.captured_sizes
 
 
 @pytest.mark.parametrize("num_prompt_tokens", [30, 125, 300])
@@ -54,7 +47,7 @@ def test_the_embedded_model_equals_the_reference(num_prompt_tokens: int) -> None
     engine.submit("a", prompt(num_prompt_tokens), greedy(12))
     engine.run()
     assert_equals_reference(engine, embedded_directory(), "a", prompt(num_prompt_tokens), 12)
-    assert graphs(engine).sizes
+    assert engine.captured_sizes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -75,7 +68,7 @@ def test_a_graph_reports_what_a_step_launch_by_launch_reports(dtype: torch.dtype
             )
             engine.submit(str(index), prompt(20 + 9 * index, index), forced)
         engine.run()
-    assert len(graphs(engines[0]).sizes) >= 3
+    assert len(engines[0].captured_sizes) >= 3
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
     for index in range(7):
         expected = engines[1].logprobs(str(index))

@@ -56,11 +56,6 @@ class CapturedSteps:
         """By batch bucket and bucket of blocks."""
         self._steps: dict[Size, tuple[Callable[[], None], torch.Tensor]] = {}
 
-    @property
-    def sizes(self) -> frozenset[Size]:
-        """Of all graphs."""
-        return frozenset(self._steps)
-
     def forward(self, batch: StepBatch, cache: KVCache, exchange: Exchange) -> torch.Tensor | None:
         """As DenseModel.forward, until the next call, for a batch on the host; None where this step has to go the usual way."""
         rows, bucket = batch.decode, batch_bucket(len(batch.token_ids))

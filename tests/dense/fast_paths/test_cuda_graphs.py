@@ -82,7 +82,7 @@ def test_tokens_are_the_references(small_checkpoints: dict[str, Path], name: str
     engine.run()
     for index, (prompt_ids, num_tokens) in enumerate(cases):
         assert_equals_reference(engine, small_checkpoints[name], str(index), prompt_ids, num_tokens)
-    assert engine.model.captured is not None and engine.model.captured.sizes
+    assert engine.captured_sizes
 
 
 def test_three_sequences_are_padded_to_four(small_checkpoints: dict[str, Path]) -> None:
@@ -93,7 +93,7 @@ def test_three_sequences_are_padded_to_four(small_checkpoints: dict[str, Path]) 
     engine.run()
     for index in range(3):
         assert_equals_reference(engine, directory, str(index), prompt(5, index), 3)
-    assert engine.model.captured is not None and engine.model.captured.sizes == {(4, 1, 64)}
+    assert engine.captured_sizes == {(4, 1, 64)}
 
 
 def test_drafts_are_rows_of_a_captured_step(small_checkpoints: dict[str, Path]) -> None:
@@ -103,7 +103,7 @@ def test_drafts_are_rows_of_a_captured_step(small_checkpoints: dict[str, Path]) 
     engine.submit("a", prompt_ids, greedy(12))
     engine.run()
     assert_equals_reference(engine, directory, "a", prompt_ids, 12)
-    assert engine.model.captured is not None and engine.model.captured.sizes
+    assert engine.captured_sizes
 
 
 def test_graphs_are_made_anew_for_another_exchange(small_checkpoints: dict[str, Path]) -> None:
@@ -115,7 +115,8 @@ def test_graphs_are_made_anew_for_another_exchange(small_checkpoints: dict[str, 
         engine.submit(sequence_id, prompt(9, 1), greedy(3))
         engine.run()
         assert_equals_reference(engine, directory, sequence_id, prompt(9, 1), 3)
-        assert engine.model.captured is not None and engine.model.captured.sizes
+        assert engine.captured_sizes
+        assert engine.model.captured is not None
         made_for.append(engine.model.captured.made_for)
     assert made_for[0] != made_for[1]
 
@@ -129,7 +130,7 @@ def test_what_cannot_be_captured_goes_launch_by_launch(
     engine.submit("a", prompt(9, 1), greedy(4))
     engine.run()
     assert_equals_reference(engine, directory, "a", prompt(9, 1), 4)
-    assert engine.model.captured is not None and not engine.model.captured.sizes
+    assert not engine.captured_sizes
     assert [record.getMessage() for record in caplog.records].count(
         "decoding goes on without CUDA graphs: operation not permitted when stream is capturing"
     ) == 1
