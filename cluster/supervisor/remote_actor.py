@@ -36,6 +36,8 @@ class CannotLoadError(OperationError):
     """An actor cannot load the experts that it was asked to hold: name of the operation, reason."""
 
 
+CALL_SECONDS = 10.0
+"""Longest wait for a call that an actor answers from memory."""
 UNANSWERED = (ActorLostError, ActorError, asyncio.TimeoutError)
 """What a call raises: nobody is there, the actor's own error, no answer in time."""
 

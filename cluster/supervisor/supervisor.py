@@ -24,13 +24,13 @@ from cluster.supervisor.membership import membership
 from cluster.supervisor.membership.membership import ActorKey, Place
 from cluster.supervisor.membership.registry import Roster, Seat, key_of
 from cluster.supervisor.membership.rounds import DoorBoard, Rounds
-from cluster.supervisor.membership.watcher import CALL_SECONDS, Watcher
+from cluster.supervisor.membership.watcher import Watcher
 from cluster.supervisor.operations.operations import Operations
 from cluster.supervisor.operations.rebalance_trigger import RecentLoads
 from cluster.supervisor.operations.replacement import Replacing
 from cluster.supervisor.operations.rolling_restart import is_idle
 from cluster.supervisor.placement.reconciler import Slots
-from cluster.supervisor.remote_actor import UNANSWERED, ActorPool
+from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED, ActorPool
 from cluster.supervisor.snapshot import Notes
 from cluster.supervisor.status import actor_views, startup
 

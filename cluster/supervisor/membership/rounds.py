@@ -12,8 +12,7 @@ from actors.protocol.messages import DenseMember, ExpertMember
 from cluster.messages import DenseDoor, Doors
 from cluster.supervisor.membership.membership import ActorKey, EpochSeen, RoundEnded
 from cluster.supervisor.membership.registry import Roster
-from cluster.supervisor.membership.watcher import CALL_SECONDS
-from cluster.supervisor.remote_actor import UNANSWERED
+from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED
 from cluster.timeouts import within
 
 logger = logging.getLogger(__name__)

@@ -31,13 +31,11 @@ from cluster.supervisor.membership.membership import (
     Unlinked,
 )
 from cluster.supervisor.membership.registry import Roster, Seat, actor_name
-from cluster.supervisor.remote_actor import UNANSWERED, ActorDeadError, ActorPool, RemoteActor
+from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED, ActorDeadError, ActorPool, RemoteActor
 from cluster.timeouts import within
 
 logger = logging.getLogger(__name__)
 
-CALL_SECONDS = 10.0
-"""Longest wait for a call that an actor answers from memory."""
 _KILL_SECONDS = 60.0
 """On another node than this one Ray has to start a process first that does it, where others compute."""
 _START_SECONDS = 120.0

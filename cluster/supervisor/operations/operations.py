@@ -17,12 +17,11 @@ from cluster.config.cluster_config import NUM_EXPERTS, ClusterConfig
 from cluster.messages import OperationView
 from cluster.supervisor.membership.membership import ActorKey, Added, Removed
 from cluster.supervisor.membership.registry import Roster, Seat, key_of
-from cluster.supervisor.membership.watcher import CALL_SECONDS
 from cluster.supervisor.operations.rebalance_trigger import Hysteresis
 from cluster.supervisor.operations.rolling_restart import restart_actor
 from cluster.supervisor.placement.placement import Holder, Placement, among, gain, place, slot_counts
 from cluster.supervisor.placement.reconciler import Slots
-from cluster.supervisor.remote_actor import UNANSWERED, OperationError
+from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED, OperationError
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 from cluster.supervisor.membership.membership import ActorKey
 from cluster.supervisor.membership.registry import Roster, Seat
-from cluster.supervisor.membership.watcher import CALL_SECONDS
-from cluster.supervisor.remote_actor import UNANSWERED, OperationError
+from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED, OperationError
 
 _LEAVING_SECONDS = 10.0
 """How long sequences on a dense actor may take to finish before its restart; then they move."""

@@ -14,9 +14,8 @@ from collections.abc import Awaitable, Callable
 
 from cluster.supervisor.membership.membership import ActorKey, Tabled
 from cluster.supervisor.membership.registry import Roster, Seat
-from cluster.supervisor.membership.watcher import CALL_SECONDS
 from cluster.supervisor.placement.placement import Placement, num_moves
-from cluster.supervisor.remote_actor import UNANSWERED, CannotLoadError, OperationError
+from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED, CannotLoadError, OperationError
 
 logger = logging.getLogger(__name__)
 
