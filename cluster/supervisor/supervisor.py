@@ -21,9 +21,10 @@ from cluster.config.cluster_config import ClusterConfig
 from cluster.messages import ActorView, ClusterView, Doors, Startup
 from cluster.supervisor import snapshot
 from cluster.supervisor.membership import membership
+from cluster.supervisor.membership.dense_addresses import DoorBoard
 from cluster.supervisor.membership.membership import ActorKey, Place
 from cluster.supervisor.membership.registry import Roster, Seat, key_of
-from cluster.supervisor.membership.rounds import DoorBoard, Rounds
+from cluster.supervisor.membership.rounds import Rounds
 from cluster.supervisor.membership.watcher import Watcher
 from cluster.supervisor.operations.operations import Operations
 from cluster.supervisor.operations.rebalance_trigger import RecentLoads

@@ -1,19 +1,16 @@
-"""Rounds: all members are told at once who takes part, and ingress replicas where the dense actors listen."""
+"""Rounds: all members of an epoch are told at once who takes part."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 
 from actors.errors import StaleEpochError
 from actors.protocol import messages
 from actors.protocol.messages import DenseMember, ExpertMember
-from cluster.messages import DenseDoor, Doors
 from cluster.supervisor.membership.membership import ActorKey, EpochSeen, RoundEnded
 from cluster.supervisor.membership.registry import Roster
 from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED
-from cluster.timeouts import within
 
 logger = logging.getLogger(__name__)
 
@@ -75,56 +72,3 @@ class Rounds:
         seat = self._roster.seats.get(key)
         if seat is not None and seat.actor is not None:
             await seat.actor.join(members, self._deadline_seconds)
-
-
-class DoorBoard:
-    """The dense actors' addresses for ingress replicas, in versions."""
-
-    def __init__(self, roster: Roster, token: str) -> None:
-        self._roster = roster
-        self._doors = Doors(version=0, token=token, dense=())
-        self._changed = asyncio.Event()
-        self._drain_seconds: float | None = None
-
-    async def get(self, known_version: int, wait_seconds: float) -> Doors:
-        """At once if they are newer than `known_version`, else when they change or after the wait."""
-        if self._doors.version <= known_version:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await within(wait_seconds, self._changed.wait())
-        return self._doors
-
-    def drain(self, grace_seconds: float) -> None:
-        """From now on every ingress replica refuses new requests."""
-        self._drain_seconds = grace_seconds
-        self.update()
-
-    async def follow(self) -> None:
-        """Tell whenever a dense actor has come or gone; ends only when it is cancelled."""
-        while True:
-            self.update()
-            await self._roster.change(_LOOK_SECONDS)
-
-    def update(self) -> None:
-        """Bring the addresses up to date. Before everybody was looked at, they would be too few."""
-        state = self._roster.state
-        if any(place.phase == "unseen" for place in state.places.values()) and self._drain_seconds is None:
-            return
-        dense = []
-        for key in self._roster.keys("dense"):
-            seat, place = self._roster.seats[key], state.places[key]
-            if place.is_up and seat.listening is not None and seat.listening[0] == place.incarnation:
-                _, host, port, _, _ = seat.listening
-                dense.append(DenseDoor(index=key.index, host=host, port=port, is_leaving=seat.is_leaving))
-        before = self._doors
-        if (tuple(dense), self._drain_seconds) != (before.dense, before.drain_seconds):
-            self._doors = Doors(
-                version=before.version + 1,
-                token=before.token,
-                dense=tuple(dense),
-                drain_seconds=self._drain_seconds,
-            )
-            self._changed.set()
-            self._changed = asyncio.Event()
-
-
-_LOOK_SECONDS = 5.0
