@@ -25,6 +25,7 @@ from actors.errors import ActorError
 from actors.protocol.messages import Load
 from actors.protocol.settings import ModelSource
 from cluster.config.cluster_config import ClusterConfig
+from cluster.config.model_source import model_source
 from cluster.errors import ClientError, ServerUnavailable, TooManyRequests
 from cluster.ingress.admission import SEQUENCE_TOKENS, Admission, Bounds
 from cluster.ingress.supervisor_follower import SupervisorFollower, SupervisorLink
@@ -36,7 +37,6 @@ from cluster.openai.prompts.prepare import prepare
 from cluster.openai.replies.assembler import ChoiceAssembler, OutputPiece
 from cluster.openai.replies.responses import ResponseHead, response_id
 from cluster.openai.request import ParsedRequest, SequenceRequest
-from cluster.ray_actors.actor_settings import model_source
 from cluster.requests.channel_pool import Channels
 from cluster.requests.request import Deadlines, Request
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from actors.checkpoint.quantization import KINDS
-from actors.protocol.settings import DenseSettings, ExchangeSettings, ExpertSettings, ModelSource
+from actors.protocol.settings import DenseSettings, ExchangeSettings, ExpertSettings
 from cluster.config.cluster_config import ClusterConfig
-from cluster.config.environment import hub_token
+from cluster.config.model_source import model_source
 from cluster.supervisor.placement.placement import spread_experts
 
 DENSE_LABEL, EXPERT_LABEL, INGRESS_LABEL = "phimoe_dense", "phimoe_expert", "phimoe_ingress"
@@ -55,17 +55,6 @@ def share_threads(num_cores: int, num_dense: int, num_experts: int, num_nodes: i
 
     dense_cores = num_cores // 2 if num_experts else num_cores
     return Threads(dense=share(num_dense, dense_cores), expert=share(num_experts, num_cores))
-
-
-def model_source(config: ClusterConfig) -> ModelSource:
-    """Where the weights and the tokenizer come from."""
-    return ModelSource(
-        model=config.model,
-        load_format=config.load_format,
-        revision=config.revision,
-        cache_dir=config.cache_dir,
-        token=hub_token(),
-    )
 
 
 def choose_device(config: ClusterConfig, fleet: Fleet, num_experts: int) -> str:
