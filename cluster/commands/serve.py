@@ -143,7 +143,8 @@ async def _until_up_or(stop: _Signals, config: ClusterConfig, view: StartupView)
 async def _bring_up(config: ClusterConfig, view: StartupView) -> None:
     """Actors and doors start side by side; returns when a request would be answered. Raises StartError."""
     from cluster.commands.serve_application import open_doors
-    from cluster.ray_actors.supervisor_actor import ensure_supervisor, node_labels
+    from cluster.ray_actors.runtime import node_labels
+    from cluster.ray_actors.supervisor_actor import ensure_supervisor
 
     supervisor = await ensure_supervisor(config)
     labels = await asyncio.to_thread(node_labels)
@@ -197,16 +198,16 @@ def _announce(config: ClusterConfig, view: StartupView, seconds: float) -> None:
 @contextlib.asynccontextmanager
 async def _ray(config: ClusterConfig) -> AsyncIterator[None]:
     """Ray for as long as the block lasts."""
-    from cluster.ray_actors import supervisor_actor
+    from cluster.ray_actors.runtime import start_ray, stop_ray
 
     try:
-        await asyncio.to_thread(supervisor_actor.start_ray, config)
+        await asyncio.to_thread(start_ray, config)
     except (RuntimeError, OSError, ValueError) as error:
         raise StartError(f"cannot reach or start Ray: {error}") from error
     try:
         yield
     finally:
-        await asyncio.to_thread(supervisor_actor.stop_ray)
+        await asyncio.to_thread(stop_ray)
 
 
 async def _drain(config: ClusterConfig, view: StartupView, stop: _Signals) -> None:

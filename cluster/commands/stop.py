@@ -83,19 +83,20 @@ def _wait_for_end(state: RunState, timeout_seconds: float) -> bool:
 async def _remove_from(address: str) -> int:
     prepare_ray(use_haproxy=False, scratch=None)
     from cluster.commands.serve_application import close_doors
-    from cluster.ray_actors import supervisor_actor
+    from cluster.ray_actors.runtime import start_ray, stop_ray
+    from cluster.ray_actors.supervisor_actor import find_supervisor
 
     try:
-        await asyncio.to_thread(supervisor_actor.start_ray, ClusterConfig(address=address))
+        await asyncio.to_thread(start_ray, ClusterConfig(address=address))
     except (ConnectionError, RuntimeError, ValueError) as error:
         print(f"phimoe stop: cannot reach Ray at {address}: {error}", file=sys.stderr)
         return 1
     try:
         await asyncio.to_thread(close_doors)
-        supervisor = supervisor_actor.find_supervisor()
+        supervisor = find_supervisor()
         if supervisor is not None:
             await supervisor.remove(_REMOVE_SECONDS)
     finally:
-        supervisor_actor.stop_ray()
+        stop_ray()
     print("the service is removed" if supervisor is not None else "no service is running there")
     return 0

@@ -1,7 +1,4 @@
-"""Start or join Ray; the process of the supervisor, and how ingress replicas and the command line call it.
-
-With `cluster.ray_actors.actors` and `cluster.ray_actors.placement_groups` the only files that call Ray core.
-"""
+"""The process of the supervisor, and how ingress replicas and the command line find, create and call it."""
 
 from __future__ import annotations
 
@@ -25,36 +22,9 @@ from cluster.timeouts import within
 
 SUPERVISOR_NAME = "phimoe-supervisor"
 
-_OBJECT_STORE_BYTES = 128 * 1024 * 1024
 _CREATE_SECONDS = 60.0
 
 T = TypeVar("T")
-
-
-def start_ray(config: ClusterConfig) -> str:
-    """Join the Ray cluster at `config.address`, or start a local one; its address. Blocks."""
-    options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "error"}
-    if config.address is None:
-        options |= {
-            "address": "local",
-            "include_dashboard": config.dashboard,
-            "object_store_memory": _OBJECT_STORE_BYTES,
-        }
-    else:
-        options["address"] = config.address
-    context: Any = ray.init(**options)
-    return str(context.address_info["address"])
-
-
-def stop_ray() -> None:
-    """Leave Ray; a local cluster that this process started ends with it."""
-    ray.shutdown()
-
-
-def node_labels() -> frozenset[str]:
-    """Names of all resources that some node has, custom ones included. Blocks."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return frozenset(resources)
 
 
 class HostedSupervisor:

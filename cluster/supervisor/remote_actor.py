@@ -1,4 +1,4 @@
-"""Actors in other processes as the supervisor sees them: two protocols, which `cluster.ray_actors.supervisor_actor` fills with Ray."""
+"""Actors in other processes as the supervisor sees them: two protocols that `cluster.ray_actors.actors` fulfils."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@
     operations --target--> slots --hold, table, drop--> expert actors
     everything that must outlive it --> notes, in the pool
 
-It reaches actors through the protocols of `cluster.supervisor.remote_actor`, which `cluster.ray_actors.supervisor_actor` fills with Ray.
+The supervisor reaches actors through the protocols of `cluster.supervisor.remote_actor`, which
+`cluster.ray_actors.actors` fulfils with Ray.
 """
 
 from __future__ import annotations

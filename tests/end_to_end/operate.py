@@ -27,13 +27,14 @@ def command(service: Running, *arguments: str) -> list[str]:
 
 async def main(address: str, operation: str, *numbers: str) -> None:
     prepare_ray(use_haproxy=False, scratch=None)
-    from cluster.ray_actors import supervisor_actor
+    from cluster.ray_actors.runtime import start_ray, stop_ray
+    from cluster.ray_actors.supervisor_actor import find_supervisor
 
-    supervisor_actor.start_ray(ClusterConfig(address=address))
-    supervisor = supervisor_actor.find_supervisor()
+    start_ray(ClusterConfig(address=address))
+    supervisor = find_supervisor()
     assert supervisor is not None
     await getattr(supervisor, operation)(*[int(number) for number in numbers], deadline_seconds=SECONDS)
-    supervisor_actor.stop_ray()
+    stop_ray()
 
 
 if __name__ == "__main__":
