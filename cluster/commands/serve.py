@@ -24,9 +24,10 @@ from cluster.commands.process_session import run_in_own_session
 from cluster.commands.run_state import write_state
 from cluster.commands.startup_view import StartupView
 from cluster.config.cluster_config import ClusterConfig
-from cluster.config.environment import admin_keys, api_keys, has_haproxy, is_haproxy_on, prepare_ray
+from cluster.config.environment import admin_keys, api_keys
 from cluster.config.sources import add_flags, from_flags
 from cluster.ingress.auth import read_keys
+from cluster.ray_actors.ray_environment import has_haproxy, is_haproxy_on, prepare_ray
 from cluster.timeouts import within
 
 if TYPE_CHECKING:

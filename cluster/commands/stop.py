@@ -12,7 +12,7 @@ import time
 
 from cluster.commands.run_state import RunState, SeveralServicesError, running_states, without_path
 from cluster.config.cluster_config import ClusterConfig
-from cluster.config.environment import prepare_ray
+from cluster.ray_actors.ray_environment import prepare_ray
 
 _REMOVE_SECONDS = 60.0
 

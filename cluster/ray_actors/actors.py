@@ -27,11 +27,11 @@ from actors.errors import ActorError
 from actors.protocol.messages import ActorReport, Membership
 from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config.cluster_config import ClusterConfig
-from cluster.config.environment import NAMESPACE, limit_threads
 from cluster.messages import Pulse
 from cluster.process import kill_process, process_start
 from cluster.ray_actors import placement_groups
 from cluster.ray_actors.actor_settings import CPUS_PER_ACTOR, Fleet, bundle, plan_actors
+from cluster.ray_actors.ray_environment import NAMESPACE, limit_threads
 from cluster.supervisor.membership.registry import actor_name, key_of
 from cluster.supervisor.remote_actor import ActorDeadError, ActorLostError
 from cluster.timeouts import within

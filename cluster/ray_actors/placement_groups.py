@@ -24,8 +24,8 @@ from typing import Any
 import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
-from cluster.config.environment import NAMESPACE
 from cluster.ray_actors.actor_settings import choose_node
+from cluster.ray_actors.ray_environment import NAMESPACE
 from cluster.supervisor.remote_actor import ActorLostError
 
 _PREFIX = "phimoe-"

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 
 from cluster.config.cluster_config import ClusterConfig
-from cluster.config.environment import NAMESPACE
+from cluster.ray_actors.ray_environment import NAMESPACE
 
 _OBJECT_STORE_BYTES = 128 * 1024 * 1024
 

@@ -13,9 +13,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.config.cluster_config import ClusterConfig, from_mapping
-from cluster.config.environment import NAMESPACE
 from cluster.messages import ActorView, ClusterView, Doors, Startup
 from cluster.ray_actors.actors import RayPool, as_future, this_node
+from cluster.ray_actors.ray_environment import NAMESPACE
 from cluster.supervisor.remote_actor import ActorLostError, OperationError
 from cluster.supervisor.supervisor import Supervisor
 from cluster.timeouts import within

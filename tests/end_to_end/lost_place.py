@@ -18,9 +18,9 @@ from ray.cluster_utils import Cluster
 
 from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config.cluster_config import ClusterConfig
-from cluster.config.environment import NAMESPACE, prepare_ray
 from cluster.ray_actors import placement_groups
 from cluster.ray_actors.actors import RayPool
+from cluster.ray_actors.ray_environment import NAMESPACE, prepare_ray
 from cluster.supervisor.membership.registry import key_of
 from cluster.supervisor.remote_actor import UNANSWERED, ActorDeadError, ActorLostError, RemoteActor
 from tests.end_to_end.tenants import Tenant

@@ -6,7 +6,7 @@ import asyncio
 import sys
 
 from cluster.config.cluster_config import ClusterConfig
-from cluster.config.environment import prepare_ray
+from cluster.ray_actors.ray_environment import prepare_ray
 from tests.end_to_end.running import Running
 
 SECONDS = 120.0

@@ -10,7 +10,6 @@ from urllib.parse import unquote
 
 import grpc
 
-from cluster.config.environment import is_haproxy_on
 from cluster.errors import (
     ClientError,
     PayloadTooLarge,
@@ -20,6 +19,7 @@ from cluster.errors import (
     outcome,
 )
 from cluster.ingress.auth import FORWARDED, Access, Doorkeeper, Visitor
+from cluster.ray_actors.ray_environment import is_haproxy_on
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 uvicorn bounds neither: a client that sends a byte a minute keeps its connection for ever, and one that never ends its header fills
 the memory. Serve calls `install` in every process that listens (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH), before it does; it
 puts a subclass of uvicorn's protocol under the name that Serve's uvicorn looks up. HAProxy has limits of its own, which
-`cluster.config.environment` sets; its answer to a header that is too large is 400 where this one is 431.
+`cluster.ray_actors.ray_environment` sets; its answer to a header that is too large is 400 where this one is 431.
 """
 
 from __future__ import annotations
