@@ -1,0 +1,4 @@
+"""OpenAI's protocol: request bodies to token ids, generated tokens to response bodies. It sends nothing.
+
+Open `request.py` first; `parsing`, `prompts` and `replies` are the stages of a request.
+"""

@@ -1,0 +1,4 @@
+"""The gRPC side of an ingress replica, over the same `Service` as HTTP.
+
+Open `serving.py` first; every call goes through `calls.py`.
+"""
