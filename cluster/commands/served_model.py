@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import aiohttp
 import msgspec
@@ -18,7 +18,7 @@ class ServerError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """The first model of `/v1/models`. Limits are None where the server does not tell them."""
+    """One model of `/v1/models`. Limits are None where the server does not tell them."""
 
     name: str
     max_model_len: int | None = None
@@ -27,12 +27,41 @@ class ServedModel:
     """All token ids are below this number."""
 
 
-async def ask_served_model(client: aiohttp.ClientSession, url: str) -> ServedModel:
-    """The first model of `/v1/models` and its limits. Raises ServerError.
+class _ModelCard(msgspec.Struct):
+    """What is read of a model's card. Only its name is the same with all servers."""
 
-    The vocabulary is `meta.n_vocab`, which llama.cpp and this project tell. The context is `max_model_len`, which vLLM and
-    this project tell. llama.cpp divides its context among slots and tells the share of one slot at `/props`.
+    id: str
+    max_model_len: Any = None
+    meta: Any = None
+
+
+class _ModelList(msgspec.Struct):
+    data: Annotated[list[_ModelCard], msgspec.Meta(min_length=1)]
+
+
+async def ask_served_model(client: aiohttp.ClientSession, url: str, name: str | None = None) -> ServedModel:
+    """The model of that name, or the first of `/v1/models`, with its limits.
+
+    This project and vLLM tell the context as `max_model_len`, this project and llama.cpp the vocabulary as `meta.n_vocab`.
+    llama.cpp divides its context among slots and tells the share of one slot at `/props`.
+
+    Raises ServerError where no name is given and the server does not tell one.
     """
+    try:
+        cards = await _model_cards(client, url)
+    except ServerError:
+        if name is None:
+            raise
+        return ServedModel(name=name)
+    card = cards[0] if name is None else next((card for card in cards if card.id == name), _ModelCard(name))
+    max_model_len = _count(card.max_model_len)
+    if max_model_len is None and card.meta is not None:
+        max_model_len = await _slot_context(client, url) or _count(card.meta, "n_ctx_train")
+    return ServedModel(name=card.id, max_model_len=max_model_len, vocab_size=_count(card.meta, "n_vocab"))
+
+
+async def _model_cards(client: aiohttp.ClientSession, url: str) -> list[_ModelCard]:
+    """At least one. Raises ServerError."""
     address = f"{url}/v1/models"
     try:
         reply = await get(client, address)
@@ -41,14 +70,9 @@ async def ask_served_model(client: aiohttp.ClientSession, url: str) -> ServedMod
     if reply.status != 200:
         raise ServerError(f"{address}: HTTP {reply.status}: {error_message(reply.body)}")
     try:
-        card = msgspec.json.decode(reply.body)["data"][0]
-        name = str(card["id"])
-    except (ValueError, LookupError, TypeError) as error:
+        return msgspec.json.decode(reply.body, type=_ModelList).data
+    except msgspec.MsgspecError as error:
         raise ServerError(f"{address} does not name a model") from error
-    max_model_len = _count(card, "max_model_len")
-    if max_model_len is None and "meta" in card:
-        max_model_len = await _slot_context(client, url) or _count(card, "meta", "n_ctx_train")
-    return ServedModel(name=name, max_model_len=max_model_len, vocab_size=_count(card, "meta", "n_vocab"))
 
 
 async def _slot_context(client: aiohttp.ClientSession, url: str) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.errors import ModelNotFound
+from cluster.openai.prompts.model_context import ModelLimits
 
 
 def check_model(model: str | None, served_names: Sequence[str]) -> str:
@@ -17,17 +18,22 @@ def check_model(model: str | None, served_names: Sequence[str]) -> str:
     return model
 
 
-def model_card(name: str, created: int, max_model_len: int) -> dict[str, Any]:
-    """One model, as /v1/models/{name} answers."""
+def model_card(name: str, created: int, limits: ModelLimits) -> dict[str, Any]:
+    """One model, as /v1/models/{name} answers.
+
+    OpenAI's card says nothing of a model's limits. The context has the name that it has in vLLM, the vocabulary the one
+    that it has in llama.cpp.
+    """
     return {
         "id": name,
         "object": "model",
         "created": created,
         "owned_by": "phimoe-cluster",
-        "max_model_len": max_model_len,
+        "max_model_len": limits.max_model_len,
+        "meta": {"n_vocab": limits.vocab_size},
     }
 
 
-def models_response(served_names: Sequence[str], created: int, max_model_len: int) -> dict[str, Any]:
+def models_response(served_names: Sequence[str], created: int, limits: ModelLimits) -> dict[str, Any]:
     """The answer of /v1/models."""
-    return {"object": "list", "data": [model_card(name, created, max_model_len) for name in served_names]}
+    return {"object": "list", "data": [model_card(name, created, limits) for name in served_names]}

@@ -18,7 +18,7 @@ import msgspec
 
 from cluster.commands.bench.sse import EventReader
 from cluster.commands.bench.workload import Call
-from cluster.commands.http_client import HTTP_ERRORS
+from cluster.commands.http_client import HTTP_ERRORS, error_message, reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ async def send(client: aiohttp.ClientSession, target: Target, call: Call, start:
         content = msgspec.json.encode(body_of(target, call))
         await _post(client, target, content, progress)
     except (*HTTP_ERRORS, msgspec.MsgspecError) as error:
-        progress.error = _words(error)
+        progress.error = reason(error)
     return Outcome(
         sent_seconds=sent,
         ended_seconds=time.perf_counter() - start,
@@ -199,8 +199,7 @@ async def _post(client: aiohttp.ClientSession, target: Target, content: bytes, p
 
 async def _follow(response: aiohttp.ClientResponse, is_streamed: bool, progress: _Progress) -> None:
     if response.status != 200:
-        text = (await response.read()).decode("utf-8", "replace").strip()
-        progress.error = f"HTTP {response.status}: {text[:200]}"
+        progress.error = f"HTTP {response.status}: {error_message(await response.read())}"
         return
     if not is_streamed:
         body = _decode(await response.read())
@@ -218,7 +217,7 @@ async def _follow(response: aiohttp.ClientResponse, is_streamed: bool, progress:
                 continue
             body = _decode(data)
             if bytes(body.error) not in (b"", b"null"):
-                progress.error = f"error in the stream: {bytes(body.error).decode('utf-8', 'replace')[:200]}"
+                progress.error = f"error in the stream: {error_message(data)}"
                 return
             progress.add(body, seconds)
     if not is_done:
@@ -228,7 +227,3 @@ async def _follow(response: aiohttp.ClientResponse, is_streamed: bool, progress:
 def _has_text(choice: _Choice) -> bool:
     delta = choice.delta
     return bool(choice.text or (delta is not None and (delta.content or delta.reasoning_content)))
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""`phimoe bench [compare]`: flags -> plan -> tables and JSON."""
+"""`phimoe bench [compare]`: ask the servers, measure, show tables and write JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import argparse
 import asyncio
 import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,119 +27,28 @@ from cluster.commands.bench.compare import (
 from cluster.commands.bench.decode import DecodePlan, decode_rates
 from cluster.commands.bench.figures import Figures, summarise
 from cluster.commands.bench.load import LoadPlan, run_load
+from cluster.commands.bench.options import DEFAULT_VOCAB, BenchPlan, What, add_flags, bench_plan
 from cluster.commands.bench.prefix import PrefixPlan, PrefixTimes, prefix_times
 from cluster.commands.bench.view import show_comparisons, show_figures, show_rates, show_times
-from cluster.commands.bench.workload import LAST_TOKEN_ID, RandomCalls, parse_span, read_dataset
-from cluster.commands.client_options import (
-    DEFAULT_URL,
-    add_trust_flags,
-    api_headers,
-    service_url,
-    verification,
-)
+from cluster.commands.bench.workload import RandomCalls
+from cluster.commands.client_options import api_headers, verification
 from cluster.commands.http_client import open_client
-from cluster.commands.served_model import ServerError, ask_served_model
+from cluster.commands.served_model import ServedModel, ServerError, ask_served_model
+
+_Rounds: TypeAlias = list[list[Measurement]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `phimoe bench`."""
-    parser.description = (
-        "Measure a server that speaks the OpenAI protocol. With `compare` and several --url: the same load in turn "
-        "A B A B, and the ratios of each pair. Exit status 1 when a request failed."
-    )
-    parser.add_argument("mode", nargs="?", choices=("compare",), help="set several servers side by side")
-    parser.add_argument(
-        "--url",
-        action="append",
-        metavar="URL",
-        help=f"server, without /v1 (default: the one that runs here, else {DEFAULT_URL})",
-    )
-    parser.add_argument("--model", help="model to ask for (default: the first of /v1/models)")
-    add_trust_flags(parser)
-    parser.add_argument("--endpoint", choices=("completions", "chat"), default="completions")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of compare (default: 3)")
-    parser.add_argument("--seed", type=int, default=1, help="of prompts and arrivals (default: 1)")
-    parser.add_argument(
-        "--timeout", type=float, default=600.0, metavar="SECONDS", help="longest silence of a server"
-    )
-    _add_load(parser.add_argument_group("load"))
-    _add_request(parser.add_argument_group("requests"))
-    decode = parser.add_argument_group("decode rate")
-    decode.add_argument(
-        "--decode-batch",
-        metavar="SIZES",
-        help="measure batch * new / (time for new + 1 tokens - time for 1 token) for sizes such as 1,4,16,32",
-    )
-    decode.add_argument(
-        "--repeat", type=int, default=3, help="measurements per batch size, or pairs of prompts (default: 3)"
-    )
-    prefix = parser.add_argument_group("prefix cache")
-    prefix.add_argument(
-        "--shared-prefix-tokens",
-        type=int,
-        metavar="N",
-        help="measure the time to the first token of pairs of prompts that begin with the same N tokens",
-    )
-
-
-def _add_load(group: argparse._ArgumentGroup) -> None:
-    pace = group.add_mutually_exclusive_group()
-    pace.add_argument(
-        "--concurrency", type=int, metavar="N", help="requests under way at a time (default: 1)"
-    )
-    pace.add_argument("--rate", type=float, metavar="R", help="Poisson arrivals per second instead")
-    group.add_argument("--num-requests", type=int, default=32, metavar="N", help="(default: 32)")
-    group.add_argument(
-        "--warmup", type=int, default=2, metavar="N", help="requests before, unmeasured (default: 2)"
-    )
-
-
-def _add_request(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--prompt-tokens", default="64", metavar="N|LOW-HIGH", help="(default: 64)")
-    group.add_argument("--output-tokens", default="32", metavar="N|LOW-HIGH", help="(default: 32)")
-    group.add_argument(
-        "--vocab",
-        type=int,
-        default=LAST_TOKEN_ID + 1,
-        help="random prompts hold no id from here on (default: 4001)",
-    )
-    group.add_argument(
-        "--phrase-tokens",
-        type=int,
-        metavar="N",
-        help="random prompts that say the same N tokens over and over (default: they repeat nothing)",
-    )
-    group.add_argument(
-        "--dataset", type=Path, metavar="FILE", help="JSONL with prompt or messages in each line"
-    )
-    group.add_argument("--temperature", type=float, default=0.0, help="(default: 0)")
-    group.add_argument("--extra-body", default="{}", metavar="JSON", help="further fields of each request")
-    group.add_argument("--no-ignore-eos", action="store_true", help="let answers end by themselves")
-    group.add_argument(
-        "--no-stream", action="store_true", help="whole answers: no latencies of single tokens"
-    )
-
-
-_What: TypeAlias = LoadPlan | DecodePlan | PrefixPlan
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
-    urls: tuple[str, ...]
-    target: Target
-    """Of the first URL; model "" until it is known."""
-    what: _What
-    rounds: int
-    is_comparison: bool
+    add_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status: 0 all answered, 1 a request failed, 2 the flags or the server make no sense, 130 interrupted."""
     errors = Console(stderr=True)
     try:
-        plan = _plan(args)
-        rounds = asyncio.run(_measure_all(plan, args, errors))
+        plan = bench_plan(args)
+        plan, rounds = asyncio.run(_measure_all(plan, args, errors))
         _report(plan, rounds, args.json)
     except (BenchError, ServerError) as error:
         print(f"phimoe bench: {error}", file=sys.stderr)
@@ -152,121 +62,45 @@ def run(args: argparse.Namespace) -> int:
     return 1 if any(measured.num_errors for measurements in rounds for measured in measurements) else 0
 
 
-def _plan(args: argparse.Namespace) -> _Plan:
-    is_comparison, given = args.mode == "compare", args.url or []
-    if is_comparison and len(given) < 2:
-        raise ValueError("compare needs --url at least twice")
-    if not is_comparison and len(given) > 1:
-        raise ValueError("several --url need the word compare: phimoe bench compare --url A --url B")
-    extra_body = json.loads(args.extra_body)
-    if not isinstance(extra_body, dict):
-        raise ValueError(f"extra-body is {args.extra_body!r}, expected a JSON object")
-    what = _what(args)
-    urls = tuple(service_url(url) for url in given or [None])
-    target = Target(
-        url=urls[0],
-        model=args.model or "",
-        endpoint=args.endpoint,
-        is_streamed=not args.no_stream,
-        is_eos_ignored=not args.no_ignore_eos,
-        temperature=args.temperature,
-        extra_body=extra_body,
-    )
-    return _Plan(urls=urls, target=target, what=what, rounds=args.rounds, is_comparison=is_comparison)
-
-
-def _what(args: argparse.Namespace) -> _What:
-    if args.decode_batch is None and args.shared_prefix_tokens is None:
-        return _load_plan(args)
-    name = "decode-batch" if args.decode_batch is not None else "shared-prefix-tokens"
-    if args.decode_batch is not None and args.shared_prefix_tokens is not None:
-        raise ValueError("decode-batch does not go with shared-prefix-tokens")
-    if (
-        args.dataset is not None
-        or args.rate is not None
-        or args.concurrency is not None
-        or args.no_ignore_eos
-    ):
-        raise ValueError(f"{name} goes with neither dataset, rate, concurrency nor no-ignore-eos")
-    return _decode_plan(args) if args.decode_batch is not None else _prefix_plan(args)
-
-
-def _load_plan(args: argparse.Namespace) -> LoadPlan:
-    prompt, output = parse_span(args.prompt_tokens), parse_span(args.output_tokens)
-    random_calls = RandomCalls(
-        endpoint=args.endpoint,
-        prompt_tokens=prompt,
-        output_tokens=output,
-        vocab=args.vocab,
-        phrase_tokens=args.phrase_tokens,
-    )
-    return LoadPlan(
-        calls=random_calls
-        if args.dataset is None
-        else tuple(read_dataset(args.dataset, args.endpoint, output, args.seed)),
-        num_requests=args.num_requests,
-        concurrency=(1 if args.concurrency is None else args.concurrency) if args.rate is None else None,
-        rate=args.rate,
-        num_warmup=args.warmup,
-        seed=args.seed,
-    )
-
-
-def _decode_plan(args: argparse.Namespace) -> DecodePlan:
-    sizes = args.decode_batch.split(",")
-    if not all(size.strip().isdecimal() for size in sizes):
-        raise ValueError(f"decode-batch is {args.decode_batch!r}, expected sizes such as 1,4,16,32")
-    return DecodePlan(
-        batches=tuple(int(size) for size in sizes),
-        prompt_tokens=_single(args.prompt_tokens, "prompt-tokens"),
-        new_tokens=_single(args.output_tokens, "output-tokens"),
-        repeat=args.repeat,
-        vocab=args.vocab,
-        seed=args.seed,
-        phrase_tokens=args.phrase_tokens,
-    )
-
-
-def _prefix_plan(args: argparse.Namespace) -> PrefixPlan:
-    if args.no_stream:
-        raise ValueError("shared-prefix-tokens does not go with no-stream")
-    return PrefixPlan(
-        shared_tokens=args.shared_prefix_tokens,
-        own_tokens=_single(args.prompt_tokens, "prompt-tokens"),
-        new_tokens=_single(args.output_tokens, "output-tokens"),
-        repeat=args.repeat,
-        vocab=args.vocab,
-        seed=args.seed,
-    )
-
-
-def _single(text: str, name: str) -> int:
-    span = parse_span(text)
-    if span.low != span.high:
-        raise ValueError(f"{name} is {text!r}, expected one number with decode-batch or shared-prefix-tokens")
-    return span.low
-
-
-async def _measure_all(plan: _Plan, args: argparse.Namespace, errors: Console) -> list[list[Measurement]]:
+async def _measure_all(
+    plan: BenchPlan, args: argparse.Namespace, errors: Console
+) -> tuple[BenchPlan, _Rounds]:
+    """The plan as it was carried out, and what was measured."""
     headers, verify = api_headers(args.api_key_file), verification(args.ca_file)
     async with open_client(
         headers, verify, read_seconds=args.timeout, connect_seconds=args.timeout
     ) as client:
-        models = {url: args.model or (await ask_served_model(client, url)).name for url in plan.urls}
+        models = {url: await ask_served_model(client, url, args.model) for url in plan.urls}
+        plan = replace(plan, what=_fitted(plan.what, models.values(), args.vocab, errors))
         with _progress(errors) as progress:
 
             async def measure(url: str, round_index: int) -> Measurement:
-                target = replace(plan.target, url=url, model=models[url])
+                target = replace(plan.target, url=url, model=models[url].name)
                 return await _measure(client, target, plan.what, round_index, progress)
 
             rounds = plan.rounds if plan.is_comparison else 1
-            return await alternate(plan.urls, rounds, measure)
+            return plan, await alternate(plan.urls, rounds, measure)
+
+
+def _fitted(what: What, models: Collection[ServedModel], vocab: int | None, errors: Console) -> What:
+    """The plan with ids and lengths that every model takes. Says so where lengths had to change."""
+    contexts = [model.max_model_len for model in models if model.max_model_len is not None]
+    vocabs = [model.vocab_size for model in models if model.vocab_size is not None]
+    context = min(contexts, default=None)
+    fitted = what.fitted(min(vocabs, default=DEFAULT_VOCAB) if vocab is None else vocab, context)
+    if fitted.lengths != what.lengths:
+        errors.print(
+            f"{what.lengths} do not fit the context of {context}: measuring with {fitted.lengths}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return fitted
 
 
 async def _measure(
     client: aiohttp.ClientSession,
     target: Target,
-    what: _What,
+    what: What,
     round_index: int,
     progress: Progress,
 ) -> Measurement:
@@ -291,7 +125,7 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, console=console, refresh_per_second=2, disable=not console.is_terminal)
 
 
-def _report(plan: _Plan, rounds: list[list[Measurement]], path: Path | None) -> None:
+def _report(plan: BenchPlan, rounds: _Rounds, path: Path | None) -> None:
     console = Console()
     for measured in (measured for measurements in rounds for measured in measurements):
         title = f"{measured.url} ({measured.model})"
@@ -312,7 +146,7 @@ def _report(plan: _Plan, rounds: list[list[Measurement]], path: Path | None) -> 
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _plan_as_json(plan: _Plan) -> dict[str, Any]:
+def _plan_as_json(plan: BenchPlan) -> dict[str, Any]:
     what = plan.what
     content = asdict(what)
     if isinstance(what, LoadPlan) and not isinstance(what.calls, RandomCalls):

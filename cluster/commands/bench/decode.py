@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 
 from cluster.commands.bench.client import BenchError, Outcome, Target
 from cluster.commands.bench.figures import steady_rate
 from cluster.commands.bench.load import closed_loop
-from cluster.commands.bench.workload import RandomCalls, Span
+from cluster.commands.bench.workload import RandomCalls, Span, fit_lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,19 @@ class DecodePlan:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if min(self.batches, default=0) < 1:
             raise ValueError(f"batches is {self.batches}, expected sizes from 1 on")
+
+    def fitted(self, vocab: int, max_model_len: int | None) -> DecodePlan:
+        """The same for a model with this vocabulary and context, which has to hold one token beyond `new_tokens`."""
+        if max_model_len is None:
+            return replace(self, vocab=vocab)
+        prompt, new = (Span(low=count, high=count) for count in (self.prompt_tokens, self.new_tokens))
+        prompt, new = fit_lengths(prompt, new, max_model_len - 1)
+        return replace(self, vocab=vocab, prompt_tokens=prompt.high, new_tokens=new.high)
+
+    @property
+    def lengths(self) -> str:
+        """How long prompts and answers are, in words."""
+        return f"{self.prompt_tokens} prompt tokens and {self.new_tokens} output tokens"
 
     @property
     def num_runs(self) -> int:
@@ -82,7 +95,9 @@ async def decode_rates(
         tick()
         return outcomes
 
-    await run(max(plan.batches), 4)  # opens the connections that the largest batch needs
+    await run(
+        max(plan.batches), min(4, plan.new_tokens + 1)
+    )  # opens the connections that the largest batch needs
     rates = []
     for batch in plan.batches:
         firsts, decodes, steadies = [], [], []

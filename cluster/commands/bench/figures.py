@@ -13,6 +13,7 @@ Percentiles interpolate linearly. Failed calls count as errors and nowhere else.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from itertools import pairwise
 import numpy as np
 
 from cluster.commands.bench.client import Outcome
+
+_DETAIL = re.compile(r"(?<!HTTP )\b\w*\d\w*")
+"""A word with a digit in it that is no HTTP status."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +46,7 @@ class Figures:
     num_requests: int
     num_errors: int
     errors: dict[str, int]
-    """Each error's text and how often it came."""
+    """The text of each kind of error and how often it came; texts that differ only in their numbers are one kind."""
     num_short: int
     """Answered calls with fewer tokens than `max_tokens`: where ignore_eos was asked for, the server did not obey."""
     duration_seconds: float
@@ -75,7 +79,7 @@ def summarise(outcomes: Sequence[Outcome]) -> Figures:
     return Figures(
         num_requests=len(outcomes),
         num_errors=len(outcomes) - len(answered),
-        errors=dict(Counter(o.error for o in outcomes if o.error is not None).most_common()),
+        errors=count_errors([o.error for o in outcomes if o.error is not None]),
         num_short=sum(o.num_output_tokens < o.max_tokens for o in answered),
         duration_seconds=duration,
         prompt_tokens=prompt_tokens,
@@ -91,6 +95,16 @@ def summarise(outcomes: Sequence[Outcome]) -> Figures:
         time_per_output_token_seconds=latency([t for o in streamed for t in time_per_output_token(o)]),
         end_to_end_seconds=latency([o.ended_seconds - o.sent_seconds for o in answered]),
     )
+
+
+def count_errors(texts: Sequence[str]) -> dict[str, int]:
+    """The first text of each kind of error and how often that kind came, the most frequent first.
+
+    Texts of one kind differ only in words with digits, such as ids and lengths, but not in their HTTP status.
+    """
+    kinds = [_DETAIL.sub("#", text) for text in texts]
+    examples = dict(zip(reversed(kinds), reversed(texts), strict=True))
+    return {examples[kind]: count for kind, count in Counter(kinds).most_common()}
 
 
 def token_gaps(outcome: Outcome) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 
@@ -42,6 +42,20 @@ class LoadPlan:
             raise ValueError(f"concurrency is {self.concurrency}, expected at least 1")
         if self.rate is not None and not self.rate > 0:
             raise ValueError(f"rate is {self.rate}, expected more than 0 requests/s")
+
+    def fitted(self, vocab: int, max_model_len: int | None) -> LoadPlan:
+        """The same load for a model with this vocabulary and context; a dataset's calls stay as they are."""
+        if not isinstance(self.calls, RandomCalls):
+            return self
+        return replace(self, calls=self.calls.fitted(vocab, max_model_len))
+
+    @property
+    def lengths(self) -> str:
+        """How long prompts and answers are, in words; "" for a dataset."""
+        calls = self.calls
+        if not isinstance(calls, RandomCalls):
+            return ""
+        return f"{calls.prompt_tokens} prompt tokens and {calls.output_tokens} output tokens"
 
 
 async def run_load(

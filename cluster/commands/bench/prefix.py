@@ -36,6 +36,23 @@ class PrefixPlan:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
 
+    def fitted(self, vocab: int, max_model_len: int | None) -> PrefixPlan:
+        """The same for a model with this vocabulary and context; what is too long is cut from the shared tokens."""
+        if max_model_len is None:
+            return replace(self, vocab=vocab)
+        room = max_model_len - self.own_tokens - self.new_tokens
+        if room < 1:
+            raise ValueError(
+                f"prompt-tokens and output-tokens are {self.own_tokens} and {self.new_tokens}, "
+                f"which leave no shared token in the context of {max_model_len}"
+            )
+        return replace(self, vocab=vocab, shared_tokens=min(self.shared_tokens, room))
+
+    @property
+    def lengths(self) -> str:
+        """How long prompts and answers are, in words."""
+        return f"{self.shared_tokens} shared, {self.own_tokens} prompt and {self.new_tokens} output tokens"
+
     @property
     def num_runs(self) -> int:
         """Prompts sent, warm-up included."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,13 @@ class Span:
         if not 1 <= self.low <= self.high:
             raise ValueError(f"token range is {self.low}-{self.high}, expected 1 <= low <= high")
 
+    def __str__(self) -> str:
+        return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
+
+    def at_most(self, limit: int) -> Span:
+        """The same range without the counts above `limit`."""
+        return Span(low=min(self.low, limit), high=min(self.high, limit))
+
     def draw(self, source: random.Random) -> int:
         """One count, each equally likely."""
         return source.randint(self.low, self.high)
@@ -46,6 +53,15 @@ def parse_span(text: str) -> Span:
     if not low.isdecimal() or (dash and not high.isdecimal()):
         raise ValueError(f"token range is {text!r}, expected a number or LOW-HIGH")
     return Span(low=int(low), high=int(high if dash else low))
+
+
+def fit_lengths(prompt: Span, output: Span, max_model_len: int) -> tuple[Span, Span]:
+    """Prompt and output tokens of which the longest together fit the context; unchanged where they do.
+
+    Where they do not fit, the prompt may take what the output leaves of the context, and at least half of it.
+    """
+    prompt = prompt.at_most(max(max_model_len - output.high, max_model_len // 2, 1))
+    return prompt, output.at_most(max(max_model_len - prompt.high, 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +92,13 @@ class RandomCalls:
             raise ValueError(f"vocab is {self.vocab}, expected at least 2")
         if self.phrase_tokens is not None and self.phrase_tokens < 1:
             raise ValueError(f"phrase_tokens is {self.phrase_tokens}, expected at least 1")
+
+    def fitted(self, vocab: int, max_model_len: int | None) -> RandomCalls:
+        """The same for a model with this vocabulary and context."""
+        if max_model_len is None:
+            return replace(self, vocab=vocab)
+        prompt, output = fit_lengths(self.prompt_tokens, self.output_tokens, max_model_len)
+        return replace(self, vocab=vocab, prompt_tokens=prompt, output_tokens=output)
 
     def make(self, count: int, seed: int) -> list[Call]:
         """`count` calls; the same seed makes the same ones, and no two share more than chance would have them."""

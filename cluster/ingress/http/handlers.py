@@ -41,15 +41,14 @@ class Handlers:
 
     async def models(self, request: HttpRequest) -> HttpResponse:
         service = self._service
-        max_model_len = service.model.limits.max_model_len
-        return HttpResponse(value=models_response([service.model_id], service.started_at, max_model_len))
+        limits = service.model.limits
+        return HttpResponse(value=models_response([service.model_id], service.started_at, limits))
 
     async def model(self, request: HttpRequest) -> HttpResponse:
         service = self._service
         if request.rest != service.model_id:
             raise ModelNotFound(request.rest)
-        max_model_len = service.model.limits.max_model_len
-        return HttpResponse(value=model_card(request.rest, service.started_at, max_model_len))
+        return HttpResponse(value=model_card(request.rest, service.started_at, service.model.limits))
 
     async def completions(self, request: HttpRequest) -> HttpResponse | EventStream:
         return await self._generate(request, parse_completion)

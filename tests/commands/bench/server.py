@@ -40,6 +40,14 @@ class Behaviour:
     """Answers have at most this many tokens, whatever was asked for."""
     words: tuple[str, ...] = ()
     """Tokens of a reply; none are made up."""
+    limits: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the model's card."""
+    props: dict[str, Any] | None = None
+    """What /props answers, as llama.cpp has it; None for a server without that route."""
+    vocab: int | None = None
+    """A prompt with an id from here on is refused."""
+    context: int | None = None
+    """A prompt that is longer with its answer is refused."""
     keep_alive_seconds: int = 5
     """After which a connection is closed without a word. It is read when the server starts."""
 
@@ -91,7 +99,11 @@ def _app(running: Running, model: str) -> Starlette:
     num_active = 0
 
     async def models(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [{"id": model, "object": "model"}]})
+        card = {"id": model, "object": "model", **running.behaviour.limits}
+        return JSONResponse({"object": "list", "data": [card]})
+
+    async def props(_: Request) -> Response:
+        return JSONResponse(running.behaviour.props, status_code=200 if running.behaviour.props else 404)
 
     async def generate(request: Request) -> Response:
         nonlocal num_active
@@ -103,6 +115,8 @@ def _app(running: Running, model: str) -> Starlette:
         running.num_connections.add(request.client.port)
         if number in running.behaviour.fails:
             return JSONResponse({"error": {"message": "made to fail"}}, status_code=500)
+        if refusal := _refusal(running.behaviour, body):
+            return JSONResponse({"error": {"message": refusal}}, status_code=400)
         num_active += 1
         running.most_at_once = max(running.most_at_once, num_active)
 
@@ -124,10 +138,20 @@ def _app(running: Running, model: str) -> Starlette:
     return Starlette(
         routes=[
             Route("/v1/models", models),
+            Route("/props", props),
             Route("/v1/completions", generate, methods=["POST"]),
             Route("/v1/chat/completions", generate, methods=["POST"]),
         ]
     )
+
+
+def _refusal(behaviour: Behaviour, body: dict[str, Any]) -> str | None:
+    prompt = body.get("prompt", ())
+    if behaviour.vocab is not None and max(prompt) >= behaviour.vocab:
+        return f"prompt: {max(prompt)} is not below {behaviour.vocab}"
+    if behaviour.context is not None and len(prompt) + body["max_tokens"] > behaviour.context:
+        return f"prompt: {len(prompt)} tokens leave no room in {behaviour.context}"
+    return None
 
 
 async def _chunks(

@@ -94,6 +94,83 @@ def test_a_connection_that_the_server_has_closed_meanwhile_is_no_failure(tmp_pat
     assert len(server.bodies) == 40, "a call came twice"
 
 
+SERVERS = [
+    pytest.param(
+        Behaviour(
+            limits={"max_model_len": 48, "meta": {"n_vocab": 400}}, vocab=400, gap_seconds=0.02, context=48
+        ),
+        id="this-project",
+    ),
+    pytest.param(
+        Behaviour(
+            limits={"meta": {"n_vocab": 400, "n_ctx_train": 4096}},
+            props={"default_generation_settings": {"n_ctx": 48}},
+            vocab=400,
+            gap_seconds=0.02,
+            context=48,
+        ),
+        id="llama.cpp",
+    ),
+    pytest.param(
+        Behaviour(limits={"max_model_len": 48}, vocab=32064, gap_seconds=0.02, context=48), id="vllm"
+    ),
+]
+
+
+@pytest.mark.parametrize("behaviour", SERVERS)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--decode-batch", "1,2", "--repeat", "1"),
+        ("--shared-prefix-tokens", "90", "--prompt-tokens", "4"),
+    ],
+)
+def test_ids_and_lengths_are_what_the_server_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], behaviour: Behaviour, flags: tuple[str, ...]
+) -> None:
+    with serving(behaviour) as server:
+        status, content = _bench(
+            tmp_path, "--url", server.url, "--num-requests", "3", "--output-tokens", "9", *flags
+        )
+    shown = capsys.readouterr()
+    assert status == 0, shown.err
+    longest = max(len(body["prompt"]) + body["max_tokens"] for body in server.bodies)
+    assert longest == 48, "the context was not used"
+    assert "do not fit the context of 48: measuring with" in shown.err
+    plan = content["plan"]
+    assert plan.get("calls", plan)["vocab"] == (400 if behaviour.vocab == 400 else 4001)
+
+
+def test_lengths_that_fit_are_sent_as_they_are_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(Behaviour(limits={"max_model_len": 96})) as server:
+        assert _bench(tmp_path, "--url", server.url, "--num-requests", "2")[0] == 0
+    assert {(len(body["prompt"]), body["max_tokens"]) for body in server.bodies} == {(64, 32)}
+    assert capsys.readouterr().err == ""
+
+
+def test_compare_sends_what_both_servers_take(tmp_path: Path) -> None:
+    small = Behaviour(limits={"max_model_len": 50, "meta": {"n_vocab": 320}})
+    with serving(small) as first, serving(Behaviour(limits={"max_model_len": 500})) as second:
+        assert _bench(tmp_path, "compare", "--url", first.url, "--url", second.url, "--rounds", "1")[0] == 0
+    for server in (first, second):
+        assert {len(body["prompt"]) + body["max_tokens"] for body in server.bodies} == {50}
+        assert max(max(body["prompt"]) for body in server.bodies) < 320
+
+
+def test_equal_errors_are_shown_once_with_their_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(Behaviour(vocab=320)) as server:
+        status, content = _bench(tmp_path, "--url", server.url, "--num-requests", "40", "--vocab", "4001")
+    ((text, count),) = content["rounds"][0][0]["load"]["errors"].items()
+    assert status == 1 and count == 40 and text.endswith("is not below 320")
+    shown = capsys.readouterr().out
+    assert shown.count("is not below 320") == 1 and "40 x HTTP 400: prompt: " in shown
+
+
 def test_answers_that_end_early_are_reported(tmp_path: Path) -> None:
     with serving(Behaviour(ends_after=3)) as server:
         _, content = _bench(tmp_path, "--url", server.url, "--num-requests", "4", "--output-tokens", "8")

@@ -4,7 +4,14 @@ import pytest
 
 from cluster.commands.bench.client import Mark, Outcome
 from cluster.commands.bench.compare import Measurement, compare
-from cluster.commands.bench.figures import latency, steady_rate, summarise, time_per_output_token, token_gaps
+from cluster.commands.bench.figures import (
+    count_errors,
+    latency,
+    steady_rate,
+    summarise,
+    time_per_output_token,
+    token_gaps,
+)
 
 
 def _outcome(
@@ -54,6 +61,20 @@ def test_failed_calls_count_as_errors_and_nowhere_else() -> None:
     assert (figures.output_tokens, figures.num_short) == (1, 1)
     assert figures.time_to_first_token_seconds is not None
     assert figures.time_to_first_token_seconds.p50 == 1.0
+
+
+def test_errors_that_differ_in_their_numbers_only_are_counted_once() -> None:
+    texts = [
+        "HTTP 400: prompt: 3000 is not below 512",
+        "HTTP 500: it broke",
+        "HTTP 400: prompt: 2999 is not below 512",
+        "HTTP 400: it broke",
+        "HTTP 400: prompt: 1 is not below 512",
+        "error in the stream of cmpl-0f3a",
+        "error in the stream of cmpl-12b7",
+    ]
+    assert count_errors(texts) == {texts[0]: 3, texts[5]: 2, texts[1]: 1, texts[3]: 1}
+    assert list(count_errors(texts))[:2] == [texts[0], texts[5]]
 
 
 def test_without_a_single_answer_there_are_no_latencies() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,14 @@ def test_times_of_new_and_known_prefixes_are_set_side_by_side(
     prefixes = [tuple(body["prompt"][:30]) for body in server.bodies]
     assert prefixes[::2] == prefixes[1::2] and len(set(prefixes)) == 4
     assert "ratio of each pair" in capsys.readouterr().out
+
+
+def test_shared_tokens_that_do_not_fit_the_context_are_cut() -> None:
+    assert PLAN.fitted(64, None) == replace(PLAN, vocab=64)
+    assert PLAN.fitted(64, 27) == replace(PLAN, vocab=64)
+    assert PLAN.fitted(64, 20) == replace(PLAN, vocab=64, shared_tokens=13)
+    with pytest.raises(ValueError, match="leave no shared token in the context of 7"):
+        PLAN.fitted(64, 7)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from cluster.commands.bench.workload import (
     RandomCalls,
     Span,
     arrival_seconds,
+    fit_lengths,
     parse_span,
     read_dataset,
     repeat_calls,
@@ -80,6 +81,25 @@ def test_arrivals_begin_at_zero_and_have_the_rate_and_spread_of_a_poisson_proces
     assert statistics.mean(gaps) == pytest.approx(1 / 50, rel=0.1)
     assert statistics.stdev(gaps) == pytest.approx(1 / 50, rel=0.1)
     assert times == list(arrival_seconds(50.0, 4000, seed=5))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "output", "context", "fitted"),
+    [
+        pytest.param("64", "32", 96, ("64", "32"), id="fits"),
+        pytest.param("64", "32", 95, ("63", "32"), id="prompt-shorter"),
+        pytest.param("5-900", "32-64", 512, ("5-448", "32-64"), id="span"),
+        pytest.param("10", "1000", 512, ("10", "502"), id="output-shorter"),
+        pytest.param("1000", "1000", 512, ("256", "256"), id="halves"),
+        pytest.param("600-1000", "900", 100, ("50", "50"), id="low-end-too"),
+        pytest.param("9", "9", 1, ("1", "1"), id="no-room"),
+    ],
+)
+def test_lengths_are_fitted_to_a_context(
+    prompt: str, output: str, context: int, fitted: tuple[str, str]
+) -> None:
+    spans = fit_lengths(parse_span(prompt), parse_span(output), context)
+    assert tuple(map(str, spans)) == fitted
 
 
 @pytest.mark.parametrize("text", ["", "0", "-3", "4-", "9-5", "x", "1.5"])

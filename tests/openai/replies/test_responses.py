@@ -11,6 +11,7 @@ from cluster.errors import ModelNotFound, ServerUnavailable
 from cluster.openai.encoding import SSE_DONE, encode_json, sse_error, sse_frame
 from cluster.openai.fields.output import OutputOptions, StreamOptions
 from cluster.openai.models import check_model, model_card, models_response
+from cluster.openai.prompts.model_context import ModelLimits
 from cluster.openai.replies.assembler import OutputPiece, merged
 from cluster.openai.replies.responses import (
     ResponseHead,
@@ -260,9 +261,11 @@ def test_byte_fallback_tokens_keep_their_bytes() -> None:
 
 
 def test_models_are_listed_as_the_client_expects() -> None:
-    body = models_response(["phimoe", "alias"], 1_700_000_000, 4096)
+    limits = ModelLimits(max_model_len=4096, vocab_size=512)
+    body = models_response(["phimoe", "alias"], 1_700_000_000, limits)
     assert [Model.model_validate(card, strict=True).id for card in body["data"]] == ["phimoe", "alias"]
-    assert model_card("phimoe", 1, 4096)["max_model_len"] == 4096
+    card = model_card("phimoe", 1, limits)
+    assert card["max_model_len"] == 4096 and card["meta"] == {"n_vocab": 512}
 
 
 def test_a_model_is_known_by_its_served_names() -> None:

@@ -51,7 +51,10 @@ ERROR: Schema = {
 
 def model_card() -> Schema:
     """Of /v1/models/{model}."""
-    return _record(id=_TEXT, object={"const": "model"}, created=_COUNT, owned_by=_TEXT, max_model_len=_COUNT)
+    meta = _record(n_vocab=_COUNT)
+    return _record(
+        id=_TEXT, object={"const": "model"}, created=_COUNT, owned_by=_TEXT, max_model_len=_COUNT, meta=meta
+    )
 
 
 def model_list() -> Schema:
