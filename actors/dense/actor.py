@@ -9,7 +9,7 @@ import uuid
 import torch
 
 from actors.background_load import Loading
-from actors.checkpoint.config import ModelConfig
+from actors.checkpoint.config import NUM_EXPERTS, ModelConfig
 from actors.checkpoint.layout import all_tensors, dense_tensor_names
 from actors.checkpoint.open import open_model
 from actors.checkpoint.read_quantized import dense_quantization, serving_quantization
@@ -23,13 +23,10 @@ from actors.dense.scheduling.kv_capacity import Demand, free_cache_bytes, plan_c
 from actors.dense.scheduling.prefill_budget import PrefillPace
 from actors.dense.scheduling.scheduler import Scheduler, SchedulerLimits
 from actors.errors import LinkError, StaleEpochError
-from actors.exchange.all_to_all.open import open_dense
-from actors.exchange.context import Site
+from actors.exchange.context import DenseContext, Site
 from actors.exchange.expert_load import ExpertLoad
-from actors.exchange.links.dense.endpoint import DenseLinks
-from actors.exchange.links.dense.peers import Roster
-from actors.exchange.local import LocalExchange
 from actors.exchange.rendezvous import host_store
+from actors.exchange.transports import DenseEndpoint, has_expert_actors, open_dense
 from actors.expert.experts import GroupedExperts
 from actors.kernels.threads import share_cores
 from actors.linear import product_name
@@ -87,13 +84,14 @@ class DenseActor:
         with self._joining:
             if give_up.is_set():
                 raise StaleEpochError(membership.epoch, self._epoch)
-            loaded.use(self._settings, membership, give_up)
+            assert loaded.endpoint is not None
+            loaded.endpoint.join(membership, give_up)
 
     def report(self) -> ActorReport:
         """State "ready" while sequences would be computed, "lost" when some expert cannot be reached."""
         loaded = self._loading.result
         engine = loaded.engine if loaded is not None else None
-        roster = loaded.roster if loaded is not None else None
+        endpoint = loaded.endpoint if loaded is not None else None
         is_ready = engine is not None and engine.is_ready
         detail: dict[str, float | int | str] = {}
         if engine is not None:
@@ -121,10 +119,10 @@ class DenseActor:
             device=self._settings.device,
             state="ready" if is_ready else "starting" if self._epoch < 0 else "lost",
             epoch=self._epoch,
-            experts=tuple(range(16)) if self._settings.exchange.transport == "local" else (),
+            experts=() if has_expert_actors(self._settings.exchange.transport) else tuple(range(NUM_EXPERTS)),
             memory_bytes=memory_bytes(torch.device(self._settings.device)),
-            lost_links=roster.lost() if roster is not None else (),
-            suspected_links=roster.suspected() if roster is not None else (),
+            lost_links=endpoint.lost() if endpoint is not None else (),
+            suspected_links=endpoint.suspected() if endpoint is not None else (),
             expert_load=loaded.load.rows() if loaded is not None else (),
             products=loaded.products if loaded is not None else "",
             detail=detail,
@@ -167,7 +165,7 @@ class _Loaded:
 
     def __init__(self, settings: DenseSettings, progress: ProgressCallback) -> None:
         exchange, device = settings.exchange, torch.device(settings.device)
-        is_local = exchange.transport == "local"
+        is_local = not has_expert_actors(exchange.transport)
         config, reader = open_model(settings.source, all_tensors if is_local else dense_tensor_names)
         dtype = serving_dtype(settings.dtype, config)
         meter = _TwoParts(progress)
@@ -186,7 +184,8 @@ class _Loaded:
         self.products = product_name(dtype, device, few_bits)
         if quantization is not None:
             self.products += f", experts {product_name(dtype, device, quantization)}"
-        self._links: DenseLinks | None = None
+        self.endpoint: DenseEndpoint | None = None
+        """Of the exchange; open from `open_doors` on."""
         self.load = ExpertLoad(config.num_experts)
         self._make_engine(settings, config, model)
         release_free_memory()
@@ -224,36 +223,30 @@ class _Loaded:
         )
 
     def open_doors(self, settings: DenseSettings, incarnation: str) -> tuple[str, int, str, int]:
-        self._store, store_host, store_port = host_store(settings.node_ip)
-        if settings.exchange.transport == "links":
-            site, index = self._site(settings), settings.index
-            self._links = DenseLinks(site, index, incarnation, self._store, self.load, self.engine.look)
-            self.engine.use_exchange(self._links.exchange)
+        store, store_host, store_port = host_store(settings.node_ip)
+        self.endpoint = open_dense(
+            DenseContext(
+                exchange_context=self._exchange_context(settings),
+                index=settings.index,
+                incarnation=incarnation,
+                store=store,
+                load=self.load,
+                experts=self._local,
+                use_exchange=self.engine.use_exchange,
+                on_change=self.engine.look,
+            )
+        )
         front_host, front_port = self.front.start(self.engine, settings.node_ip)
         self.engine.start()
         return front_host, front_port, store_host, store_port
 
-    @property
-    def roster(self) -> Roster | None:
-        """Who is linked, where links carry the rows."""
-        return self._links.exchange.roster if self._links is not None else None
-
-    def use(self, settings: DenseSettings, membership: Membership, give_up: threading.Event) -> None:
-        if self._links is not None:
-            self._links.join(membership, give_up)
-        elif self._local is not None:
-            self.engine.use_exchange(LocalExchange(self._local.forward, self.load, self._local.combined))
-        else:
-            site, index = self._site(settings), settings.index
-            self.engine.use_exchange(open_dense(site, index, membership, self._store, self.load, give_up))
-
     def close(self) -> None:
-        if self._links is not None:
-            self._links.close()
+        if self.endpoint is not None:
+            self.endpoint.close()
         self.engine.stop()
         self.front.stop()
 
-    def _site(self, settings: DenseSettings) -> Site:
+    def _exchange_context(self, settings: DenseSettings) -> Site:
         return Site(
             settings=settings.exchange,
             node_ip=settings.node_ip,

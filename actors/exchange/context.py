@@ -1,25 +1,25 @@
-"""What an actor brings to an exchange, and which backend suits it."""
+"""What an actor brings to its transport, and which backend carries its rows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch._C._distributed_c10d import Store
 
+from actors.exchange.expert_load import ExpertLoad
+from actors.exchange.interface import Exchange, LocalExperts, ServedExperts
 from actors.protocol.settings import ExchangeSettings
-
-_CPU_BACKENDS = {"links": "tcp", "all_to_all": "gloo"}
-"""What "auto" means on a CPU: TCP takes less processor time than gloo for small batches and sees a dead peer sooner."""
-_BACKENDS = {"links": ("gloo", "tcp", "nccl"), "all_to_all": ("gloo", "nccl")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Site:
-    """One actor's end of whatever exchange it takes part in."""
+    """What dense and expert actors have in common: where they are, and what rows look like."""
 
     settings: ExchangeSettings
     node_ip: str
-    """The address that this actor is reached at."""
+    """The address at which this actor is reached."""
     hidden_size: int
     num_experts: int
     """Of the model."""
@@ -29,18 +29,49 @@ class Site:
     device: torch.device
 
 
-def choose_backend(settings: ExchangeSettings, device: torch.device) -> str:
-    """What carries rows. Raises ValueError for a transport or backend that does not exist or suit the device."""
-    backends = _BACKENDS.get(settings.transport)
-    if backends is None:
-        raise ValueError(
-            f"exchange transport is {settings.transport!r}, expected one of {', '.join(_BACKENDS)}"
-        )
-    is_cuda = device.type == "cuda"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DenseContext:
+    """What a dense actor brings to its transport."""
+
+    exchange_context: Site
+    index: int
+    """Of this actor among the dense actors."""
+    incarnation: str
+    """Unique to this process: a membership names it by that."""
+    store: Store
+    """The store that this actor hosts, under whose keys links meet (`rendezvous.host_store`)."""
+    load: ExpertLoad
+    """Where exchanges count routes."""
+    experts: LocalExperts | None
+    """All experts, if the transport has no expert actors."""
+    use_exchange: Callable[[Exchange], None]
+    """Called with the exchange over which to compute from now on. The dense actor closes each of them."""
+    on_change: Callable[[], None]
+    """Called, from any thread, when experts may have come within reach or gone out of reach."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertContext:
+    """What an expert actor brings to its transport."""
+
+    exchange_context: Site
+    index: int
+    """Of this actor among the expert actors."""
+    incarnation: str
+    """Unique to this process: a membership names it by that."""
+    experts: ServedExperts
+
+
+def choose_backend(settings: ExchangeSettings, device: torch.device, backends: Sequence[str]) -> str:
+    """Which of a transport's backends carries rows; for "auto" the first that suits the device.
+
+    NCCL suits CUDA devices alone, all others suit CPUs alone. Raises ValueError if the settings name a
+    backend that does not suit the device or is none of the transport's.
+    """
+    fitting = [name for name in backends if (name == "nccl") == (device.type == "cuda")]
     if settings.backend == "auto":
-        return "nccl" if is_cuda else _CPU_BACKENDS[settings.transport]
-    if settings.backend not in backends or (settings.backend == "nccl") != is_cuda:
-        fitting = [name for name in backends if (name == "nccl") == is_cuda]
+        return fitting[0]
+    if settings.backend not in fitting:
         raise ValueError(
             f"exchange backend is {settings.backend!r}, expected auto or {' or '.join(fitting)} "
             f"for {settings.transport} on {device.type}"

@@ -20,6 +20,7 @@ from typing import Protocol, TypeAlias
 import torch
 
 from actors.kernels.exchange import TurnTask
+from actors.kernels.serve import ServeTables
 
 
 class Handle(Protocol):
@@ -93,6 +94,53 @@ class KernelExchange(Protocol):
 Serve: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 """How an expert actor computes: (layer, rows [T, H] on the device, expert_ids [T, K] and weights [T, K] on
 the host, num_results) -> [N, H]. Raises NotHeldError if the actor does not hold all of these experts."""
+
+
+Combined: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(layer, rows [T, H], expert_ids [T, K], weights [T, K]) -> the sum of each token's results [T, H].
+
+For few rows it only queues device work, and it accepts rows without an expert at the end."""
+
+
+class LocalExperts(Protocol):
+    """All experts of the model, in the dense actor's own process."""
+
+    @property
+    def combined(self) -> Combined | None:
+        """None if only `forward` can compute."""
+
+    def forward(
+        self,
+        layer: int,
+        rows: torch.Tensor,
+        expert_ids: torch.Tensor,
+        weights: torch.Tensor,
+        num_results: int,
+    ) -> torch.Tensor:
+        """Compute results [num_results, H] of rows [T, H] with expert_ids [T, K] and weights [T, K].
+
+        All tensors are on the experts' device.
+        """
+
+
+class ServedExperts(Protocol):
+    """The experts of an expert actor, as its transport uses them."""
+
+    on_change: Callable[[], None]
+    """Called when what `tables` returned is about to be outdated; the transport sets it."""
+
+    def serve(
+        self,
+        layer: int,
+        rows: torch.Tensor,
+        expert_ids: torch.Tensor,
+        weights: torch.Tensor,
+        num_results: int,
+    ) -> torch.Tensor:
+        """See `Serve`."""
+
+    def tables(self) -> ServeTables | None:
+        """What `serve` computes with, if the kernels can compute with it as well."""
 
 
 class NotHeldError(Exception):

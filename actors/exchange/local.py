@@ -5,6 +5,7 @@ Legend: T tokens, H hidden, K experts per token.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -12,14 +13,13 @@ from typing import TypeAlias
 import torch
 
 from actors.exchange.combine import add_choices
+from actors.exchange.context import DenseContext
 from actors.exchange.expert_load import ExpertLoad
-from actors.exchange.interface import Handle
+from actors.exchange.interface import Combined, Handle
+from actors.protocol.messages import Membership
 
 Compute: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
-"""`GroupedExperts.forward`: (layer, rows, expert_ids, weights, num_results) -> results [num_results, H]."""
-
-Combined: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""`GroupedExperts.combined`: (layer, rows, expert_ids, weights) -> the sum of each token's results [T, H]."""
+"""`LocalExperts.forward`: (layer, rows, expert_ids, weights, num_results) -> results [num_results, H]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -37,10 +37,7 @@ class LocalExchange:
     def __init__(
         self, compute: Compute, load: ExpertLoad | None = None, combined: Combined | None = None
     ) -> None:
-        """`load` counts routes on CPU only. `combined`, if given, replaces `compute`.
-
-        For few rows, `combined` only queues device work and accepts rows without an expert at the end.
-        """
+        """`load` counts routes on CPU only. `combined`, if given, replaces `compute`."""
         self.combined = combined
         self._compute = compute
         self._load = load
@@ -68,3 +65,24 @@ class LocalExchange:
 
     def close(self) -> None:
         pass
+
+
+class DenseLocal:
+    """A dense actor's end: it computes over its own experts from the first membership on."""
+
+    def __init__(self, context: DenseContext) -> None:
+        self._context = context
+
+    def join(self, membership: Membership, stop: threading.Event) -> None:
+        experts = self._context.experts
+        assert experts is not None
+        self._context.use_exchange(LocalExchange(experts.forward, self._context.load, experts.combined))
+
+    def lost(self) -> tuple[str, ...]:
+        return ()
+
+    def suspected(self) -> tuple[str, ...]:
+        return ()
+
+    def close(self) -> None:
+        """There is nothing to end."""

@@ -1,4 +1,4 @@
-"""An expert actor: loads its experts, then serves whoever the membership names, and may be told to hold others."""
+"""An expert actor: loads its experts, then serves the dense actors that a membership names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import torch
 
 from actors.background_load import Loading
 from actors.errors import LinkError, StaleEpochError
-from actors.exchange.all_to_all.open import open_expert
-from actors.exchange.all_to_all.server import AllToAllServer
-from actors.exchange.context import Site
-from actors.exchange.links.expert.endpoint import ExpertLinks
+from actors.exchange.context import ExpertContext, Site
+from actors.exchange.transports import ExpertEndpoint, open_expert
 from actors.expert.expert_store import HeldExperts
 from actors.kernels.threads import share_cores
 from actors.linear import product_name
@@ -23,7 +21,7 @@ from actors.protocol.settings import ExpertSettings
 
 
 class ExpertActor:
-    """A plain class: the cluster makes a remote actor of it. Every method may be called while another one runs."""
+    """A plain class, of which the cluster makes a remote actor. Methods may be called while others run."""
 
     def __init__(self, settings: ExpertSettings) -> None:
         share_cores(settings.num_threads)
@@ -43,9 +41,9 @@ class ExpertActor:
         self._give_up = threading.Event()
         self._is_stopped = False
         self._joining = threading.Lock()
-        """Held while links come up; only its holder changes the two below."""
-        self._links: ExpertLinks | None = None
-        self._collective: AllToAllServer | None = None
+        """Held while links come up; only its holder changes what is below."""
+        self._endpoint: ExpertEndpoint | None = None
+        """Of the exchange; open from the first `join` on."""
 
     def start_loading(self, experts: tuple[int, ...] | None = None) -> None:
         """Load these experts, or those of the settings, in a thread; `progress` says how far it is.
@@ -57,52 +55,47 @@ class ExpertActor:
         self._loading.start()
 
     def progress(self) -> Progress:
-        """In stored bytes, of the first loading and then of the last `hold`. "failed" comes with the reason."""
+        """In stored bytes, of the first loading, later of the last `hold`. "failed" comes with the reason."""
         held = self._loading.result
         return (held.progress if held is not None else None) or self._loading.progress()
 
     def hold(self, experts: tuple[int, ...]) -> None:
-        """Load these in addition, in the background: `progress` tells of it, `report` names them when they are there.
+        """Load these as well, in the background: `progress` tells how far it is, `report` names them then.
 
-        What is held already is served meanwhile. Raises LinkError before the first loading has ended; ValueError for an
-        expert that the model does not have.
+        Experts that are held already are served meanwhile. Raises LinkError before the first loading has
+        ended, and ValueError for an expert that the model does not have.
         """
         self._require_loaded().hold(experts)
 
     def drop(self, experts: tuple[int, ...]) -> None:
-        """Forget these; their memory is given back in the background. Call it when nobody asks for them any longer.
+        """Forget these, once nobody asks for them any longer; their memory is given back in the background.
 
-        Raises LinkError before the first loading has ended; ValueError for an expert that the model does not have, and
-        when none would be left.
+        Raises LinkError before the first loading has ended, and ValueError for an expert that the model does
+        not have or if none would be left.
         """
         self._require_loaded().drop(experts)
 
     def join(self, membership: Membership) -> None:
         """Serve a membership; returns when all its dense actors are linked. Links that work already stay.
 
-        Raises StaleEpochError for an epoch that is not higher than any before, also when a higher one comes while this
-        one's links are coming up; ExchangeError naming the dense actors that were not reached, the others are served then;
-        ValueError for a membership that this actor is not in as what it is.
+        Raises StaleEpochError if the epoch is not the highest so far, also when a higher one comes while
+        links come up. Raises ExchangeError naming the dense actors that were not reached; the others are
+        served then. Raises ValueError if the membership does not have this actor with these experts.
         """
         held, give_up = self._begin_join(membership)
         with self._joining:
             if give_up.is_set():
                 raise StaleEpochError(membership.epoch, self._epoch)
-            if self._settings.exchange.transport == "links":
-                if self._links is None:
-                    index = self._settings.index
-                    self._links = ExpertLinks(
-                        self._site(held), index, self.incarnation, held.serve, held.tables
+            if self._endpoint is None:
+                self._endpoint = open_expert(
+                    ExpertContext(
+                        exchange_context=self._exchange_context(held),
+                        index=self._settings.index,
+                        incarnation=self.incarnation,
+                        experts=held,
                     )
-                    held.on_change = self._links.look_anew
-                self._links.join(membership, give_up)
-                return
-            if self._collective is not None:
-                self._collective.close()
-                self._collective = None
-            self._collective = open_expert(
-                self._site(held), self._settings.index, membership, held.serve, give_up
-            )
+                )
+            self._endpoint.join(membership, give_up)
 
     def report(self) -> ActorReport:
         """State "ready" while all dense actors of the newest membership are served, else "lost"."""
@@ -112,9 +105,6 @@ class ExpertActor:
         if held is not None:
             for expert in experts:
                 detail[f"rows_of_expert_{expert}"] = int(held.rows_of_expert[expert])
-        collective = self._collective
-        if collective is not None and collective.failure is not None:
-            detail["failure"] = str(collective.failure)
         lost = self._lost_links(membership) if membership is not None else ()
         state = "starting" if membership is None else "lost" if lost else "ready"
         return ActorReport(
@@ -138,9 +128,8 @@ class ExpertActor:
             self._is_stopped = True
             self._give_up.set()
         with self._joining:
-            for serving in (self._links, self._collective):
-                if serving is not None:
-                    serving.close()
+            if self._endpoint is not None:
+                self._endpoint.close()
             if self._loading.result is not None:
                 self._loading.result.release()
 
@@ -149,12 +138,11 @@ class ExpertActor:
         return self._membership.epoch if self._membership is not None else -1
 
     def _lost_links(self, membership: Membership) -> tuple[str, ...]:
-        if self._links is not None:
-            return self._links.lost(membership)
-        is_up = self._collective is not None and self._collective.is_up
-        return () if is_up else tuple(f"dense-{dense.index}" for dense in membership.dense)
+        if self._endpoint is not None:
+            return self._endpoint.lost(membership)
+        return tuple(f"dense-{dense.index}" for dense in membership.dense)
 
-    def _site(self, held: HeldExperts) -> Site:
+    def _exchange_context(self, held: HeldExperts) -> Site:
         return Site(
             settings=self._settings.exchange,
             node_ip=self._settings.node_ip,

@@ -24,7 +24,7 @@ from actors.checkpoint.quantized_weight import QuantizedExpert
 from actors.checkpoint.read_quantized import read_quantized_experts
 from actors.checkpoint.weights import ExpertWeights, ProgressCallback, WeightReader, read_experts
 from actors.devices import has_triton
-from actors.exchange.local import Combined
+from actors.exchange.interface import Combined
 from actors.expert.layers.cpu_kernels import GroupedLinearLayer
 from actors.expert.layers.grouped_mm import GroupedMatmulLayer
 from actors.expert.layers.onednn import PackedLayer

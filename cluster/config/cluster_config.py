@@ -23,6 +23,9 @@ from actors.checkpoint.quantization import DENSE_DEVICES, KINDS, check_device
 NUM_EXPERTS = 16
 """Logical experts of a PhiMoE layer; the most expert actors that can have work."""
 
+EXCHANGES = ("links", "all_to_all", "local")
+"""The names of `actors.exchange.transports.TRANSPORTS`; a copy, since that module imports torch."""
+
 EMBEDDED_MODEL_NAME = "phimoe-tiny"
 """What the embedded model is called where no other name is given."""
 
@@ -98,7 +101,7 @@ class ClusterConfig:
     exchange: str = _option(
         "links",
         "how rows travel between dense and expert actors",
-        choices=("links", "all_to_all", "local"),
+        choices=EXCHANGES,
         actors=True,
     )
     link_backend: str = _option(

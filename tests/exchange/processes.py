@@ -22,12 +22,12 @@ import torch
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.dummy.dummy_reader import DummyReader
 from actors.checkpoint.dummy.presets import preset_config
-from actors.exchange.all_to_all.open import open_dense
-from actors.exchange.context import Site
+from actors.exchange.context import DenseContext, Site
 from actors.exchange.expert_load import ExpertLoad
 from actors.exchange.interface import Exchange
 from actors.exchange.links.dense.endpoint import DenseLinks
 from actors.exchange.rendezvous import host_store
+from actors.exchange.transports import open_dense
 from actors.expert.actor import ExpertActor
 from actors.expert.experts import GroupedExperts
 from actors.protocol.messages import ActorReport, DenseMember, ExpertMember, Membership, Progress
@@ -195,34 +195,38 @@ class DenseSide:
         self.load = ExpertLoad(self.site.num_experts)
         self.store, host, port = host_store(NODE_IP)
         self.member = DenseMember(index=index, store_host=host, store_port=port, incarnation=self.incarnation)
-        self.links: DenseLinks | None = None
-        self._collective: Exchange | None = None
-        if settings.transport == "links":
-            self.links = DenseLinks(
-                self.site, index, self.incarnation, self.store, self.load, on_change=lambda: None
+        self._exchange: Exchange | None = None
+        self._endpoint = open_dense(
+            DenseContext(
+                exchange_context=self.site,
+                index=index,
+                incarnation=self.incarnation,
+                store=self.store,
+                load=self.load,
+                experts=None,
+                use_exchange=self._use,
+                on_change=lambda: None,
             )
+        )
+        self.links = self._endpoint if isinstance(self._endpoint, DenseLinks) else None
 
     @property
     def exchange(self) -> Exchange:
-        exchange = self.links.exchange if self.links is not None else self._collective
-        assert exchange is not None
-        return exchange
+        assert self._exchange is not None
+        return self._exchange
 
     def join(self, membership: Membership, stop: threading.Event | None = None) -> None:
-        stop = stop or threading.Event()
-        if self.links is not None:
-            self.links.join(membership, stop)
-            return
-        made = open_dense(self.site, self.index, membership, self.store, self.load, stop)
-        if self._collective is not None:
-            self._collective.close()
-        self._collective = made
+        self._endpoint.join(membership, stop or threading.Event())
 
     def close(self) -> None:
-        if self.links is not None:
-            self.links.close()
-        if self.links is not None or self._collective is not None:
-            self.exchange.close()
+        self._endpoint.close()
+        if self._exchange is not None:
+            self._exchange.close()
+
+    def _use(self, exchange: Exchange) -> None:
+        before, self._exchange = self._exchange, exchange
+        if before is not None:
+            before.close()
 
 
 @dataclass(kw_only=True)

@@ -19,8 +19,8 @@ import torch
 from actors.dense.batch import DecodeRows, StepBatch, aligned_places
 from actors.dense.kv_cache import KVCache
 from actors.devices import has_triton
-from actors.exchange.interface import Exchange
-from actors.exchange.local import Combined, LocalExchange
+from actors.exchange.interface import Combined, Exchange
+from actors.exchange.local import LocalExchange
 from actors.gpu.attention.splits import num_parts
 from actors.gpu.buckets import batch_bucket, blocks_bucket, parts_bucket
 from actors.gpu.capture import CudaCapture

@@ -1,12 +1,12 @@
-"""The collective transport, seen from a dense actor: every rank takes part in every round (`round.py`).
+"""The collective transport, seen from a dense actor: every rank takes part in every round (`wire_format.py`).
 
 Legend: T tokens, H hidden, K experts per token, t tokens of one actor, n results of one actor.
 
 Rounds keep all ranks in lockstep, so a dense actor that has nothing to send takes part with empty rounds. Its
 ticking thread does that, which also gives every wait a deadline. A dense actor without others ticks three
-times per deadline. Beside others it ticks every few milliseconds while all are idle, so that it soon joins one
-that begins. Once another one sends, it takes part in the next round at once, so that the other does not have to
-wait in every layer.
+times per deadline. Beside others it ticks every few milliseconds while all are idle, so that it soon joins
+one that begins. Once another one sends, it takes part in the next round at once, so that the other does not
+have to wait in every layer.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ from actors.exchange.deadline import Deadline
 from actors.exchange.process_groups import gloo, nccl
 from actors.exchange.rendezvous import Rendezvous
 
+BACKENDS = ("gloo", "nccl")
+"""What can carry the collective transport."""
+
 _PEERS = "the all-to-all group"
 
 
@@ -38,14 +41,15 @@ class Group(Protocol):
         source: torch.Tensor,
         source_splits: list[int],
     ) -> Callable[[int | None], None]:
-        """Begin all_to_all_single: parts of `source` [bytes] go to the ranks in order, theirs land in `output`.
+        """Begin all_to_all_single: parts of `source` [bytes] go to the ranks in order, theirs to `output`.
 
-        Returns what waits for the end: it takes the layer, for its errors, and raises LinkError when the group broke or
-        was closed and DeadlineError when a rank did not take part in time. Keep both tensors until then.
+        Returns a function that waits for the end. It takes the layer, which its errors name, and raises
+        LinkError if the group broke or was closed, DeadlineError if a rank did not take part in time. Keep
+        both tensors until it has returned.
         """
 
     def close(self) -> None:
-        """Leave: all ranks, and waiting threads of this process, notice at once. Idempotent, from any thread."""
+        """Leave the group: its ranks and waiting threads notice at once. Idempotent, from any thread."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +65,7 @@ class GroupSite:
 
 
 def open_group(site: GroupSite, names: Sequence[str], rank: int) -> Group:
-    """Meet all other ranks. Raises DeadlineError when one does not come, LinkError when the group cannot come up."""
+    """Meet all other ranks. Raises DeadlineError if one does not come, LinkError for any other failure."""
     key, size = "all-to-all", len(names)
     site.rendezvous.meet(key, rank, {other: name for other, name in enumerate(names) if other != rank})
     try:

@@ -1,16 +1,17 @@
-"""The collective transport, seen from an expert actor: a thread that takes part in every round (`round.py`).
+"""The collective transport, seen from an expert actor: a thread takes part in each round (`wire_format.py`).
 
 Legend: T tokens, H hidden, K experts per token, N results.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 
 import torch
 
-from actors.errors import ExchangeError, LinkError
+from actors.errors import ExchangeError
 from actors.exchange.all_to_all.group import Group
 from actors.exchange.all_to_all.wire_format import (
     TICK,
@@ -22,6 +23,8 @@ from actors.exchange.all_to_all.wire_format import (
 )
 from actors.exchange.interface import Serve
 from actors.exchange.message import Header
+
+logger = logging.getLogger(__name__)
 
 
 class AllToAllServer:
@@ -36,18 +39,13 @@ class AllToAllServer:
         self._serve = serve
         self._epoch = epoch
         self._is_closed = False
-        self._failure: ExchangeError | None = None
+        self._has_ended = False
         self._thread = threading.Thread(target=self._run, name="all-to-all", daemon=True)
         self._thread.start()
 
     @property
     def is_up(self) -> bool:
-        return not self._is_closed and self._failure is None
-
-    @property
-    def failure(self) -> ExchangeError | None:
-        """What ended it before `close`."""
-        return self._failure
+        return not self._is_closed and not self._has_ended
 
     def close(self) -> None:
         self._is_closed = True
@@ -60,11 +58,13 @@ class AllToAllServer:
                 while True:
                     self._round()
         except ExchangeError as error:
-            self._failure = None if self._is_closed else error
-        except Exception as error:
-            # In lockstep an answer cannot be replaced by an excuse; the group ends and the report says why.
-            self._failure = LinkError("dense actors", None, f"given up ({type(error).__name__}: {error})")
+            if not self._is_closed:
+                logger.warning("the all-to-all group has ended: %s", error)
+        except Exception:
+            # In lockstep an error cannot take the place of an answer, so the group ends.
+            logger.exception("the all-to-all group ends, since its rows cannot be computed")
         finally:
+            self._has_ended = True
             self._group.close()
 
     def _round(self) -> None:

@@ -2,9 +2,11 @@
 
 Legend: T tokens of one part, H hidden, K experts per token, W ranks.
 
-    headers   [W, 8] int64, one for each rank, which says how long the other parts are; each dense actor says in all of
-              its own whether it sends anything to anybody, so that all ranks know whether the other parts follow
-    bodies    dense -> expert   expert_ids [T, K] int32, weights [T, K] float32, padding to 64 bytes, rows [T, H]
+    headers   [W, 8] int64, one for each rank, which says how long the other parts are; each dense actor says
+              in all of its headers whether it sends anything to anybody, so that all ranks know whether the
+              other parts follow
+    bodies    dense -> expert   expert_ids [T, K] int32, weights [T, K] float32, padding to 64 bytes, then
+                                rows [T, H]
     answers   expert -> dense   results [N, H]
 
 Between two dense or two expert actors only headers travel.
@@ -92,7 +94,7 @@ def is_empty(headers: Sequence[Header]) -> bool:
 def exchange_headers(
     group: Group, headers: Sequence[Header], epoch: int, layer: int | None, device: torch.device
 ) -> list[Header]:
-    """One header to and one from each rank. Raises ExchangeError, also for a rank of another protocol or epoch."""
+    """Send each rank a header and return theirs. Raises ExchangeError, also for another protocol or epoch."""
     source = torch.tensor(headers, dtype=torch.int64).view(torch.uint8).reshape(-1).to(device)
     output = torch.empty_like(source)
     splits = [HEADER_BYTES] * group.size

@@ -1,17 +1,13 @@
-"""All links of a dense actor: its door, its exchange, and how it joins a membership."""
+"""All links of a dense actor: its listener, its exchange, and how it joins a membership."""
 
 from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
-
-from torch._C._distributed_c10d import Store
 
 from actors.errors import DeadlineError, LinkError
-from actors.exchange.context import Site
+from actors.exchange.context import DenseContext
 from actors.exchange.deadline import Deadline
-from actors.exchange.expert_load import ExpertLoad
 from actors.exchange.links.dense.exchange import LinksExchange
 from actors.exchange.links.dense.hedging import WaitLimits
 from actors.exchange.links.dense.listener import LinkDoor
@@ -29,21 +25,12 @@ from actors.protocol.messages import Membership
 
 
 class DenseLinks:
-    """Open from its making to `close`; memberships come and go, and sequences run on throughout."""
+    """A dense actor's end: one exchange for its whole life, over links that come and go."""
 
-    def __init__(
-        self,
-        site: Site,
-        index: int,
-        incarnation: str,
-        store: Store,
-        load: ExpertLoad,
-        on_change: Callable[[], None],
-    ) -> None:
-        """`store` is what this actor hosts. on_change: see LinksExchange."""
-        settings = site.settings
-        self._index = index
-        self._store = store
+    def __init__(self, context: DenseContext) -> None:
+        site, settings = context.exchange_context, context.exchange_context.settings
+        self._index = context.index
+        self._store = context.store
         self._settings = settings
         self._link_context = link_context(site)
         limits = WaitLimits(
@@ -51,23 +38,24 @@ class DenseLinks:
             dead=settings.deadline_seconds,
             park=settings.park_deadline_seconds,
         )
-        self.exchange = LinksExchange(site.num_experts, limits, load, on_change)
+        self.exchange = LinksExchange(site.num_experts, limits, context.load, context.on_change)
         roster = self.exchange.roster
         self._door = LinkDoor(
             site.node_ip,
-            store,
-            incarnation,
+            context.store,
+            context.incarnation,
             settings.connect_deadline_seconds,
             self._make_link,
             roster.has_link,
             roster.attach,
         )
+        context.use_exchange(self.exchange)
 
     def join(self, membership: Membership, stop: threading.Event) -> None:
-        """Returns when all expert actors of the membership are linked and asked for what it says they hold.
+        """Return when all expert actors of the membership are linked and asked for what it says they hold.
 
-        Raises DeadlineError naming those that did not come within the connect deadline, the others are in use
-        then; LinkError when `stop` is set meanwhile: the membership before is still in use then.
+        Raises DeadlineError naming those that did not come within the connect deadline; the others are in use
+        then. Raises LinkError when `stop` is set meanwhile; the membership before is still in use then.
         """
         roster = self.exchange.roster
         deadline = Deadline(seconds=self._settings.connect_deadline_seconds)
@@ -80,8 +68,14 @@ class DenseLinks:
         if missing:
             raise DeadlineError(", ".join(missing), None, "link", deadline.seconds)
 
+    def lost(self) -> tuple[str, ...]:
+        return self.exchange.roster.lost()
+
+    def suspected(self) -> tuple[str, ...]:
+        return self.exchange.roster.suspected()
+
     def close(self) -> None:
-        """Close the door and end all links. Whoever uses the exchange closes that."""
+        """Close the listener and end all links. The user of the exchange closes that."""
         self._door.close()
         self.exchange.interrupt()
 

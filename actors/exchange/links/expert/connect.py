@@ -36,7 +36,8 @@ class Knocker:
 def knock(knocker: Knocker, store: Store, peer: str, hello: LinkHello) -> socket.socket | None:
     """The connection that the dense actor has granted; None where it goes on with the link that is there.
 
-    Raises StaleEpochError when it lives in a newer epoch, LinkError when it refuses or the store is gone, DeadlineError.
+    Raises StaleEpochError when it lives in a newer epoch, LinkError when it refuses or the store is gone,
+    DeadlineError.
     """
     while True:
         knocker.check(peer, "link")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from actors.errors import ExchangeError, LinkError
-from actors.exchange.context import Site
+from actors.exchange.context import ExpertContext
 from actors.exchange.deadline import Deadline
-from actors.exchange.interface import Serve
 from actors.exchange.links.expert.connect import Knocker, knock
 from actors.exchange.links.expert.server import LinkServer
 from actors.exchange.links.handshake import NO_LINK, LinkHello, is_same
@@ -23,37 +21,30 @@ from actors.exchange.links.open_link import (
     make_link,
 )
 from actors.exchange.rendezvous import connect_store, unless_stopped
-from actors.kernels.serve import ServeTables
 from actors.protocol.messages import DenseMember, Membership
 
 
 class ExpertLinks:
-    """Serves from its making to `close`; dense actors come and go, and none disturbs another."""
+    """An expert actor's end: dense actors come and go, and none disturbs another."""
 
-    def __init__(
-        self,
-        site: Site,
-        index: int,
-        incarnation: str,
-        serve: Serve,
-        tables: Callable[[], ServeTables | None] = lambda: None,
-    ) -> None:
-        """`serve`, `tables`: see LinkServer."""
-        self._site = site
+    def __init__(self, context: ExpertContext) -> None:
+        site, experts = context.exchange_context, context.experts
+        self._connect_seconds = site.settings.connect_deadline_seconds
         self._link_context = link_context(site)
-        self._index, self._incarnation = index, incarnation
+        self._index, self._incarnation = context.index, context.incarnation
         self._guard = threading.Lock()
         self._links: dict[int, tuple[str, Link]] = {}
         """By index of the dense actor: the incarnation that the membership named, and the link."""
-        self._server = LinkServer(serve, site.settings.deadline_seconds, tables)
+        self._server = LinkServer(experts.serve, site.settings.deadline_seconds, experts.tables)
+        experts.on_change = self._server.ring
 
     def join(self, membership: Membership, stop: threading.Event) -> None:
-        """Returns when all dense actors of the membership are linked, by the links that work already or by new ones.
+        """Return when all dense actors of the membership are linked, by links that work or by new ones.
 
-        Links to others are ended. Raises ExchangeError naming who was not reached, or when `stop` is set meanwhile;
-        whoever was reached is served all the same.
+        Links to others are ended. Raises ExchangeError naming the dense actors that were not reached, or when
+        `stop` is set meanwhile; the others are served all the same.
         """
-        knocker = Knocker(deadline=Deadline(seconds=self._site.settings.connect_deadline_seconds), stop=stop)
+        knocker = Knocker(deadline=Deadline(seconds=self._connect_seconds), stop=stop)
         failures: list[ExchangeError] = []
 
         def link(dense: DenseMember) -> None:
@@ -82,10 +73,6 @@ class ExpertLinks:
         """Dense actors of a membership without a working link."""
         return tuple(f"dense-{dense.index}" for dense in membership.dense if self._working(dense) is None)
 
-    def look_anew(self) -> None:
-        """At what `tables` gives. From any thread."""
-        self._server.ring()
-
     def close(self) -> None:
         """End all links and wait for what is being computed. Idempotent."""
         self._server.close()
@@ -113,7 +100,7 @@ class ExpertLinks:
             return
         key = link_key(dense.index, self._index, self._incarnation)
         names = LinkNames(peer=peer, key=key, rank=EXPERT_RANK)
-        rendezvous = link_rendezvous(store, epoch, self._site.settings.connect_deadline_seconds)
+        rendezvous = link_rendezvous(store, epoch, self._connect_seconds)
         link = make_link(self._link_context, names, connection, rendezvous)
         with self._guard:
             is_late = knocker.stop.is_set()

@@ -1,9 +1,9 @@
-"""An expert actor's answers, given by the kernels for as long as their course is the plain one.
+"""An expert actor's answers, which the kernels give while nothing unusual happens.
 
     run         one link after the other has a message: read, compute, answer (actors/kernels/c/serve.c)
     hand_back   something else has happened: the links go on where the kernels were
 
-Nothing is decided here that `serve_links.py` decides. While the kernels serve, the interpreter's lock is free.
+The kernels decide nothing that `server.py` decides. While they serve, the interpreter's lock is free.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""The star of links, seen from an expert actor: one thread that serves all dense actors.
+"""The transport "links", seen from an expert actor: one thread serves all dense actors.
 
-    every round: read what has arrived on any link; take the link whose turn it is; with it go the messages of other links
-    that are for the same layer, so that the layer's weights are read once; compute; answer each.
+    in a loop: read what has arrived on any link; take the link that has waited longest, and with it the
+    messages of other links for the same layer, so that its weights are read once; compute; answer each
 
-A link gets its next turn after all others that have something waiting. Results do not depend on what was computed with
-what. A link that does not take its answers is not read from until it does; the others are served meanwhile.
-
-While messages come one at a time and nothing else happens, the kernels do the same without Python (`direct_service.py`).
+Results do not depend on which messages were computed together. A link that does not take its answers is not
+read from until it does; the others are served meanwhile. While messages come one at a time and nothing else
+happens, the kernels do all this without Python (`kernel_server.py`).
 """
 
 from __future__ import annotations
@@ -38,8 +37,11 @@ class LinkServer:
         deadline_seconds: float,
         tables: Callable[[], ServeTables | None] = lambda: None,
     ) -> None:
-        """`deadline_seconds`: for so long a peer may leave its answers unread. `tables`: what `serve` computes with, where
-        the kernels may compute it as well; called by the thread that serves, again after each `ring`."""
+        """deadline_seconds: how long a peer may leave its answers unread.
+
+        tables: returns what `serve` computes with, if the kernels can compute with it as well. The thread
+        that serves calls it, again after each `ring`.
+        """
         self._serve = serve
         self._tables = tables
         self._direct: DirectService | None = None
