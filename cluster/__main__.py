@@ -7,14 +7,16 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from cluster.supervisor.operations.messages import OPERATIONS
+
 COMMANDS = {
     "serve": ("cluster.commands.serve", "start the service, on a local Ray or on the one at --address"),
     "chat": ("cluster.commands.chat", "talk to a running service"),
     "status": ("cluster.commands.status", "show all actors of a running service"),
-    "scale": ("cluster.commands.scale", "change the number of expert actors"),
-    "rebalance": ("cluster.commands.rebalance", "place the experts anew by measured load"),
-    "restart": ("cluster.commands.restart", "restart all actors one by one"),
-    "drain": ("cluster.commands.drain", "finish what has begun, begin nothing new"),
+    **{
+        operation.name(): ("cluster.commands.operations", operation.summary().lower())
+        for operation in OPERATIONS
+    },
     "stop": ("cluster.commands.stop", "stop a running service"),
     "bench": ("cluster.commands.bench.command", "measure an OpenAI-compatible service"),
     "plan": ("cluster.commands.plan.command", "recommend actors and batch for a model, hardware and load"),
@@ -34,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module_name, summary = COMMANDS[name]
         module = importlib.import_module(module_name)
         parser = argparse.ArgumentParser(prog=f"phimoe {name}", description=summary)
+        parser.set_defaults(command=name)
         module.add_arguments(parser)
         status: int = module.run(parser.parse_args(arguments[1:]))
         return status

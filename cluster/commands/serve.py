@@ -217,6 +217,7 @@ async def _drain(config: ClusterConfig, view: StartupView, stop: _Signals) -> No
     Where the service is beyond asking, since all of its processes were told to end, there is nothing to wait for.
     """
     from cluster.ray_actors.supervisor_actor import find_supervisor
+    from cluster.supervisor.operations.messages import Drain
     from cluster.supervisor.remote_actor import ActorLostError
 
     grace = config.drain_grace_seconds
@@ -225,12 +226,12 @@ async def _drain(config: ClusterConfig, view: StartupView, stop: _Signals) -> No
         if supervisor is None or grace == 0:
             return
         view.say(f"draining: running requests have {grace:g} s, or until the next signal")
-        draining = asyncio.create_task(supervisor.drain(grace, grace + _CALL_SECONDS))
+        draining = asyncio.create_task(supervisor.operate(Drain(grace_seconds=grace), grace + _CALL_SECONDS))
         again = asyncio.create_task(stop.again.wait())
         try:
             await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
             if not draining.done():
-                await supervisor.drain(0.0, _CALL_SECONDS)
+                await supervisor.operate(Drain(grace_seconds=0.0), _CALL_SECONDS)
             await draining
         finally:
             for task in (draining, again):

@@ -1,24 +1,24 @@
-"""What operators can do, whichever door they came through: look, and have the supervisor change something.
+"""What operators can do over HTTP and over gRPC: look, and have the supervisor change something.
 
-Operations return when they are done, which may take as long as loading weights does. Whoever leaves earlier ends his own
-waiting, not the operation.
+An operation returns when it is done, which may take as long as loading weights does. A client that leaves earlier does not
+end the operation.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator
 
 from msgspec.structs import replace
 
 from cluster.errors import DeadlineExceeded, InvalidRequest, OperationFailed, ServerUnavailable
 from cluster.ingress.service import Service
 from cluster.messages import ClusterView
+from cluster.supervisor.operations.messages import Operation
 from cluster.supervisor.remote_actor import ActorLostError, OperationError
 
 _POLL_SECONDS = 0.5
-_BEYOND_GRACE_SECONDS = 30.0
 
 
 class Admin:
@@ -45,28 +45,13 @@ class Admin:
                 yield view
             await asyncio.sleep(min(_POLL_SECONDS, max_silence_seconds))
 
-    async def scale(self, expert_actors: int) -> ClusterView:
-        """Change the number of expert actors; what is there when it is done."""
-        return await self._done(self._service.supervisor.scale(expert_actors, self._seconds), "expert_actors")
-
-    async def rebalance(self) -> ClusterView:
-        """Place the experts anew by measured load; what is there when it is done."""
-        return await self._done(self._service.supervisor.rebalance(self._seconds))
-
-    async def restart(self) -> ClusterView:
-        """Restart all actors one by one; what is there when it is done."""
-        return await self._done(self._service.supervisor.restart(self._seconds))
-
-    async def drain(self, grace_seconds: float) -> ClusterView:
-        """No new requests; the running ones have the grace period. What is there when nothing runs any longer."""
+    async def operate(self, operation: Operation) -> ClusterView:
+        """Have the supervisor carry out an operation; all actors as they are when it is done."""
         supervisor = self._service.supervisor
-        return await self._done(supervisor.drain(grace_seconds, grace_seconds + _BEYOND_GRACE_SECONDS))
-
-    async def _done(self, operation: Awaitable[None], param: str | None = None) -> ClusterView:
         try:
-            await operation
+            await supervisor.operate(operation, operation.deadline_seconds(self._seconds))
         except ValueError as error:
-            raise InvalidRequest(str(error), param) from error
+            raise InvalidRequest(str(error), _only_field(operation)) from error
         except OperationError as error:
             raise OperationFailed(str(error)) from error
         except asyncio.TimeoutError:
@@ -76,6 +61,12 @@ class Admin:
                 "the supervisor was lost before the operation was done; the status shows how far it came"
             ) from error
         return await self.status()
+
+
+def _only_field(operation: Operation) -> str | None:
+    """The field that a refusal is about, if the operation has no other."""
+    fields = operation.__struct_fields__
+    return fields[0] if len(fields) == 1 else None
 
 
 def _lasting(view: ClusterView) -> ClusterView:

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from cluster.config.cluster_config import NUM_EXPERTS
 from cluster.openai.kinds.objects import Object
-from cluster.openai.kinds.scalars import Integer, Number
+from cluster.openai.kinds.scalars import Number
 from cluster.openai.limits import Limits
+from cluster.supervisor.operations.messages import OPERATIONS, Operation
 
-DEFAULT_GRACE_SECONDS = 30.0
 _LIMITS = Limits()
 """No bound of these bodies depends on it."""
-
-
-class ScaleFields(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of /admin/scale."""
-
-    expert_actors: Annotated[int, Integer(1, NUM_EXPERTS), "The number of expert actors afterwards."]
-
-
-class DrainFields(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of /admin/drain."""
-
-    grace_seconds: Annotated[float, Number(0, 3600), "How long running requests may go on."] = (
-        DEFAULT_GRACE_SECONDS
-    )
+_Operation = TypeVar("_Operation", bound=Operation)
 
 
 class WatchFields(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,29 +24,16 @@ class WatchFields(msgspec.Struct, frozen=True, kw_only=True):
     ] = 10.0
 
 
-class NoFields(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of an operation without parameters."""
-
-
-SCALE = Object(ScaleFields)
-DRAIN = Object(DrainFields)
 WATCH = Object(WatchFields)
-NOTHING = Object(NoFields)
+OPERATION_BODIES: dict[type[Operation], Object[Any]] = {
+    operation: Object(operation) for operation in OPERATIONS
+}
 
 
-def parse_scale(body: object) -> int:
-    """The number of expert actors that a body asks for. Raises InvalidRequest."""
-    return SCALE.read("", body, _LIMITS).expert_actors
-
-
-def parse_drain(body: object) -> float:
-    """The grace period in seconds. Raises InvalidRequest."""
-    return DRAIN.read("", body, _LIMITS).grace_seconds
-
-
-def parse_nothing(body: object) -> None:
-    """A body without fields. Raises InvalidRequest for any."""
-    NOTHING.read("", body, _LIMITS)
+def parse_operation(operation: type[_Operation], body: object) -> _Operation:
+    """The message that a body makes. Raises InvalidRequest."""
+    message: _Operation = OPERATION_BODIES[operation].read("", body, _LIMITS)
+    return message
 
 
 def parse_silence(body: object) -> float:

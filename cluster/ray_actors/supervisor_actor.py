@@ -16,6 +16,7 @@ from cluster.config.cluster_config import ClusterConfig, from_mapping
 from cluster.messages import ActorView, ClusterView, Doors, Startup
 from cluster.ray_actors.actors import RayPool, as_future, this_node
 from cluster.ray_actors.ray_environment import NAMESPACE
+from cluster.supervisor.operations.messages import Operation
 from cluster.supervisor.remote_actor import ActorLostError, OperationError
 from cluster.supervisor.supervisor import Supervisor
 from cluster.timeouts import within
@@ -64,21 +65,9 @@ class HostedSupervisor:
         """See Supervisor.doors."""
         return await self._supervisor.doors(known_version, wait_seconds)
 
-    async def drain(self, grace_seconds: float) -> None:
-        """See Supervisor.drain."""
-        await self._supervisor.drain(grace_seconds)
-
-    async def scale(self, expert_actors: int) -> None:
-        """See Operations.scale."""
-        await self._supervisor.scale(expert_actors)
-
-    async def rebalance(self) -> None:
-        """See Operations.rebalance."""
-        await self._supervisor.rebalance()
-
-    async def restart(self) -> None:
-        """See Operations.restart."""
-        await self._supervisor.restart()
+    async def operate(self, operation: Operation) -> None:
+        """See Supervisor.operate."""
+        await self._supervisor.operate(operation)
 
     async def shut_down(self) -> None:
         """See Supervisor.shut_down."""
@@ -106,20 +95,9 @@ class SupervisorClient:
     async def actor_hash(self, deadline_seconds: float) -> str:
         return await self._answer(self._handle.actor_hash.remote(), deadline_seconds)
 
-    async def drain(self, grace_seconds: float, deadline_seconds: float) -> None:
-        await self._answer(self._handle.drain.remote(grace_seconds), deadline_seconds)
-
-    async def scale(self, expert_actors: int, deadline_seconds: float) -> None:
+    async def operate(self, operation: Operation, deadline_seconds: float) -> None:
         """Also raises ValueError and OperationError. After a TimeoutError the operation goes on; see `view`."""
-        await self._answer(self._handle.scale.remote(expert_actors), deadline_seconds)
-
-    async def rebalance(self, deadline_seconds: float) -> None:
-        """Like `scale`."""
-        await self._answer(self._handle.rebalance.remote(), deadline_seconds)
-
-    async def restart(self, deadline_seconds: float) -> None:
-        """Like `scale`."""
-        await self._answer(self._handle.restart.remote(), deadline_seconds)
+        await self._answer(self._handle.operate.remote(operation), deadline_seconds)
 
     async def remove(self, deadline_seconds: float) -> None:
         """End the service: its actors, their places and the supervisor."""

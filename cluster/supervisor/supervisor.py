@@ -27,10 +27,10 @@ from cluster.supervisor.membership.membership import ActorKey, Place
 from cluster.supervisor.membership.registry import Roster, Seat, key_of
 from cluster.supervisor.membership.rounds import Rounds
 from cluster.supervisor.membership.watcher import Watcher
+from cluster.supervisor.operations.messages import Operation
 from cluster.supervisor.operations.operations import Operations
 from cluster.supervisor.operations.rebalance_trigger import RecentLoads
 from cluster.supervisor.operations.replacement import Replacing
-from cluster.supervisor.operations.rolling_restart import is_idle
 from cluster.supervisor.placement.reconciler import Slots
 from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED, ActorPool
 from cluster.supervisor.snapshot import Notes
@@ -44,9 +44,6 @@ _SAVE_AGAIN_SECONDS = 1.0
 _WATCH_AGAIN_SECONDS = 0.5
 _LOOK_SECONDS = 1.0
 _TEND_SECONDS = 1.0
-_DRAIN_POLL_SECONDS = 0.2
-_BEYOND_GRACE_SECONDS = 2.0
-"""What ingress replicas and dense actors take to end the requests that are left after the grace period."""
 
 
 class Supervisor:
@@ -66,7 +63,7 @@ class Supervisor:
         self._doors = DoorBoard(self._roster, token)
         self._watcher = Watcher(config, self._roster, pool, self._note_load)
         self._slots = Slots(self._roster, self._save)
-        self._operations = Operations(config, self._roster, self._slots, self)
+        self._operations = Operations(config, self._roster, self._slots, self._doors, self)
         self._replacing = Replacing(config, self._roster, self._slots, self._operations, self.loads)
 
     def start(self) -> None:
@@ -89,27 +86,9 @@ class Supervisor:
         """The dense actors' addresses: at once if they are newer than `known_version`, else when they change."""
         return await self._doors.get(known_version, wait_seconds)
 
-    async def drain(self, grace_seconds: float) -> None:
-        """No new requests from now on. Returns when nothing runs any longer, which may take the grace period.
-
-        What still runs after it is ended by the ingress replicas with an error. A further call can shorten the grace
-        period; nothing undoes it.
-        """
-        self._doors.drain(grace_seconds)
-        loop = asyncio.get_running_loop()
-        end = loop.time() + grace_seconds + _BEYOND_GRACE_SECONDS
-        idle_looks = 0
-        # Twice, for a request that moves from one dense actor to another is at none of them in between.
-        while idle_looks < 2 and loop.time() < end:
-            await asyncio.sleep(_DRAIN_POLL_SECONDS)
-            dense = self._roster.keys("dense")
-            await asyncio.gather(*(self._refresh(key) for key in dense))
-            is_quiet = all(is_idle(self._roster.seats[key]) for key in dense)
-            idle_looks = idle_looks + 1 if is_quiet else 0
-
     async def view(self) -> ClusterView:
         """All actors as they are now; one that does not answer within a second as it was last seen."""
-        await asyncio.gather(*(self._refresh(key) for key in list(self._roster.seats)))
+        await asyncio.gather(*(self.refresh(key) for key in list(self._roster.seats)))
         placement = self._slots.placement
         return ClusterView(
             model=self._config.model_id,
@@ -123,17 +102,9 @@ class Supervisor:
         """How far the actors are with loading."""
         return startup(self._roster)
 
-    async def scale(self, expert_actors: int) -> None:
-        """See Operations.scale."""
-        await self._operations.scale(expert_actors)
-
-    async def rebalance(self) -> None:
-        """See Operations.rebalance."""
-        await self._operations.rebalance()
-
-    async def restart(self) -> None:
-        """See Operations.restart."""
-        await self._operations.restart()
+    async def operate(self, operation: Operation) -> None:
+        """Carry out an operation. Raises ValueError, OperationError."""
+        await self._operations.operate(operation)
 
     async def plan(self, num_experts: int) -> list[DenseSettings | ExpertSettings]:
         """Settings of all actors when there are `num_experts` expert actors."""
@@ -142,6 +113,14 @@ class Supervisor:
     async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
         """Free the place of an actor that was removed."""
         await self._pool.give_back(settings)
+
+    async def refresh(self, key: ActorKey) -> None:
+        """Ask an actor for a new report. One that does not answer in time keeps its last report."""
+        seat = self._roster.seats.get(key)
+        if seat is None or seat.actor is None or not self._roster.state.places[key].is_up:
+            return
+        with contextlib.suppress(*UNANSWERED):
+            seat.report = await seat.actor.report(_REPORT_SECONDS)
 
     def watch(self, key: ActorKey) -> None:
         """Begin to create and follow the actor of a place."""
@@ -258,13 +237,6 @@ class Supervisor:
     def _note_load(self, incarnation: str, report: ActorReport) -> None:
         now = asyncio.get_running_loop().time()
         self._recent = self._recent.add(incarnation, report.expert_load, now)
-
-    async def _refresh(self, key: ActorKey) -> None:
-        seat = self._roster.seats.get(key)
-        if seat is None or seat.actor is None or not self._roster.state.places[key].is_up:
-            return
-        with contextlib.suppress(*UNANSWERED):
-            seat.report = await seat.actor.report(_REPORT_SECONDS)
 
     async def _save(self) -> None:
         """Write the notes if they have changed. A failure is tried again by `_save_always`."""

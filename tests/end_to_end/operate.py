@@ -7,6 +7,7 @@ import sys
 
 from cluster.config.cluster_config import ClusterConfig
 from cluster.ray_actors.ray_environment import prepare_ray
+from cluster.supervisor.operations.messages import OPERATIONS
 from tests.end_to_end.running import Running
 
 SECONDS = 120.0
@@ -33,7 +34,9 @@ async def main(address: str, operation: str, *numbers: str) -> None:
     start_ray(ClusterConfig(address=address))
     supervisor = find_supervisor()
     assert supervisor is not None
-    await getattr(supervisor, operation)(*[int(number) for number in numbers], deadline_seconds=SECONDS)
+    (kind,) = [kind for kind in OPERATIONS if kind.name() == operation]
+    fields = zip(kind.__struct_fields__, map(int, numbers), strict=True)
+    await supervisor.operate(kind(**dict(fields)), SECONDS)
     stop_ray()
 
 

@@ -22,7 +22,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from cluster.errors import InvalidRequest
-from cluster.ingress.admin_bodies import parse_drain, parse_nothing, parse_scale
+from cluster.ingress.admin_bodies import parse_operation
+from cluster.supervisor.operations.messages import OPERATIONS
 from tests.end_to_end.running import Running
 from tests.fuzz.unharmed import unharmed
 from tests.support.local_ingress import open_doors
@@ -124,9 +125,9 @@ ADMIN_BODIES = JSON | st.fixed_dictionaries(
 @settings(max_examples=200, deadline=None)
 @given(ADMIN_BODIES)
 def test_admin_bodies_are_read_or_refused(body: object) -> None:
-    for parser in (parse_scale, parse_drain, parse_nothing):
+    for operation in OPERATIONS:
         try:
-            parser(body)
+            parse_operation(operation, body)
         except InvalidRequest as error:
             assert str(error)
 

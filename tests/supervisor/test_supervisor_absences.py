@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.supervisor.membership.membership import ActorKey
+from cluster.supervisor.operations.messages import Restart, Scale
 from cluster.supervisor.remote_actor import OperationError
 from cluster.supervisor.supervisor import Supervisor
 from tests.support.local_actors import (
@@ -105,7 +106,7 @@ async def test_an_operation_that_needs_an_actor_that_stays_away_gives_up(
     supervisor.start()
     await until_ready(supervisor)
     pool.expert(1).hold_seconds = 60.0
-    scaling = asyncio.create_task(supervisor.scale(2))
+    scaling = asyncio.create_task(supervisor.operate(Scale(expert_actors=2)))
     await until(lambda: pool.expert(1).state == "loading")
     pool.expert(1).leave()
     with pytest.raises(OperationError, match="expert-1 stays away"):
@@ -113,8 +114,8 @@ async def test_an_operation_that_needs_an_actor_that_stays_away_gives_up(
     await until_ready(supervisor)
     await until(lambda: counts(pool, 0, 2) == [8, 8])
     with pytest.raises(OperationError, match="expert-1 stays away"):
-        await supervisor.restart()
-    await supervisor.scale(2)
+        await supervisor.operate(Restart())
+    await supervisor.operate(Scale(expert_actors=2))
     assert counts(pool, 0) == [16] and sorted(pool.actors)[1:] == [EXPERT_0, ActorKey("expert", 1)]
 
 

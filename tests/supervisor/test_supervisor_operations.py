@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from cluster.supervisor.membership.membership import ActorKey
+from cluster.supervisor.operations.messages import Drain, Rebalance, Restart, Scale
 from cluster.supervisor.remote_actor import OperationError
 from cluster.supervisor.supervisor import Supervisor
 from tests.support.local_actors import (
@@ -28,7 +29,7 @@ async def test_growing_moves_experts_before_the_table_names_the_new_actor(
 ) -> None:
     supervisor.start()
     await until_ready(supervisor)
-    await supervisor.scale(3)
+    await supervisor.operate(Scale(expert_actors=3))
     members = pool.actors[DENSE].joined[-1]
     assert [len(member.experts) for member in members.experts] == [6, 5, 5]
     await until(lambda: [len(pool.expert(index).experts) for index in range(3)] == [6, 5, 5])
@@ -44,7 +45,7 @@ async def test_shrinking_removes_the_last_actors_once_nobody_needs_them(
     supervisor.start()
     await until_ready(supervisor)
     gone = pool.expert(3)
-    await supervisor.scale(2)
+    await supervisor.operate(Scale(expert_actors=2))
     assert gone.is_removed and not gone.dropped
     assert [len(pool.expert(index).experts) for index in range(2)] == [8, 8]
     assert sorted(pool.actors) == [DENSE, EXPERT_0, ActorKey("expert", 1)]
@@ -57,7 +58,7 @@ async def test_a_death_while_experts_move_delays_the_move_only(
 ) -> None:
     supervisor.start()
     await until_ready(supervisor)
-    scaling = asyncio.create_task(supervisor.scale(1))
+    scaling = asyncio.create_task(supervisor.operate(Scale(expert_actors=1)))
     pool.expert(0).hold_seconds = 0.5
     await until(lambda: pool.expert(0).state == "loading")
     assert (await supervisor.view()).operation is not None
@@ -75,12 +76,12 @@ async def test_a_move_that_cannot_be_loaded_leaves_everything_as_it_was(
     await until_ready(supervisor)
     pool.expert(0).hold_error = "out of memory"
     with pytest.raises(OperationError, match="expert-0 cannot load: out of memory"):
-        await supervisor.scale(1)
+        await supervisor.operate(Scale(expert_actors=1))
     assert [len(pool.expert(index).experts) for index in range(2)] == [8, 8]
     view = await supervisor.view()
     assert view.placement_version == 1 and view.operation is None
     pool.expert(0).hold_error = None
-    await supervisor.scale(1)
+    await supervisor.operate(Scale(expert_actors=1))
     assert pool.expert(0).experts == set(range(16))
 
 
@@ -88,10 +89,10 @@ async def test_a_move_that_cannot_be_loaded_leaves_everything_as_it_was(
 async def test_one_operation_at_a_time(supervisor: Supervisor, pool: LocalPool) -> None:
     supervisor.start()
     await until_ready(supervisor)
-    scaling = asyncio.create_task(supervisor.scale(3))
+    scaling = asyncio.create_task(supervisor.operate(Scale(expert_actors=3)))
     await asyncio.sleep(0)
     with pytest.raises(OperationError, match="scale is under way"):
-        await supervisor.rebalance()
+        await supervisor.operate(Rebalance())
     await scaling
 
 
@@ -100,7 +101,7 @@ async def test_fewer_actors_than_replicas_are_refused(supervisor: Supervisor, po
     supervisor.start()
     await until_ready(supervisor)
     with pytest.raises(ValueError, match="expert_actors is 1, expected 2 to 16"):
-        await supervisor.scale(1)
+        await supervisor.operate(Scale(expert_actors=1))
 
 
 @supervised(redundant_slots=1)
@@ -110,7 +111,7 @@ async def test_a_rebalance_follows_the_measured_load(supervisor: Supervisor, poo
     hot = max(pool.expert(0).experts - pool.expert(1).experts)
     pool.actors[DENSE].expert_load = (tuple(100_000 if expert == hot else 1000 for expert in range(16)),)
     await until(lambda: supervisor._recent.loads() is not None)
-    await supervisor.rebalance()
+    await supervisor.operate(Rebalance())
     await until(lambda: hot in pool.expert(1).experts and len(pool.expert(1).experts) == 9)
     assert hot in pool.expert(0).experts
 
@@ -133,7 +134,7 @@ async def test_a_rolling_restart_replaces_everybody_and_never_two_at_a_time(
     supervisor.start()
     await until_ready(supervisor)
     before = {key: actor.pid for key, actor in pool.actors.items()}
-    restarting = asyncio.create_task(supervisor.restart())
+    restarting = asyncio.create_task(supervisor.operate(Restart()))
     while not restarting.done():
         await asyncio.sleep(0.01)
         assert supervisor.startup().is_ready
@@ -154,7 +155,7 @@ async def test_a_drain_is_told_to_every_ingress_and_ends_when_nothing_runs(
     doors = await supervisor.doors(0, 5)
     assert doors.drain_seconds is None
     pool.actors[DENSE].num_running = 1
-    draining = asyncio.create_task(supervisor.drain(30))
+    draining = asyncio.create_task(supervisor.operate(Drain(grace_seconds=30)))
     assert (await supervisor.doors(doors.version, 5)).drain_seconds == 30
     await asyncio.sleep(0.6)
     assert not draining.done()
@@ -167,4 +168,4 @@ async def test_a_drain_ends_with_its_grace_period(supervisor: Supervisor, pool: 
     supervisor.start()
     await until_ready(supervisor)
     pool.actors[DENSE].num_running = 1
-    await asyncio.wait_for(supervisor.drain(0.1), 5)
+    await asyncio.wait_for(supervisor.operate(Drain(grace_seconds=0.1)), 5)

@@ -6,6 +6,7 @@ import asyncio
 import json
 
 from cluster.supervisor.membership.membership import ActorKey
+from cluster.supervisor.operations.messages import Scale
 from cluster.supervisor.supervisor import Supervisor
 from tests.support.local_actors import (
     DENSE,
@@ -26,7 +27,7 @@ from tests.support.local_actors import (
 async def test_a_new_supervisor_finds_everything_as_it_was(supervisor: Supervisor, pool: LocalPool) -> None:
     supervisor.start()
     await until_ready(supervisor)
-    await supervisor.scale(4)
+    await supervisor.operate(Scale(expert_actors=4))
     pool.expert(0).die()
     await until(lambda: pool.expert(0).epoch > 0)
     await until_all_ready(supervisor)
@@ -54,7 +55,7 @@ async def test_a_new_supervisor_finishes_what_was_begun(supervisor: Supervisor, 
     supervisor.start()
     await until_ready(supervisor)
     pool.expert(0).hold_seconds = 0.5
-    scaling = asyncio.create_task(supervisor.scale(1))
+    scaling = asyncio.create_task(supervisor.operate(Scale(expert_actors=1)))
     await until(lambda: pool.expert(0).state == "loading")
     assert json.loads(pool.notes or b"")["target"]["version"] == 2
     await kill(supervisor)

@@ -20,6 +20,7 @@ from cluster.ingress.http.routes import http_app
 from cluster.ingress.service import Service
 from cluster.ingress.supervisor_follower import SupervisorLink
 from cluster.messages import ActorView, ClusterView, Doors
+from cluster.supervisor.operations.messages import Drain, Operation, Scale
 
 CLIENT_KEY, ADMIN_KEY = "client-0123456789abcdef", "admin-0123456789abcdef"
 
@@ -57,25 +58,18 @@ class LedSupervisor:
             await asyncio.sleep(wait_seconds)
         return Doors(version=1, token="", dense=())
 
-    async def scale(self, expert_actors: int, deadline_seconds: float) -> None:
-        await self._do(f"scale {expert_actors}")
-        self.expert_actors = expert_actors
-
-    async def rebalance(self, deadline_seconds: float) -> None:
-        await self._do("rebalance")
-
-    async def restart(self, deadline_seconds: float) -> None:
-        await self._do("restart")
-
-    async def drain(self, grace_seconds: float, deadline_seconds: float) -> None:
-        assert deadline_seconds > grace_seconds
-        await self._do(f"drain {grace_seconds:g}")
-
-    async def _do(self, what: str) -> None:
+    async def operate(self, operation: Operation, deadline_seconds: float) -> None:
         await asyncio.sleep(self.pause_seconds)
         if self.failure is not None:
             raise self.failure
-        self.operations.append(what)
+        words = [operation.name()]
+        if isinstance(operation, Scale):
+            self.expert_actors = operation.expert_actors
+            words.append(str(operation.expert_actors))
+        elif isinstance(operation, Drain):
+            assert deadline_seconds > operation.grace_seconds
+            words.append(f"{operation.grace_seconds:g}")
+        self.operations.append(" ".join(words))
         self.epoch += 1
 
 

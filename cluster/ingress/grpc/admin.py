@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -10,17 +11,24 @@ import msgspec
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from cluster.ingress.admin import Admin
-from cluster.ingress.admin_bodies import parse_drain, parse_scale, parse_silence
+from cluster.ingress.admin_bodies import parse_operation, parse_silence
 from cluster.ingress.grpc.calls import CallContext
 from cluster.messages import ClusterView
+from cluster.supervisor.operations.messages import OPERATIONS, Operation
 from protos import admin_pb2
 
 
 class AdminMethods:
-    """One coroutine or generator for each method of the proto, under its name. Each raises ClientError."""
+    """One coroutine or generator for each method of the proto, under its name. Each raises ClientError.
+
+    The methods of operations are made from their messages.
+    """
 
     def __init__(self, admin: Admin) -> None:
         self._admin = admin
+        for operation in OPERATIONS:
+            # The proto calls the method of an operation like its message.
+            setattr(self, operation.__name__, functools.partial(self._operate, operation))
 
     async def Status(self, request: admin_pb2.StatusRequest, context: CallContext) -> admin_pb2.ClusterStatus:
         """All actors as they are now."""
@@ -34,25 +42,10 @@ class AdminMethods:
             async for view in views:
                 yield cluster_status(view)
 
-    async def Drain(self, request: admin_pb2.DrainRequest, context: CallContext) -> admin_pb2.ClusterStatus:
-        """Finish what has begun, begin nothing new."""
-        return cluster_status(await self._admin.drain(parse_drain(_body(request))))
-
-    async def Rebalance(
-        self, request: admin_pb2.RebalanceRequest, context: CallContext
+    async def _operate(
+        self, operation: type[Operation], request: Any, context: CallContext
     ) -> admin_pb2.ClusterStatus:
-        """Place the experts anew by measured load."""
-        return cluster_status(await self._admin.rebalance())
-
-    async def Scale(self, request: admin_pb2.ScaleRequest, context: CallContext) -> admin_pb2.ClusterStatus:
-        """Change the number of expert actors."""
-        return cluster_status(await self._admin.scale(parse_scale(_body(request))))
-
-    async def Restart(
-        self, request: admin_pb2.RestartRequest, context: CallContext
-    ) -> admin_pb2.ClusterStatus:
-        """Restart all actors one by one."""
-        return cluster_status(await self._admin.restart())
+        return cluster_status(await self._admin.operate(parse_operation(operation, _body(request))))
 
 
 def cluster_status(view: ClusterView) -> admin_pb2.ClusterStatus:

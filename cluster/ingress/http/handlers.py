@@ -13,8 +13,8 @@ import msgspec
 from actors.protocol.messages import Load
 from cluster.errors import ModelNotFound, ServerUnavailable
 from cluster.ingress.admin import Admin
-from cluster.ingress.admin_bodies import parse_drain, parse_nothing, parse_scale
-from cluster.ingress.http.route import EventStream, HttpRequest, HttpResponse
+from cluster.ingress.admin_bodies import parse_operation
+from cluster.ingress.http.route import EventStream, Handler, HttpRequest, HttpResponse
 from cluster.ingress.service import DRAIN_RETRY_SECONDS, Answer, Service
 from cluster.openai.encoding import SSE_DONE, decode_body, sse_frame
 from cluster.openai.limits import Limits
@@ -31,6 +31,7 @@ from cluster.openai.tokenize import (
     tokenize_response,
     tokenized,
 )
+from cluster.supervisor.operations.messages import Operation
 
 
 class Handlers:
@@ -127,25 +128,14 @@ class AdminHandlers:
     async def status(self, request: HttpRequest) -> HttpResponse:
         return HttpResponse(value=msgspec.to_builtins(await self._admin.status()))
 
-    async def drain(self, request: HttpRequest) -> HttpResponse:
-        grace_seconds = parse_drain(_optional_body(request))
-        return HttpResponse(value=msgspec.to_builtins(await self._admin.drain(grace_seconds)))
+    def operate(self, operation: type[Operation]) -> Handler:
+        """The handler that carries out an operation. An empty body stands for an object without fields."""
 
-    async def rebalance(self, request: HttpRequest) -> HttpResponse:
-        parse_nothing(_optional_body(request))
-        return HttpResponse(value=msgspec.to_builtins(await self._admin.rebalance()))
+        async def handle(request: HttpRequest) -> HttpResponse:
+            message = parse_operation(operation, decode_body(request.body) if request.body else {})
+            return HttpResponse(value=msgspec.to_builtins(await self._admin.operate(message)))
 
-    async def scale(self, request: HttpRequest) -> HttpResponse:
-        expert_actors = parse_scale(decode_body(request.body))
-        return HttpResponse(value=msgspec.to_builtins(await self._admin.scale(expert_actors)))
-
-    async def restart(self, request: HttpRequest) -> HttpResponse:
-        parse_nothing(_optional_body(request))
-        return HttpResponse(value=msgspec.to_builtins(await self._admin.restart()))
-
-
-def _optional_body(request: HttpRequest) -> object:
-    return decode_body(request.body) if request.body else {}
+        return handle
 
 
 def package_version() -> str:

@@ -8,13 +8,13 @@ from cluster.ingress.http.asgi import BodyLimits, HttpApp
 from cluster.ingress.http.handlers import AdminHandlers, Handlers, package_version
 from cluster.ingress.http.openapi import answers, bodies
 from cluster.ingress.http.openapi.document import openapi_document
-from cluster.ingress.http.route import Handler, HttpRequest, HttpResponse, Route
+from cluster.ingress.http.route import HttpRequest, HttpResponse, Route
 from cluster.ingress.service import Service
 from cluster.openai.limits import Limits
+from cluster.supervisor.operations.messages import OPERATIONS, Operation
 
 _GENERATION_ERRORS = (400, 404, 503, 504)
 _TOKENIZER_ERRORS = (400, 404, 503)
-_OPERATION_ERRORS = (400, 409, 503, 504)
 
 
 def http_app(service: Service, doorkeeper: Doorkeeper) -> HttpApp:
@@ -147,21 +147,6 @@ def _service_routes(handlers: Handlers) -> tuple[Route, ...]:
 
 
 def _admin_routes(handlers: AdminHandlers) -> tuple[Route, ...]:
-    def operation(
-        name: str, summary: str, body: answers.Schema, handler: Handler, *, is_body_required: bool = False
-    ) -> Route:
-        return Route(
-            method="POST",
-            path=f"/admin/{name}",
-            access=Access.ADMIN,
-            summary=summary,
-            body=body,
-            is_body_required=is_body_required,
-            answer=answers.cluster(),
-            errors=_OPERATION_ERRORS,
-            handler=handler,
-        )
-
     status = Route(
         method="GET",
         path="/admin/status",
@@ -171,18 +156,19 @@ def _admin_routes(handlers: AdminHandlers) -> tuple[Route, ...]:
         errors=(503,),
         handler=handlers.status,
     )
-    return (
-        status,
-        operation("drain", "Finish what has begun, begin nothing new", bodies.drain_body(), handlers.drain),
-        operation(
-            "rebalance", "Place the experts anew by measured load", bodies.empty_body(), handlers.rebalance
-        ),
-        operation(
-            "scale",
-            "Change the number of expert actors",
-            bodies.scale_body(),
-            handlers.scale,
-            is_body_required=True,
-        ),
-        operation("restart", "Restart all actors one by one", bodies.empty_body(), handlers.restart),
+    return (status, *(_operation_route(operation, handlers) for operation in OPERATIONS))
+
+
+def _operation_route(operation: type[Operation], handlers: AdminHandlers) -> Route:
+    body = bodies.operation_body(operation)
+    return Route(
+        method="POST",
+        path=f"/admin/{operation.name()}",
+        access=Access.ADMIN,
+        summary=operation.summary(),
+        body=body,
+        is_body_required="required" in body,
+        answer=answers.cluster(),
+        errors=(400, 409, 503, 504),
+        handler=handlers.operate(operation),
     )

@@ -1,4 +1,4 @@
-"""What an operator can ask for on a running service: scale, rebalance, restart; one at a time, none loses a request.
+"""Carries out what an operator asks for on a running service, without losing a request.
 
 An operation that cannot be finished leaves the placement as it was. One that a supervisor's death cut short is taken up
 again by the next supervisor where it had a target, and is otherwise over.
@@ -15,8 +15,11 @@ from typing import Protocol
 from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config.cluster_config import NUM_EXPERTS, ClusterConfig
 from cluster.messages import OperationView
+from cluster.supervisor.membership.dense_addresses import DoorBoard
 from cluster.supervisor.membership.membership import ActorKey, Added, Removed
 from cluster.supervisor.membership.registry import Roster, Seat, key_of
+from cluster.supervisor.operations.drain import drain
+from cluster.supervisor.operations.messages import Drain, Operation, Rebalance, Restart, Scale
 from cluster.supervisor.operations.rebalance_trigger import Hysteresis
 from cluster.supervisor.operations.rolling_restart import restart_actor
 from cluster.supervisor.placement.placement import Holder, Placement, among, gain, place, slot_counts
@@ -46,6 +49,9 @@ class ActorManager(Protocol):
     def unwatch(self, key: ActorKey) -> None:
         """Stop following the actor of a place."""
 
+    async def refresh(self, key: ActorKey) -> None:
+        """Ask an actor for a new report. One that does not answer in time keeps its last report."""
+
     def loads(self) -> list[list[float]] | None:
         """Rows of the last minutes, [layer][expert]; None if too few rows were seen to tell experts apart."""
 
@@ -56,8 +62,11 @@ class ActorManager(Protocol):
 class Operations:
     """The operation under way, if any."""
 
-    def __init__(self, config: ClusterConfig, roster: Roster, slots: Slots, manager: ActorManager) -> None:
-        self._config, self._roster, self._slots, self._manager = config, roster, slots, manager
+    def __init__(
+        self, config: ClusterConfig, roster: Roster, slots: Slots, doors: DoorBoard, manager: ActorManager
+    ) -> None:
+        self._config, self._roster, self._slots = config, roster, slots
+        self._doors, self._manager = doors, manager
         self._current: OperationView | None = None
 
     @property
@@ -78,8 +87,24 @@ class Operations:
         holders = self._holders([key.index for key in experts])
         self._slots.set_first(place(holders, None, None, self._config.expert_replicas))
 
-    async def scale(self, expert_actors: int) -> None:
-        """Have so many expert actors. Raises ValueError, OperationError."""
+    async def operate(self, operation: Operation) -> None:
+        """Carry out an operation. Raises ValueError, OperationError.
+
+        A drain is carried out at any time, the others only while no other one is under way.
+        """
+        match operation:
+            case Scale():
+                await self._scale(operation.expert_actors)
+            case Rebalance():
+                await self._rebalance()
+            case Restart():
+                await self._restart()
+            case Drain():
+                await drain(self._roster, self._doors, self._manager.refresh, operation.grace_seconds)
+            case _:
+                raise TypeError(f"{operation.name()} is an operation that cannot be carried out")
+
+    async def _scale(self, expert_actors: int) -> None:
         self._check_number(expert_actors)
         async with self.alone("scale"):
             present = len(self._roster.keys("expert"))
@@ -87,19 +112,13 @@ class Operations:
                 await self._add_actors(expert_actors)
             await self.move(await self.choose(expert_actors))
 
-    async def rebalance(self) -> None:
-        """Place experts by the load of the last minutes. Raises ValueError, OperationError."""
+    async def _rebalance(self) -> None:
         if not self._roster.keys("expert"):
             raise ValueError("exchange is 'local', which has no expert actors to rebalance")
         async with self.alone("rebalance"):
             await self.move(await self.choose(len(self._roster.keys("expert"))))
 
-    async def restart(self) -> None:
-        """Replace all processes of expert and dense actors, one after the other. Raises OperationError.
-
-        An expert actor that is the only holder of an expert pauses what needs it until it is back: another copy for that
-        time would need memory that nobody has set aside. With two replicas nobody waits.
-        """
+    async def _restart(self) -> None:
         async with self.alone("restart"):
             if self._slots.replaced:
                 names = ", ".join(f"expert-{index}" for index in sorted(self._slots.replaced))
@@ -147,7 +166,7 @@ class Operations:
             watch, is_time = watch.watch(gain(loads, present, other), loop.time())
             if is_time:
                 try:
-                    await self.rebalance()
+                    await self._rebalance()
                 except (ValueError, OperationError) as error:
                     logger.error("cannot rebalance: %s", error)
 

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from cluster.errors import InvalidRequest, UnsupportedParameter
-from cluster.ingress.admin_bodies import parse_drain, parse_nothing, parse_scale
+from cluster.ingress.admin_bodies import parse_operation
 from cluster.ingress.auth import Access
 from cluster.ingress.http.openapi import bodies
 from cluster.ingress.http.routes import routes
@@ -22,6 +22,7 @@ from cluster.openai.kinds.objects import Object
 from cluster.openai.kinds.scalars import Integer, Number
 from cluster.openai.limits import Limits
 from cluster.openai.parsing import parse
+from cluster.supervisor.operations.messages import Drain, Restart, Scale
 from tests.support.local_ingress import open_doors, with_keys
 
 LIMITS = Limits(max_stop_chars=8, max_prompt_chars=100, max_request_id_chars=8)
@@ -44,9 +45,13 @@ CASES: dict[str, Case] = {
         lambda body: tokenize.parse_detokenize(body, LIMITS),
         {"tokens": [1]},
     ),
-    "scale": (bodies.scale_body(), parse_scale, {"expert_actors": 1}),
-    "drain": (bodies.drain_body(), parse_drain, {}),
-    "nothing": (bodies.empty_body(), parse_nothing, {}),
+    "scale": (
+        bodies.operation_body(Scale),
+        lambda body: parse_operation(Scale, body),
+        {"expert_actors": 1},
+    ),
+    "drain": (bodies.operation_body(Drain), lambda body: parse_operation(Drain, body), {}),
+    "nothing": (bodies.operation_body(Restart), lambda body: parse_operation(Restart, body), {}),
 }
 VALUES: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 21, 129, 0.5, 2.5, 101, -101, 10.5, 3601, 2**31, 2**64, -(2**64)),

@@ -6,11 +6,12 @@ logprobs, the context's length. A body that does not fit its schema is always re
 
 from __future__ import annotations
 
-from cluster.ingress.admin_bodies import DRAIN, NOTHING, SCALE
+from cluster.ingress.admin_bodies import OPERATION_BODIES
 from cluster.openai.fields.bodies import CHAT, DETOKENIZE, ECHO, TOKENIZE_CHAT, TOKENIZE_TEXT
 from cluster.openai.kinds.kind import Schema
 from cluster.openai.kinds.objects import nullable
 from cluster.openai.limits import Limits
+from cluster.supervisor.operations.messages import Operation
 
 _FIXED = Limits()
 """For bodies of which no bound depends on the config."""
@@ -40,16 +41,6 @@ def detokenize_body(limits: Limits) -> Schema:
     return DETOKENIZE.schema(limits)
 
 
-def scale_body() -> Schema:
-    """Of /admin/scale."""
-    return SCALE.schema(_FIXED)
-
-
-def drain_body() -> Schema:
-    """Of /admin/drain."""
-    return DRAIN.schema(_FIXED)
-
-
-def empty_body() -> Schema:
-    """Of the admin operations without parameters."""
-    return NOTHING.schema(_FIXED)
+def operation_body(operation: type[Operation]) -> Schema:
+    """Of the admin route of an operation."""
+    return OPERATION_BODIES[operation].schema(_FIXED)

@@ -1,0 +1,35 @@
+"""Drains the service: ingress replicas take no new requests, and running ones have a grace period."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from cluster.supervisor.membership.dense_addresses import DoorBoard
+from cluster.supervisor.membership.membership import ActorKey
+from cluster.supervisor.membership.registry import Roster
+from cluster.supervisor.operations.rolling_restart import is_idle
+
+_POLL_SECONDS = 0.2
+_BEYOND_GRACE_SECONDS = 2.0
+"""What ingress replicas and dense actors take to end the requests that are left after the grace period."""
+
+
+async def drain(
+    roster: Roster, doors: DoorBoard, refresh: Callable[[ActorKey], Awaitable[None]], grace_seconds: float
+) -> None:
+    """Tell the ingress replicas to drain, and return when nothing runs, which may take the grace period.
+
+    `refresh` asks an actor for a new report.
+    """
+    doors.drain(grace_seconds)
+    loop = asyncio.get_running_loop()
+    end = loop.time() + grace_seconds + _BEYOND_GRACE_SECONDS
+    num_idle_looks = 0
+    # A request that moves from one dense actor to another is at none of them for a moment, so idleness is seen twice.
+    while num_idle_looks < 2 and loop.time() < end:
+        await asyncio.sleep(_POLL_SECONDS)
+        dense = roster.keys("dense")
+        await asyncio.gather(*(refresh(key) for key in dense))
+        is_quiet = all(is_idle(roster.seats[key]) for key in dense)
+        num_idle_looks = num_idle_looks + 1 if is_quiet else 0

@@ -1,0 +1,70 @@
+"""What an operator can ask of the supervisor: one message for each operation.
+
+The HTTP route `/admin/NAME`, the command `phimoe NAME` and the gRPC method follow from the message: its fields are the
+body of the request and the flags of the command. `operations.py` carries it out.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from cluster.config.cluster_config import NUM_EXPERTS
+from cluster.openai.kinds.scalars import Integer, Number
+
+_BEYOND_GRACE_SECONDS = 30.0
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True, tag=str.lower):
+    """Base of all operations. The first line of a subclass's docstring is its summary, for documents and `--help`."""
+
+    @classmethod
+    def name(cls) -> str:
+        """The name that users know, such as "scale"."""
+        return cls.__name__.lower()
+
+    @classmethod
+    def summary(cls) -> str:
+        """What the operation does, in one line without a full stop."""
+        return (cls.__doc__ or "").partition("\n")[0].rstrip(".")
+
+    def deadline_seconds(self, load_deadline_seconds: float) -> float:
+        """How long to wait for the end of the operation, which goes on all the same."""
+        return load_deadline_seconds
+
+
+class Scale(Operation, frozen=True, kw_only=True):
+    """Change the number of expert actors."""
+
+    expert_actors: Annotated[int, Integer(1, NUM_EXPERTS), "The number of expert actors afterwards."]
+
+
+class Rebalance(Operation, frozen=True, kw_only=True):
+    """Place the experts anew by measured load."""
+
+
+class Restart(Operation, frozen=True, kw_only=True):
+    """Restart all actors one by one.
+
+    With one replica of each expert, requests pause while an expert actor restarts: a further copy would need memory that
+    nobody has set aside. With two replicas no request waits.
+    """
+
+
+class Drain(Operation, frozen=True, kw_only=True):
+    """Finish what has begun, begin nothing new.
+
+    Requests that still run after the grace period are ended by the ingress replicas, with an error. A further message can
+    shorten the grace period; nothing undoes a drain.
+    """
+
+    grace_seconds: Annotated[float, Number(0, 3600), "How long running requests may go on."] = 30.0
+
+    def deadline_seconds(self, load_deadline_seconds: float) -> float:
+        """The grace period, and a time to end what is left after it."""
+        return self.grace_seconds + _BEYOND_GRACE_SECONDS
+
+
+OPERATIONS: tuple[type[Operation], ...] = (Scale, Rebalance, Restart, Drain)
+"""Every operation."""
