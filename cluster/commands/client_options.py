@@ -6,7 +6,7 @@ import argparse
 import ssl
 from pathlib import Path
 
-from cluster.commands.run_state import the_running_state, without_path
+from cluster.commands.local_service.run_state import the_running_state, without_path
 from cluster.config import environment
 
 DEFAULT_URL = "http://127.0.0.1:8000"

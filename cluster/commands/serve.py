@@ -20,9 +20,9 @@ from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.download import find_local
 from actors.errors import CheckpointError
 from cluster.commands.http_client import HTTP_ERRORS, get, open_client
-from cluster.commands.process_session import run_in_own_session
-from cluster.commands.run_state import write_state
-from cluster.commands.startup_view import StartupView
+from cluster.commands.local_service.process_session import run_in_own_session
+from cluster.commands.local_service.run_state import write_state
+from cluster.commands.local_service.startup_view import StartupView
 from cluster.config.cluster_config import ClusterConfig
 from cluster.config.environment import admin_keys, api_keys
 from cluster.config.sources import add_flags, from_flags
@@ -143,7 +143,7 @@ async def _until_up_or(stop: _Signals, config: ClusterConfig, view: StartupView)
 
 async def _bring_up(config: ClusterConfig, view: StartupView) -> None:
     """Actors and doors start side by side; returns when a request would be answered. Raises StartError."""
-    from cluster.commands.serve_application import open_doors
+    from cluster.commands.local_service.application import open_doors
     from cluster.ray_actors.runtime import node_labels
     from cluster.ray_actors.supervisor_actor import ensure_supervisor
 
@@ -244,7 +244,7 @@ async def _take_down() -> None:
 
     Whoever stops a whole group of processes has stopped Ray's as well; what is then left ends with Ray itself.
     """
-    from cluster.commands.serve_application import close_doors
+    from cluster.commands.local_service.application import close_doors
     from cluster.ray_actors.supervisor_actor import find_supervisor
 
     try:

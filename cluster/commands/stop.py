@@ -10,7 +10,12 @@ import signal
 import sys
 import time
 
-from cluster.commands.run_state import RunState, SeveralServicesError, running_states, without_path
+from cluster.commands.local_service.run_state import (
+    RunState,
+    SeveralServicesError,
+    running_states,
+    without_path,
+)
 from cluster.config.cluster_config import ClusterConfig
 from cluster.ray_actors.ray_environment import prepare_ray
 
@@ -82,7 +87,7 @@ def _wait_for_end(state: RunState, timeout_seconds: float) -> bool:
 
 async def _remove_from(address: str) -> int:
     prepare_ray(use_haproxy=False, scratch=None)
-    from cluster.commands.serve_application import close_doors
+    from cluster.commands.local_service.application import close_doors
     from cluster.ray_actors.runtime import start_ray, stop_ray
     from cluster.ray_actors.supervisor_actor import find_supervisor
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.__main__ import main
-from cluster.commands.run_state import RunState, running_states, write_state
+from cluster.commands.local_service.run_state import RunState, running_states, write_state
 
 MODELS = ("a-model-with-a-rather-long-name-that-no-terminal-has-room-for", "phimoe-tiny", "third")
 ASKING = (
