@@ -52,7 +52,6 @@ class Hello(Message, frozen=True, kw_only=True):
     """First frame of a connection: proves that the peer belongs to the cluster."""
 
     token: str
-    ingress_id: str
 
 
 class Submit(Message, frozen=True, kw_only=True):

@@ -85,7 +85,7 @@ class Service:
         self.config = config
         self.limits = limits_of(config)
         self.started_at = int(time.time())
-        self.channels = Channels(uuid.uuid4().hex, config.dense_silence_seconds)
+        self.channels = Channels(config.dense_silence_seconds)
         self._follower = SupervisorFollower(find_supervisor, self.channels, self.drain)
         self._context: ModelContext | None = None
         self._context_error: str | None = None

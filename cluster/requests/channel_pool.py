@@ -19,8 +19,8 @@ _UNREADY_SECONDS = 1.0
 class Channels:
     """One channel to each dense actor that the supervisor names. Lives in one event loop."""
 
-    def __init__(self, ingress_id: str, silence_seconds: float) -> None:
-        self._ingress_id, self._silence_seconds = ingress_id, silence_seconds
+    def __init__(self, silence_seconds: float) -> None:
+        self._silence_seconds = silence_seconds
         self._channels: dict[tuple[int, str, int], DenseChannel] = {}
         self._leaving: set[int] = set()
         self._last_index = -1
@@ -68,7 +68,7 @@ class Channels:
         """Connect to new dense actors, leave those that are gone, and move away from those that are about to go."""
         named = {(door.index, door.host, door.port): door for door in doors.dense}
         gone = [self._channels.pop(key) for key in [*self._channels] if key not in named]
-        hello = Hello(token=doors.token, ingress_id=self._ingress_id)
+        hello = Hello(token=doors.token)
         for key, door in named.items():
             if key not in self._channels:
                 self._channels[key] = DenseChannel(door, hello, self._silence_seconds, self._note_change)

@@ -126,7 +126,7 @@ class Service:
     async def generate(self, cases: list[tuple[list[int], int]]) -> list[list[int]]:
         """Tokens of all cases, run at once."""
         reader, writer = await asyncio.open_connection(self.host, self.port)
-        writer.write(encode_frame(Hello(token="secret", ingress_id="test")))
+        writer.write(encode_frame(Hello(token="secret")))
         for index, (prompt_ids, num_tokens) in enumerate(cases):
             order = Submit(sequence_id=str(index), prompt_ids=prompt_ids, params=greedy(num_tokens))
             writer.write(encode_frame(order))

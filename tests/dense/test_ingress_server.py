@@ -48,7 +48,7 @@ class Client:
     @staticmethod
     async def connect(door: Door, token: str = TOKEN) -> Client:
         client = Client(*await asyncio.open_connection(*door.address))
-        client.send(Hello(token=token, ingress_id="test"))
+        client.send(Hello(token=token))
         return client
 
     def send(self, frame: Frame) -> None:

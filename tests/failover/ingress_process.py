@@ -23,7 +23,7 @@ async def main() -> None:
         DenseDoor(index=int(index), host="127.0.0.1", port=int(port))
         for index, port in zip(sys.argv[3::2], sys.argv[4::2], strict=True)
     )
-    channels = Channels("doomed", 0.75)
+    channels = Channels(0.75)
     await channels.update(Doors(version=1, token=token, dense=dense))
     while not all(channel.is_ready for channel in channels):
         await asyncio.sleep(0.01)

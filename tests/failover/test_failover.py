@@ -187,7 +187,7 @@ async def test_a_killed_ingress_leaves_nothing_at_the_dense_actors(group: Group,
 async def test_a_long_prefill_does_not_stop_the_beats(group: Group, service: Service) -> None:
     beats: list[float] = []
     reader, writer = await asyncio.open_connection("127.0.0.1", group.processes[0].port)
-    writer.write(encode_frame(Hello(token=TOKEN, ingress_id="listener")))
+    writer.write(encode_frame(Hello(token=TOKEN)))
 
     async def listen() -> None:
         while True:

@@ -110,7 +110,7 @@ class Group:
     async def generate(self) -> list[list[int]]:
         """The tokens of all cases, run at once."""
         reader, writer = await asyncio.open_connection(self._host, self._port)
-        writer.write(encode_frame(Hello(token="secret", ingress_id="test")))
+        writer.write(encode_frame(Hello(token="secret")))
         for index, (prompt_ids, num_tokens) in enumerate(CASES):
             order = Submit(sequence_id=str(index), prompt_ids=prompt_ids, params=greedy(num_tokens))
             writer.write(encode_frame(order))

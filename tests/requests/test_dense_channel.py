@@ -65,9 +65,7 @@ def test_a_sequence_that_meets_the_end_of_its_connection_is_told_so(
         actor = Actor()
         host, port = await actor.start()
         ready = asyncio.Event()
-        channel = DenseChannel(
-            DenseDoor(index=0, host=host, port=port), Hello(token="t", ingress_id="i"), 5.0, ready.set
-        )
+        channel = DenseChannel(DenseDoor(index=0, host=host, port=port), Hello(token="t"), 5.0, ready.set)
         told: asyncio.Queue[SequenceDelta | None] = asyncio.Queue()
         try:
             await asyncio.wait_for(ready.wait(), 5)

@@ -149,7 +149,7 @@ def order(
 
 @asynccontextmanager
 async def connected(token: str = "secret") -> AsyncIterator[tuple[CountingDoor, Channels]]:
-    door, channels = CountingDoor(), Channels("test", SILENCE_SECONDS)
+    door, channels = CountingDoor(), Channels(SILENCE_SECONDS)
     address = await door.open()
     await channels.update(Doors(version=1, token=token, dense=(address,)))
     try:
@@ -161,7 +161,7 @@ async def connected(token: str = "secret") -> AsyncIterator[tuple[CountingDoor, 
 
 @asynccontextmanager
 async def two_connected() -> AsyncIterator[tuple[list[CountingDoor], Channels, Doors]]:
-    doors, channels = [CountingDoor(), CountingDoor()], Channels("test", SILENCE_SECONDS)
+    doors, channels = [CountingDoor(), CountingDoor()], Channels(SILENCE_SECONDS)
     named = Doors(
         version=1, token="secret", dense=tuple([await door.open(index) for index, door in enumerate(doors)])
     )
@@ -280,7 +280,7 @@ async def test_a_sequence_that_the_dense_actor_cannot_compute_fails_the_request(
 
 @in_loop
 async def test_before_the_first_dense_actor_is_ready_requests_are_refused_at_once() -> None:
-    channels = Channels("test", SILENCE_SECONDS)
+    channels = Channels(SILENCE_SECONDS)
     began = asyncio.get_running_loop().time()
     await fails_with(ServerUnavailable, Request("r", [order()], channels, QUICK))
     assert asyncio.get_running_loop().time() - began < 1
