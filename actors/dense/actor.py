@@ -211,7 +211,6 @@ class _Loaded:
         cache = KVCache(config, capacity.num_blocks, settings.block_size, self._dtype, self._device)
         rule = PrefixRule(block_size=settings.block_size, long_rope_threshold=limits.long_rope_threshold)
         self.front = Front(
-            settings.index,
             settings.cluster_token,
             capacity.max_model_len,
             rule if settings.enable_prefix_caching else None,

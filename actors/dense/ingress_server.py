@@ -37,10 +37,7 @@ _MAX_UNSENT_BYTES = 64 * 1024 * 1024
 class Front:
     """Serves on a thread of its own. `engine` must be set before `start`."""
 
-    def __init__(
-        self, dense_index: int, token: str, max_model_len: int, prefix_rule: PrefixRule | None = None
-    ) -> None:
-        self._dense_index = dense_index
+    def __init__(self, token: str, max_model_len: int, prefix_rule: PrefixRule | None = None) -> None:
         self._token = token
         self._max_model_len = max_model_len
         self._prefix_rule = prefix_rule
@@ -131,7 +128,6 @@ class Front:
     def _welcome(self) -> Welcome:
         assert self._engine is not None
         return Welcome(
-            dense_index=self._dense_index,
             is_ready=self._engine.is_ready,
             max_model_len=self._max_model_len,
             load=self._engine.load,

@@ -131,7 +131,6 @@ class PrefixRule(Message, frozen=True, kw_only=True):
 class Welcome(Message, frozen=True, kw_only=True):
     """Answer to Hello."""
 
-    dense_index: int
     is_ready: bool
     """Whether the exchange with all expert actors is up."""
     max_model_len: int

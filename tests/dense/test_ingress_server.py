@@ -23,7 +23,7 @@ class Door:
     """A front with its engine running behind it."""
 
     def __init__(self, directory: Path) -> None:
-        self.front = Front(3, TOKEN, MAX_MODEL_LEN)
+        self.front = Front(TOKEN, MAX_MODEL_LEN)
         self.local = LocalEngine(directory, emit=self.front.emit)
         self.address = self.front.start(self.local.engine, "127.0.0.1")
         self.local.engine.start()
@@ -86,7 +86,7 @@ def test_a_sequence_streams_over_the_connection(door: Door) -> None:
         client = await Client.connect(door)
         welcome = await client.receive()
         assert isinstance(welcome, Welcome)
-        assert (welcome.dense_index, welcome.max_model_len) == (3, MAX_MODEL_LEN)
+        assert welcome.max_model_len == MAX_MODEL_LEN
         client.send(submit("a", 7))
         tokens = await client.tokens("a")
         client.writer.close()

@@ -16,7 +16,7 @@ from cluster.requests.dense_channel import DenseChannel
 
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 IDLE = Load(running=0, waiting=0, free_blocks=1, total_blocks=1)
-WELCOME = Welcome(dense_index=0, is_ready=True, max_model_len=100, load=IDLE, prefix_rule=None)
+WELCOME = Welcome(is_ready=True, max_model_len=100, load=IDLE, prefix_rule=None)
 
 
 def order(sequence_id: str) -> Submit:

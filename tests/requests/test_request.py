@@ -86,9 +86,7 @@ class CountingDoor:
             assert isinstance(hello, Hello)
             if hello.token == self.token:
                 writer.write(
-                    encode_frame(
-                        Welcome(dense_index=0, is_ready=True, max_model_len=100, load=LOAD, prefix_rule=RULE)
-                    )
+                    encode_frame(Welcome(is_ready=True, max_model_len=100, load=LOAD, prefix_rule=RULE))
                 )
                 tasks["beat"] = asyncio.create_task(self._beat(writer))
                 while True:
