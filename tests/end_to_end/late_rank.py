@@ -55,9 +55,7 @@ def _ask(ray_address: str) -> None:
 def _knock(host: str, port: int, epoch: int) -> str:
     deadline, stop = Deadline(seconds=_CONNECT_SECONDS), threading.Event()
     store = connect_store(host, port, "dense-0", deadline, stop)
-    hello = LinkHello(
-        expert_index=0, incarnation="of yesterday", dense_index=0, dense_incarnation="", epoch=epoch
-    )
+    hello = LinkHello(expert_index=0, incarnation="of yesterday", dense_incarnation="", epoch=epoch)
     try:
         knock(Knocker(deadline=deadline, stop=stop), store, "dense-0", hello)
     except ActorError as error:

@@ -34,7 +34,6 @@ class LinkHello(msgspec.Struct, frozen=True, kw_only=True):
 
     expert_index: int
     incarnation: str
-    dense_index: int
     dense_incarnation: str
     """Whom it takes the dense actor for."""
     epoch: int

@@ -89,7 +89,6 @@ class ExpertLinks:
         hello = LinkHello(
             expert_index=self._index,
             incarnation=self._incarnation,
-            dense_index=dense.index,
             dense_incarnation=dense.incarnation,
             epoch=epoch,
             linked_epoch=NO_LINK if present is None else present.epoch,
