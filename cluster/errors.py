@@ -79,7 +79,6 @@ class ModelNotFound(ClientError):
     def __init__(self, model: str) -> None:
         super().__init__(f"model: {model!r} is not served here", "model")
         self.args = (model,)
-        self.model = model
 
 
 class RouteNotFound(ClientError):

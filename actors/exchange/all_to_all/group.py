@@ -29,9 +29,6 @@ class Group(Protocol):
     """A group that is up. All ranks must make the same calls in the same order."""
 
     @property
-    def rank(self) -> int: ...
-
-    @property
     def size(self) -> int: ...
 
     def start(
@@ -85,7 +82,6 @@ class GlooGroup:
     def __init__(self, group: dist.ProcessGroup, deadline_seconds: float) -> None:
         self._group = group
         self._deadline_seconds = deadline_seconds
-        self.rank = group.rank()
         self.size = group.size()
 
     def start(
@@ -122,7 +118,6 @@ class NcclGroup:
         self._group = group
         self._deadline_seconds = deadline_seconds
         self._is_closed = False
-        self.rank = group.rank()
         self.size = group.size()
 
     def start(
