@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
+from actors.protocol.messages import Load
 from cluster.errors import OUTCOMES
 from cluster.messages import ClusterView
-
-Schema = dict[str, Any]
+from cluster.openai.kinds.kind import Schema
 
 _TEXT: Schema = {"type": "string"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
@@ -94,16 +94,8 @@ def version() -> Schema:
 
 
 def load() -> Schema:
-    """Of /load."""
-    return _record(
-        server_load=_COUNT,
-        running=_COUNT,
-        waiting=_COUNT,
-        free_blocks=_COUNT,
-        total_blocks=_COUNT,
-        prefix_queried_tokens=_COUNT,
-        prefix_hit_tokens=_COUNT,
-    )
+    """Of /load: the requests of one ingress replica, and the sums of `Load` over the dense actors."""
+    return _record(**dict.fromkeys(("server_load", *Load.__struct_fields__), _COUNT))
 
 
 def cluster() -> Schema:
