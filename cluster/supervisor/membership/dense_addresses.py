@@ -1,4 +1,4 @@
-"""Where ingress replicas reach the dense actors, in versions: each replica waits here for the next version."""
+"""The addresses of the dense actors, in versions. Each ingress replica waits here for the next version."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DoorBoard:
         self._drain_seconds: float | None = None
 
     async def get(self, known_version: int, wait_seconds: float) -> Doors:
-        """At once if they are newer than `known_version`, else when they change or after the wait."""
+        """The addresses: at once if newer than `known_version`, else after a change or `wait_seconds`."""
         if self._doors.version <= known_version:
             with contextlib.suppress(asyncio.TimeoutError):
                 await within(wait_seconds, self._changed.wait())
@@ -34,13 +34,16 @@ class DoorBoard:
         self.update()
 
     async def follow(self) -> None:
-        """Tell whenever a dense actor has come or gone; ends only when it is cancelled."""
+        """Make a new version whenever a dense actor has come or gone; ends only when it is cancelled."""
         while True:
             self.update()
             await self._roster.change(_LOOK_SECONDS)
 
     def update(self) -> None:
-        """Bring the addresses up to date. Before everybody was looked at, they would be too few."""
+        """Make a new version if the addresses have changed.
+
+        Until every actor was looked at once, the list would be too short, so there is none but for a drain.
+        """
         state = self._roster.state
         if any(place.phase == "unseen" for place in state.places.values()) and self._drain_seconds is None:
             return

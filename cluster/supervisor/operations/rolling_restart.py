@@ -1,4 +1,4 @@
-"""Restarts one actor while the service goes on serving. `Operations.restart` restarts all actors one by one."""
+"""Restarts one actor while the service goes on. `Operations.restart` restarts all actors one by one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ async def restart_actor(
 ) -> None:
     """Replace the process of one actor and wait until the new process has joined.
 
-    `is_away` says whether an expert actor will not come back soon. The return of this actor, and before that of
-    actors that are missing, may each take `deadline_seconds`. Raises OperationError.
+    `is_away` says whether an expert actor will not come back soon. The return of this actor, and before that
+    of actors that are missing, may each take `deadline_seconds`. Raises OperationError.
     """
     seat, before = roster.seats[key], roster.state.places[key].incarnation
     await _wait_for_others(roster, key, deadline_seconds)
