@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
+from rich.console import Console, Group
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
 
 from cluster.commands.client_options import (
     add_ca_flag,
@@ -19,11 +24,13 @@ from cluster.commands.client_options import (
     verification,
 )
 from cluster.commands.http_client import HTTP_ERRORS, Reply, error_message, get, open_client, post, reason
-from cluster.messages import ClusterView, OperationView
+from cluster.commands.status import actor_table, operation_words
+from cluster.messages import ClusterView
 from cluster.timeouts import within
 
 _POLL_SECONDS = 1.0
 _STATUS_SECONDS = 10.0
+_BAR_WIDTH = 40
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
@@ -60,24 +67,23 @@ def operate(args: argparse.Namespace, name: str, body: dict[str, Any]) -> int:
 async def _operate(args: argparse.Namespace, name: str, body: dict[str, Any]) -> int:
     url = service_url(args.url)
     headers, verify = admin_headers(args.admin_key_file), verification(args.ca_file)
-    async with open_client(headers, verify, read_seconds=args.timeout) as client:
-        asked = asyncio.create_task(post(client, f"{url}/admin/{name}", body))
-        shown = asyncio.create_task(_show_progress(client, url))
-        try:
-            await asyncio.wait({asked, shown}, timeout=args.timeout, return_when=asyncio.FIRST_COMPLETED)
-            if not asked.done() and not shown.done():
-                return _fail(name, f"not done after {args.timeout:g} s; it goes on")
-            return _report(name, await asked)
-        except aiohttp.InvalidURL as error:
-            raise ValueError(f"{url}: {reason(error)}") from error
-        except asyncio.TimeoutError:
-            return _fail(name, f"{url} does not answer in time")
-        except aiohttp.ClientError as error:
-            return _fail(name, f"{url} cannot be reached: {reason(error)}")
-        finally:
-            for task in (asked, shown):
-                task.cancel()
-            await asyncio.gather(asked, shown, return_exceptions=True)
+    try:
+        async with open_client(headers, verify, read_seconds=args.timeout) as client:
+            showing = asyncio.create_task(_show_progress(client, f"{url}/admin/status", name))
+            try:
+                reply = await within(args.timeout, post(client, f"{url}/admin/{name}", body))
+            finally:
+                showing.cancel()
+                await asyncio.gather(showing, return_exceptions=True)
+    except aiohttp.InvalidURL as error:
+        raise ValueError(f"{url}: {reason(error)}") from error
+    except aiohttp.ServerTimeoutError:
+        return _fail(name, f"{url} does not answer in time")
+    except asyncio.TimeoutError:
+        return _fail(name, f"not done after {args.timeout:g} s; it goes on")
+    except aiohttp.ClientError as error:
+        return _fail(name, f"{url} cannot be reached: {reason(error)}")
+    return _report(name, reply)
 
 
 def _report(name: str, reply: Reply) -> int:
@@ -94,20 +100,51 @@ def _fail(name: str, text: str) -> int:
     return 1
 
 
-async def _show_progress(client: aiohttp.ClientSession, url: str) -> None:
-    """One line whenever the state of the actors changes. It ends only by being cancelled, and skips what it cannot see."""
-    last = ""
-    while True:
-        await asyncio.sleep(_POLL_SECONDS)
-        try:
-            reply = await within(_STATUS_SECONDS, get(client, f"{url}/admin/status"))
-            line = summary(msgspec.json.decode(reply.body, type=ClusterView))
-        except (*HTTP_ERRORS, msgspec.MsgspecError):
-            # The operation's own answer says what is wrong.
-            continue
-        if line != last:
+async def _show_progress(client: aiohttp.ClientSession, address: str, name: str) -> None:
+    """Show the actors until this is cancelled; what cannot be asked or read is skipped."""
+    with ProgressView(Console(), name) as view:
+        while True:
+            await asyncio.sleep(_POLL_SECONDS)
+            # Where the service does not answer, the operation's own answer says what is wrong.
+            with contextlib.suppress(*HTTP_ERRORS, msgspec.MsgspecError):
+                reply = await within(_STATUS_SECONDS, get(client, address))
+                view.show(msgspec.json.decode(reply.body, type=ClusterView))
+
+
+class ProgressView:
+    """The actors during an operation: a table that stays in its place, or lines where the output is no terminal."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        self._console, self._name = console, name
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._last_line = ""
+
+    def __enter__(self) -> ProgressView:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, view: ClusterView) -> None:
+        """Bring the table up to date, or print a line where the state of an actor has changed."""
+        line = summary(view)
+        if self._console.is_terminal:
+            self._live.update(self.frame(view), refresh=True)
+        elif line != self._last_line:
             print(line, flush=True)
-            last = line
+            self._last_line = line
+
+    def frame(self, view: ClusterView) -> Group:
+        """What a terminal shows: what is being done, how far it is, and each actor in a line of its own."""
+        operation = view.operation
+        words = f"{self._name}: waiting" if operation is None else operation_words(operation)
+        table = actor_table(view.actors, self._console.width)
+        if operation is None or not operation.total:
+            return Group(words, table)
+        bar = ProgressBar(operation.total, operation.done, width=min(_BAR_WIDTH, self._console.width))
+        return Group(words, Padding(bar), table)  # A bar alone does not end its line.
 
 
 def summary(view: ClusterView) -> str:
@@ -119,10 +156,5 @@ def summary(view: ClusterView) -> str:
             f"{sum(actor.state == 'ready' for actor in actors)} of {len(actors)} {kind} actors ready"
         )
     waiting = [f"{actor.name} {actor.state}" for actor in view.actors if actor.state != "ready"]
-    doing = [] if view.operation is None else [_progress(view.operation)]
+    doing = [] if view.operation is None else [operation_words(view.operation)]
     return ", ".join([*doing, f"epoch {view.epoch}", *parts, *waiting])
-
-
-def _progress(operation: OperationView) -> str:
-    count = f" ({operation.done} of {operation.total})" if operation.total else ""
-    return f"{operation.name}: {operation.step}{count}"

@@ -6,10 +6,12 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cluster.commands.client_options import (
     add_trust_flags,
@@ -19,9 +21,24 @@ from cluster.commands.client_options import (
     verification,
 )
 from cluster.commands.http_client import HTTP_ERRORS, Reply, error_message, get, open_client, reason
-from cluster.messages import ActorView, ClusterView
+from cluster.commands.tables import Cell, Column, make_table
+from cluster.messages import ActorView, ClusterView, OperationView
 
-_COLUMNS = ("actor", "state", "restarts", "pid", "node", "device", "products", "memory", "experts")
+_COLUMNS = (
+    Column("actor", is_number=False),
+    Column("state", is_number=False),
+    Column("restarts"),
+    Column("memory"),
+    Column("experts", is_number=False, is_folded=True),
+)
+_WIDE_COLUMNS = (
+    Column("pid"),
+    Column("node", is_number=False),
+    Column("device", is_number=False),
+    Column("products", is_number=False),
+    Column("no link to", is_number=False, is_folded=True),
+)
+_STYLES = {"ready": "green", "starting": "yellow", "lost": "bold red"}
 _SECONDS = 15.0
 """Longest wait for a connection, and then for each part of the answer."""
 
@@ -30,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `phimoe status`."""
     add_url_flag(parser)
     add_trust_flags(parser)
+    parser.add_argument(
+        "--wide", action="store_true", help="also pid, node, device, products and lost links of each actor"
+    )
     parser.add_argument("--json", action="store_true", help="print /cluster as it is")
 
 
@@ -53,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(json.loads(reply.body), indent=2))
     else:
-        _show(view)
+        show_status(Console(), view, is_wide=args.wide)
     return 0 if all(actor.state == "ready" for actor in view.actors) else 3
 
 
@@ -68,27 +88,39 @@ def _fail(text: str) -> int:
     return 1
 
 
-def _show(view: ClusterView) -> None:
-    table = Table(title=f"{view.model}, epoch {view.epoch}", title_justify="left")
-    for column in _COLUMNS:
-        table.add_column(column, no_wrap=True)
-    for actor in view.actors:
-        table.add_row(*_row(actor))
-    Console().print(table)
+def show_status(console: Console, view: ClusterView, *, is_wide: bool) -> None:
+    """The model, what is being done, and all actors."""
+    console.print(Text(f"{view.model}, epoch {view.epoch}", "bold"), overflow="fold")
+    if view.operation is not None:
+        console.print(operation_words(view.operation), highlight=False)
+    # Without cropping: what is wider than the terminal goes on in its next line.
+    console.print(actor_table(view.actors, console.width, is_wide=is_wide), crop=False, no_wrap=True)
 
 
-def _row(actor: ActorView) -> tuple[str, ...]:
-    memory = f"{actor.memory_bytes / 2**20:,.0f} MiB"
+def actor_table(actors: Sequence[ActorView], width: int, *, is_wide: bool = False) -> Table:
+    """One row per actor. The columns that matter fit into 60 characters; `is_wide` adds the others."""
+    columns = (*_COLUMNS, *_WIDE_COLUMNS) if is_wide else _COLUMNS
+    return make_table(columns, [_row(actor)[: len(columns)] for actor in actors], width)
+
+
+def operation_words(operation: OperationView) -> str:
+    """What is being done, and how far it is."""
+    count = f" ({operation.done} of {operation.total})" if operation.total else ""
+    return f"{operation.name}: {operation.step}{count}"
+
+
+def _row(actor: ActorView) -> tuple[Cell, ...]:
     return (
         actor.name,
-        actor.state,
+        Text(actor.state, _STYLES.get(actor.state, "")),
         str(actor.restarts),
+        f"{actor.memory_bytes / 2**20:,.0f} MiB",
+        ranges(actor.experts),
         str(actor.pid),
         actor.node_ip,
         actor.device,
         actor.products,
-        memory,
-        ranges(actor.experts),
+        " ".join(actor.lost_links),
     )
 
 

@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         plan = bench_plan(args)
         plan, rounds = asyncio.run(_measure_all(plan, args, errors))
-        _report(plan, rounds, args.json)
+        _report(plan, rounds, is_wide=args.wide)
+        if args.json is not None:
+            _write(args.json, plan, rounds)
     except (BenchError, ServerError) as error:
         print(f"phimoe bench: {error}", file=sys.stderr)
         return 1
@@ -125,7 +127,7 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, console=console, refresh_per_second=2, disable=not console.is_terminal)
 
 
-def _report(plan: BenchPlan, rounds: _Rounds, path: Path | None) -> None:
+def _report(plan: BenchPlan, rounds: _Rounds, *, is_wide: bool) -> None:
     console = Console()
     for measured in (measured for measurements in rounds for measured in measurements):
         title = f"{measured.url} ({measured.model})"
@@ -135,15 +137,16 @@ def _report(plan: BenchPlan, rounds: _Rounds, path: Path | None) -> None:
             show_times(console, title, measured.detail)
         else:
             show_rates(console, title, measured.detail)
-    comparisons = compare(rounds)
-    show_comparisons(console, plan.urls[0], comparisons)
-    if path is not None:
-        content = {
-            "plan": _plan_as_json(plan),
-            "rounds": [[_as_json(measured) for measured in measurements] for measurements in rounds],
-            "comparisons": [asdict(comparison) for comparison in comparisons],
-        }
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    show_comparisons(console, plan.urls[0], compare(rounds), is_wide=is_wide)
+
+
+def _write(path: Path, plan: BenchPlan, rounds: _Rounds) -> None:
+    content = {
+        "plan": _plan_as_json(plan),
+        "rounds": [[_as_json(measured) for measured in measurements] for measurements in rounds],
+        "comparisons": [asdict(comparison) for comparison in compare(rounds)],
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _plan_as_json(plan: BenchPlan) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="model to ask for (default: the first of /v1/models)")
     add_trust_flags(parser)
     parser.add_argument("--endpoint", choices=("completions", "chat"), default="completions")
+    parser.add_argument("--wide", action="store_true", help="show each round of compare beside the medians")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of compare (default: 3)")
     parser.add_argument("--seed", type=int, default=1, help="of prompts and arrivals (default: 1)")

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from cluster.commands.plan.hardware import Hardware
 from cluster.commands.plan.search import Plan
 from cluster.commands.plan.step import StepCost
 from cluster.commands.plan.validate import Prediction
+from cluster.commands.tables import Column, show_table
 
 
 def show_plan(console: Console, title: str, hardware: Hardware, plan: Plan, single: StepCost | None) -> None:
     """single: the same batch in one micro-batch, where the plan has several."""
     layout, device = plan.layout, "GPU" if hardware.kind == "gpu" else "host"
-    table = _table(title, "figure", "value")
     experts = str(layout.expert_actors) if layout.expert_actors else "0 (--exchange local)"
     prompts = f"{plan.prefill_share * 100:.1f} %" if plan.prefill_share else "not counted without --rate"
     rows = (
@@ -36,13 +34,14 @@ def show_plan(console: Console, title: str, hardware: Hardware, plan: Plan, sing
         (f"output tokens/s per {device}", f"{plan.tokens_per_second_per_gpu:,.1f}"),
         ("bound by", plan.step.bound_by),
     )
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    parts = _table("", "per layer (us)", "dense", "experts", "exchange, one way")
-    times = (plan.step.dense_seconds, plan.step.expert_seconds, plan.step.link_seconds)
-    parts.add_row("", *(f"{seconds * 1e6:.1f}" for seconds in times))
-    console.print(parts)
+    show_table(console, title, (Column("figure", is_number=False, is_folded=True), Column("value")), rows)
+    parts = (
+        ("dense", plan.step.dense_seconds),
+        ("experts", plan.step.expert_seconds),
+        ("exchange, one way", plan.step.link_seconds),
+    )
+    times = [(name, f"{seconds * 1e6:.1f}") for name, seconds in parts]
+    show_table(console, "", (Column("per layer", is_number=False), Column("microseconds")), times)
     if single is not None:
         console.print(
             f"This version computes a step in one micro-batch; then a step takes {single.seconds * 1e3:.2f} ms "
@@ -54,23 +53,20 @@ def show_predictions(
     console: Console, title: str, predictions: Sequence[Prediction], tolerance: float
 ) -> None:
     """Decode tokens/s, one row per batch size; those off by more than the tolerance in red."""
-    table = _table(f"decode tokens/s: {title}", "batch", "measured", "predicted", "difference", "bound by")
-    for row in predictions:
-        is_off = abs(row.difference_percent) > tolerance
-        difference = f"{row.difference_percent:+.1f} %"
-        table.add_row(
+    columns = (
+        *map(Column, ("batch", "measured", "predicted", "difference")),
+        Column("bound by", is_number=False, is_folded=True),
+    )
+    rows = [
+        (
             str(row.batch),
             f"{row.measured_tokens_per_second:.1f}",
             f"{row.predicted_tokens_per_second:.1f}",
-            f"[red]{difference}[/]" if is_off else difference,
+            Text(
+                f"{row.difference_percent:+.1f} %", "red" if abs(row.difference_percent) > tolerance else ""
+            ),
             row.bound_by,
         )
-    console.print(table)
-
-
-def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=escape(title) or None, title_justify="left", box=box.SIMPLE)
-    table.add_column(first)
-    for name in others:
-        table.add_column(name, justify="right")
-    return table
+        for row in predictions
+    ]
+    show_table(console, f"decode tokens/s: {title}", columns, rows)
