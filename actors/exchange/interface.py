@@ -19,7 +19,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 
-from actors.kernels.exchange import TurnTask
+from actors.kernels.exchange import ExchangeTask
 from actors.kernels.serve import ServeTables
 
 
@@ -84,7 +84,7 @@ class KernelExchange(Protocol):
     """The exchanges of one decoding step."""
 
     @property
-    def task(self) -> TurnTask:
+    def task(self) -> ExchangeTask:
         """What the kernels are given; valid until the next `begin`."""
 
     def end(self) -> None:

@@ -7,7 +7,7 @@ import ctypes
 _ADDRESS, _COUNT = ctypes.c_void_p, ctypes.c_int64
 
 
-class TurnPeer(ctypes.Structure):
+class ExchangePeer(ctypes.Structure):
     """A link and what is under way on it."""
 
     _fields_ = (
@@ -25,13 +25,13 @@ class TurnPeer(ctypes.Structure):
     )
 
 
-class TurnTask(ctypes.Structure):
+class ExchangeTask(ctypes.Structure):
     """All links of a dense actor, for the layers of one step."""
 
     _fields_ = (
         ("peers", _ADDRESS),
         ("holders", _ADDRESS),
-        ("patience_ns", _ADDRESS),
+        ("hedge_delay_ns", _ADDRESS),
         ("answers", _ADDRESS),
         ("expert_rows", _ADDRESS),
         ("places", _ADDRESS),
@@ -42,6 +42,6 @@ class TurnTask(ctypes.Structure):
         ("magic", _COUNT),
         ("next_sequence", _COUNT),
         ("row_bytes", _COUNT),
-        ("bell", _COUNT),
+        ("wakeup", _COUNT),
         ("num_answers", _COUNT),
     )

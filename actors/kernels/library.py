@@ -80,9 +80,9 @@ class Kernels:
         self.share_cores.argtypes = [_INT]
         self.share_cores.restype = None
         self.decode_step = library.phimoe_decode_step
-        """(step, layers, num_layers, turns, layer) -> 0, 3 out of memory, 16 stopped within a layer's exchange; layers from
+        """(step, layers, num_layers, exchange, layer) -> 0, 3 out of memory, 16 stopped within a layer's exchange; layers from
         `layer` on, which is then the first that is not complete; x is complete if none is left. Structures of
-        `actors.kernels.layer` and `.turn`."""
+        `actors.kernels.layer` and `.exchange`."""
         self.decode_step.argtypes = [_POINTER, _POINTER, _COUNT, _POINTER, _POINTER]
         self.decode_step.restype = _INT
         self.serve_links = library.phimoe_serve_links

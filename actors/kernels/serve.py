@@ -57,7 +57,7 @@ class ServeTask(ctypes.Structure):
         ("width", _COUNT),
         ("row_bytes", _COUNT),
         ("magic", _COUNT),
-        ("bell", _COUNT),
+        ("wakeup", _COUNT),
         ("is_bf16", _INT),
         ("num_threads", _INT),
     )

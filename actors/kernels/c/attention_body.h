@@ -103,7 +103,7 @@ INLINE void attend_heads(
     for (int64_t position = t->starts[row]; position < t->ends[last]; position += TILE) {
         memcpy(places.here, places.next, sizeof places.here);
         if (position + TILE < t->ends[last]) find_positions(t, last, group, position + TILE, places.next);
-        turn_keys(s, &places, is_bf16);
+        transpose_keys(s, &places, is_bf16);
         while (t->ends[row + num_over] <= position) num_over++;
         see_rows(t, s, kernels, &places, position, row + num_over, num_heads, num_over * num_heads, num_queries);
     }

@@ -3,7 +3,7 @@
  * Legend: N queries, each of them a head of a row; D head dimension; W words of 32 bits of a key: D / 2 pairs of bfloat16,
  * or D float32; R cache rows, G key-value heads.
  *
- *   scores [N, TILE] = queries [N, D] keys^T     keys are turned about once for all queries: [W, TILE]
+ *   scores [N, TILE] = queries [N, D] keys^T     keys are transposed once for all queries: [W, TILE]
  *   sums [N, D] += shares [N, TILE] values       values are read where they are
  *
  * A score is one sum over ascending features, a sum is one over ascending positions, whatever queries stand beside its own.
@@ -32,7 +32,7 @@ typedef struct {
     float best[MAX_QUERIES];                /* score so far */
     float total[MAX_QUERIES];               /* of shares, measured by the best score */
     float scores[MAX_QUERIES][TILE];        /* and then shares */
-    uint32_t turned_keys[MAX_DIM * TILE];   /* [W, TILE] */
+    uint32_t transposed_keys[MAX_DIM * TILE];   /* [W, TILE] */
 } attention_state;
 
 /* Where the features of a tile's positions are, and those of the next tile's. */
@@ -48,17 +48,17 @@ INLINE void fetch(const void *base, int64_t index, int is_bf16) {
         for (int64_t i = 0; i < 2 * LANES; i += 16) __builtin_prefetch((const float *)base + index + i);
 }
 
-INLINE void turn_keys(attention_state *s, const tile_places *places, int is_bf16) {
+INLINE void transpose_keys(attention_state *s, const tile_places *places, int is_bf16) {
     const int64_t per_word = is_bf16 ? 2 : 1, width = 4 / per_word;
     for (int64_t first = 0; first < TILE; first += LANES) {
         const int64_t *at = places->here + first;
         const char *rows[LANES];
         for (int p = 0; p < LANES; p++) rows[p] = (const char *)s->keys + at[p] * width;
         for (int64_t word = 0; word < s->D / per_word; word += LANES) {
-            ivec turned[LANES];
+            ivec transposed[LANES];
             for (int p = 0; p < LANES; p++) fetch(s->values, at[p] + word * per_word, is_bf16);
-            i_transpose(rows, 4 * word, turned);
-            UNROLLED for (int i = 0; i < LANES; i++) i_store(s->turned_keys + (word + i) * TILE + first, turned[i]);
+            i_transpose(rows, 4 * word, transposed);
+            UNROLLED for (int i = 0; i < LANES; i++) i_store(s->transposed_keys + (word + i) * TILE + first, transposed[i]);
         }
     }
 }
@@ -72,7 +72,7 @@ INLINE void score_rows(attention_state *s, int64_t query, int is_bf16, const int
         singles[r] = s->queries + (query + r) * s->D;
     }
     for (int64_t first = 0; first < TILE; first += COLUMNS * LANES) {
-        const uint32_t *keys = s->turned_keys + first;
+        const uint32_t *keys = s->transposed_keys + first;
         vec sum[MAX_ROWS][COLUMNS];
         UNROLLED for (int r = 0; r < num_rows; r++)
             UNROLLED for (int c = 0; c < COLUMNS; c++) sum[r][c] = v_zero();
@@ -155,7 +155,7 @@ INLINE void add_values(
     }
 }
 
-/* `num_rows` queries, a constant, from `query` on see `count` positions of a tile, whose keys have been turned about. */
+/* `num_rows` queries, a constant, from `query` on see `count` positions of a tile, whose keys have been transposed. */
 INLINE void see_tile(
     attention_state *s, int64_t query, const tile_places *places, int64_t count, int is_bf16, const int num_rows) {
     score_rows(s, query, is_bf16, num_rows);

@@ -1,6 +1,6 @@
 /* The plain course of one exchange: every expert has a holder, every message goes out whole, every answer comes in time.
  *
- * Whatever else happens (a bell, an error, an answer that is late or another one than was expected) ends the turn at once, and
+ * Whatever else happens (a wakeup, an error, an answer that is late or another one than was expected) ends the call at once, and
  * the caller takes it up from what the peers' fields say. Nothing here decides what to do about a fault. */
 
 #ifndef _GNU_SOURCE
@@ -30,7 +30,7 @@ static int64_t now_ns(void) {
 }
 
 /* Who is asked for each expert: of its holders the least busy, where there is a choice. 0: one has no holder. */
-static int choose_owners(turn_task *t, const int64_t *counts) {
+static int choose_owners(exchange_task *t, const int64_t *counts) {
     int64_t P = t->num_peers, work[MAX_PEERS] = {0};
     for (int is_free = 0; is_free < 2; is_free++)
         for (int64_t e = 0; e < t->num_experts; e++) {
@@ -53,13 +53,13 @@ static int choose_owners(turn_task *t, const int64_t *counts) {
 
 /* The message to one peer: rows that it gets, with -1 for experts that others are asked for. */
 static void compose(
-    turn_task *t, int64_t index, int64_t layer, int64_t num_rows, const uint8_t *rows, const int64_t *expert_ids,
+    exchange_task *t, int64_t index, int64_t layer, int64_t num_rows, const uint8_t *rows, const int64_t *expert_ids,
     const float *weights) {
-    turn_peer *p = t->peers + index;
+    exchange_peer *p = t->peers + index;
     int64_t num_tokens = 0, num_results = 0;
     for (int64_t r = 0; r < num_rows; r++) {
         int here = 0;
-        for (int k = 0; k < TURN_CHOICES; k++) here += t->owners[expert_ids[TURN_CHOICES * r + k]] == index;
+        for (int k = 0; k < NUM_CHOICES; k++) here += t->owners[expert_ids[NUM_CHOICES * r + k]] == index;
         num_tokens += here > 0;
         num_results += here;
     }
@@ -67,18 +67,18 @@ static void compose(
     p->num_sent = p->num_read = p->num_bytes = p->answered_ns = 0;
     if (!num_results) return;
     int32_t *ids = (int32_t *)(p->outgoing + HEADER_BYTES);
-    float *scales = (float *)(ids + TURN_CHOICES * num_tokens);
-    uint8_t *payload = p->outgoing + payload_offset(num_tokens, TURN_CHOICES);
+    float *scales = (float *)(ids + NUM_CHOICES * num_tokens);
+    uint8_t *payload = p->outgoing + payload_offset(num_tokens, NUM_CHOICES);
     const uint8_t *result = p->incoming + HEADER_BYTES;
     for (int64_t r = 0; r < num_rows; r++) {
-        int is_here[TURN_CHOICES], here = 0;
-        for (int k = 0; k < TURN_CHOICES; k++) here += is_here[k] = t->owners[expert_ids[TURN_CHOICES * r + k]] == index;
+        int is_here[NUM_CHOICES], here = 0;
+        for (int k = 0; k < NUM_CHOICES; k++) here += is_here[k] = t->owners[expert_ids[NUM_CHOICES * r + k]] == index;
         if (!here) continue;
-        for (int k = 0; k < TURN_CHOICES; k++) {
-            *ids++ = is_here[k] ? (int32_t)expert_ids[TURN_CHOICES * r + k] : -1;
-            *scales++ = weights[TURN_CHOICES * r + k];
+        for (int k = 0; k < NUM_CHOICES; k++) {
+            *ids++ = is_here[k] ? (int32_t)expert_ids[NUM_CHOICES * r + k] : -1;
+            *scales++ = weights[NUM_CHOICES * r + k];
             if (!is_here[k]) continue;
-            t->places[TURN_CHOICES * r + k] = result;
+            t->places[NUM_CHOICES * r + k] = result;
             result += t->row_bytes;
         }
         memcpy(payload, rows + r * t->row_bytes, (size_t)t->row_bytes);
@@ -90,10 +90,10 @@ static void compose(
     memcpy(p->outgoing, &h, sizeof h);
 }
 
-static int send_all(turn_task *t) {
+static int send_all(exchange_task *t) {
     int is_whole = 1;
     for (int64_t i = 0; i < t->num_peers; i++) {
-        turn_peer *p = t->peers + i;
+        exchange_peer *p = t->peers + i;
         if (!p->num_results) continue;
         p->sent_ns = now_ns();
         ssize_t count = send((int)p->descriptor, p->outgoing, (size_t)p->num_bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -104,7 +104,7 @@ static int send_all(turn_task *t) {
 }
 
 /* Read what there is of an answer. 0: it is not the one that was expected, or the link has ended. */
-static int read_answer(const turn_task *t, turn_peer *p, int64_t layer) {
+static int read_answer(const exchange_task *t, exchange_peer *p, int64_t layer) {
     int64_t expected = HEADER_BYTES + p->num_results * t->row_bytes;
     ssize_t count = recv((int)p->descriptor, p->incoming + p->num_read, (size_t)(expected - p->num_read), MSG_DONTWAIT);
     if (count < 0) return errno == EAGAIN || errno == EINTR;
@@ -120,23 +120,23 @@ static int read_answer(const turn_task *t, turn_peer *p, int64_t layer) {
     return 1;
 }
 
-static int is_owed(const turn_peer *p) { return p->num_results && !p->answered_ns; }
+static int is_owed(const exchange_peer *p) { return p->num_results && !p->answered_ns; }
 
-/* One wait for whatever is owed. 0: the bell, a fault, or an answer that is late. */
-static int wait_once(turn_task *t, int64_t layer) {
+/* One wait for whatever is owed. 0: a wakeup, a fault, or an answer that is late. */
+static int wait_once(exchange_task *t, int64_t layer) {
     struct pollfd watched[MAX_PEERS + 1];
     int64_t late_ns = INT64_MAX, count = 0;
     int64_t index[MAX_PEERS];
     for (int64_t i = 0; i < t->num_peers; i++) {
-        turn_peer *p = t->peers + i;
+        exchange_peer *p = t->peers + i;
         if (!is_owed(p)) continue;
-        int64_t due = p->sent_ns + t->patience_ns[64 - __builtin_clzll((uint64_t)p->num_results)];
+        int64_t due = p->sent_ns + t->hedge_delay_ns[64 - __builtin_clzll((uint64_t)p->num_results)];
         if (due < late_ns) late_ns = due;
         watched[count] = (struct pollfd){.fd = (int)p->descriptor, .events = POLLIN};
         index[count++] = i;
     }
     if (!count) return 1;
-    watched[count] = (struct pollfd){.fd = (int)t->bell, .events = POLLIN};
+    watched[count] = (struct pollfd){.fd = (int)t->wakeup, .events = POLLIN};
     int64_t left_ns = late_ns - now_ns();
     if (left_ns <= 0) return 0;
     struct timespec left = {left_ns / 1000000000, left_ns % 1000000000};
@@ -148,37 +148,37 @@ static int wait_once(turn_task *t, int64_t layer) {
     return 1;
 }
 
-int phimoe_turn(
-    turn_task *t, int64_t layer, int64_t num_rows, const void *rows, const int64_t *expert_ids, const float *weights) {
+int phimoe_exchange(
+    exchange_task *t, int64_t layer, int64_t num_rows, const void *rows, const int64_t *expert_ids, const float *weights) {
     int64_t *counts = t->expert_rows + layer * t->num_experts, here[256] = {0};
-    for (int64_t i = 0; i < TURN_CHOICES * num_rows; i++) here[expert_ids[i]]++;
+    for (int64_t i = 0; i < NUM_CHOICES * num_rows; i++) here[expert_ids[i]]++;
     for (int64_t i = 0; i < t->num_peers; i++) t->peers[i].num_results = 0;
-    if (t->num_peers > MAX_PEERS || !choose_owners(t, here)) return TURN_UNFINISHED;
+    if (t->num_peers > MAX_PEERS || !choose_owners(t, here)) return EXCHANGE_UNFINISHED;
     for (int64_t e = 0; e < t->num_experts; e++) counts[e] += here[e];
     for (int64_t i = 0; i < t->num_peers; i++) compose(t, i, layer, num_rows, rows, expert_ids, weights);
-    if (!send_all(t)) return TURN_UNFINISHED;
+    if (!send_all(t)) return EXCHANGE_UNFINISHED;
     for (int is_owing = 1; is_owing;) {
-        if (!wait_once(t, layer)) return TURN_UNFINISHED;
+        if (!wait_once(t, layer)) return EXCHANGE_UNFINISHED;
         is_owing = 0;
         for (int64_t i = 0; i < t->num_peers; i++) is_owing |= is_owed(t->peers + i);
     }
     for (int64_t i = 0; i < t->num_peers; i++) {
-        turn_peer *p = t->peers + i;
+        exchange_peer *p = t->peers + i;
         if (!p->num_results) continue;
         int64_t *answer = t->answers + 2 * t->num_answers++;
         answer[0] = p->num_results;
         answer[1] = p->answered_ns - p->sent_ns;
     }
-    return TURN_DONE;
+    return EXCHANGE_DONE;
 }
 
 #else
 
-int phimoe_turn(
-    turn_task *t, int64_t layer, int64_t num_rows, const void *rows, const int64_t *expert_ids, const float *weights) {
+int phimoe_exchange(
+    exchange_task *t, int64_t layer, int64_t num_rows, const void *rows, const int64_t *expert_ids, const float *weights) {
     (void)layer, (void)num_rows, (void)rows, (void)expert_ids, (void)weights;
     for (int64_t i = 0; i < t->num_peers; i++) t->peers[i].num_results = 0;
-    return TURN_UNFINISHED;
+    return EXCHANGE_UNFINISHED;
 }
 
 #endif

@@ -92,8 +92,8 @@ int phimoe_decode_layer(const layer_task *task, const layer_weights *weights) { 
 int phimoe_decode_head(const head_task *task) { return chosen()->head(task); }
 
 int phimoe_decode_step(
-    layer_task *task, const layer_weights *weights, int64_t num_layers, turn_task *turn, int64_t *layer) {
-    return chosen()->step(task, weights, num_layers, turn, layer);
+    layer_task *task, const layer_weights *weights, int64_t num_layers, exchange_task *exchange, int64_t *layer) {
+    return chosen()->step(task, weights, num_layers, exchange, layer);
 }
 
 void phimoe_serve_links(serve_task *task) { phimoe_serve(task, chosen()->experts); }

@@ -37,7 +37,7 @@ enum {
     OWN_AWAKE_NS = 20000,        /* from one region of a call to the next */
     SPARE_AWAKE_NS = 1000000,    /* from one call to the next */
     CALLER_AWAKE_NS = 100000,    /* until the last chunk of others is done */
-    LOOKS_PER_TIME = 256,        /* some microseconds */
+    POLLS_PER_CLOCK_READ = 256,        /* some microseconds */
     NO_CORE = -1,
 };
 
@@ -46,7 +46,7 @@ enum {
 static struct {
     _Atomic uint64_t ticket; /* generation << 40 | number of chunks << 20 | next chunk */
     _Atomic uint32_t num_done;
-    _Atomic uint32_t bell; /* changes with every region; helpers sleep on it */
+    _Atomic uint32_t wakeup; /* changes with every region; helpers sleep on it */
     _Atomic int num_asleep, caller_sleeps, width;
     chunk_work work;
     const void *task;
@@ -94,11 +94,11 @@ static int take_chunk(void) {
     return 1;
 }
 
-static void sleep_until_rung(void) {
-    uint32_t rung = atomic_load(&pool.bell);
+static void sleep_until_woken(void) {
+    uint32_t before = atomic_load(&pool.wakeup);
     atomic_fetch_add(&pool.num_asleep, 1);
     uint64_t ticket = atomic_load(&pool.ticket);
-    if (next_of(ticket) >= count_of(ticket)) futex(&pool.bell, FUTEX_WAIT, rung);
+    if (next_of(ticket) >= count_of(ticket)) futex(&pool.wakeup, FUTEX_WAIT, before);
     atomic_fetch_sub(&pool.num_asleep, 1);
 }
 
@@ -114,9 +114,9 @@ static void become_spare(int index) {
 
 static void *help(void *number) {
     int index = (int)(intptr_t)number, is_spare = index + 1 >= pool.num_own;
-    int64_t patience = is_spare ? SPARE_AWAKE_NS : OWN_AWAKE_NS, since = now_ns();
+    int64_t awake_ns = is_spare ? SPARE_AWAKE_NS : OWN_AWAKE_NS, since = now_ns();
     if (is_spare) become_spare(index);
-    for (unsigned looks = 1;; looks++) {
+    for (unsigned num_polls = 1;; num_polls++) {
         if (index + 1 < atomic_load(&pool.width) && take_chunk()) {
             do {
                 if (is_spare) give_way();
@@ -124,13 +124,13 @@ static void *help(void *number) {
             since = now_ns();
         }
         relax();
-        if (looks % LOOKS_PER_TIME) continue;
+        if (num_polls % POLLS_PER_CLOCK_READ) continue;
         if (is_spare) {
             sched_yield(); /* to spare helpers of other processes, too */
             atomic_store(&pool.seen_on[index], sched_getcpu());
         }
-        if (now_ns() - since > patience) {
-            sleep_until_rung();
+        if (now_ns() - since > awake_ns) {
+            sleep_until_woken();
             since = now_ns();
         }
     }
@@ -166,9 +166,9 @@ static void provide(int num_helpers) {
 
 static void wait_for_others(uint32_t count) {
     int64_t since = now_ns();
-    for (unsigned looks = 1; atomic_load(&pool.num_done) != count; looks++) {
+    for (unsigned num_polls = 1; atomic_load(&pool.num_done) != count; num_polls++) {
         relax();
-        if (looks % LOOKS_PER_TIME || now_ns() - since < CALLER_AWAKE_NS) continue;
+        if (num_polls % POLLS_PER_CLOCK_READ || now_ns() - since < CALLER_AWAKE_NS) continue;
         atomic_store(&pool.caller_sleeps, 1);
         for (uint32_t done; (done = atomic_load(&pool.num_done)) != count;) futex(&pool.num_done, FUTEX_WAIT, done);
         atomic_store(&pool.caller_sleeps, 0);
@@ -193,8 +193,8 @@ static void run_region(chunk_work work, const void *task, int64_t num_chunks, in
     atomic_store(&pool.num_done, 0);
     atomic_store(&pool.width, num_threads);
     atomic_store(&pool.ticket, ++pool.generation << 2 * COUNT_BITS | (uint64_t)num_chunks << COUNT_BITS);
-    atomic_fetch_add(&pool.bell, 1);
-    if (atomic_load(&pool.num_asleep)) futex(&pool.bell, FUTEX_WAKE, INT_MAX);
+    atomic_fetch_add(&pool.wakeup, 1);
+    if (atomic_load(&pool.num_asleep)) futex(&pool.wakeup, FUTEX_WAKE, INT_MAX);
     while (take_chunk()) {}
     wait_for_others((uint32_t)num_chunks);
 }

@@ -1,6 +1,6 @@
 /* The plain course of serving links: one message at a time is there, is what was agreed on, and its answer goes out whole.
  *
- * Whatever else happens (the bell, messages on two links at once, an end, other bytes than were expected, an expert that is not
+ * Whatever else happens (a wakeup, messages on two links at once, an end, other bytes than were expected, an expert that is not
  * held, an answer that is not taken) ends the call, and the caller takes it up from what the links' fields say. */
 
 #ifndef _GNU_SOURCE
@@ -83,12 +83,12 @@ static int answer(serve_task *t, serve_link *l, const header *h, int (*experts)(
     return l->num_sent == l->num_bytes;
 }
 
-/* The only link that has something to read. NULL: there are several, or the bell. */
+/* The only link that has something to read. NULL: there are several, or a wakeup. */
 static serve_link *wait_for_one(serve_task *t) {
     struct pollfd watched[MAX_LINKS + 1];
     for (int64_t i = 0; i < t->num_links; i++)
         watched[i] = (struct pollfd){.fd = (int)t->links[i].descriptor, .events = POLLIN};
-    watched[t->num_links] = (struct pollfd){.fd = (int)t->bell, .events = POLLIN};
+    watched[t->num_links] = (struct pollfd){.fd = (int)t->wakeup, .events = POLLIN};
     int num_ready;
     do num_ready = poll(watched, (nfds_t)t->num_links + 1, -1);
     while (num_ready < 0 && errno == EINTR);

@@ -27,7 +27,7 @@ typedef struct {
     const serve_layer *layers; /* [L] */
     int64_t *expert_rows;      /* [E]: out, rows of each expert are added */
     int64_t *expert_ids;       /* [T, K]: room */
-    int64_t num_links, num_layers, num_experts, num_choices, max_tokens, hidden_size, width, row_bytes, magic, bell;
+    int64_t num_links, num_layers, num_experts, num_choices, max_tokens, hidden_size, width, row_bytes, magic, wakeup;
     int is_bf16, num_threads;
 } serve_task;
 

@@ -182,7 +182,7 @@ typedef struct {
     int (*sample)(const sample_task *); /* DONE or NO_MEMORY */
     int (*layer)(const layer_task *, const layer_weights *); /* DONE or NO_MEMORY */
     int (*head)(const head_task *); /* DONE or NO_MEMORY */
-    int (*step)(layer_task *, const layer_weights *, int64_t, turn_task *, int64_t *);
+    int (*step)(layer_task *, const layer_weights *, int64_t, exchange_task *, int64_t *);
 } kernel_table;
 
 extern const kernel_table phimoe_avx2, phimoe_avx512;

@@ -35,7 +35,7 @@ from actors.exchange.links.dense.receiver import Receiver
 from actors.exchange.links.dense.sender import Sender
 from actors.exchange.message import MAGIC, Message
 from actors.exchange.row_assignment import MIN_PART_ROWS, NOBODY
-from actors.kernels.exchange import TurnPeer, TurnTask
+from actors.kernels.exchange import ExchangePeer, ExchangeTask
 
 MAX_ROWS = 2 * MIN_PART_ROWS - 1
 """Of a step: with more, an expert's rows may be shared out over its holders."""
@@ -139,9 +139,9 @@ class LinkKernelExchange:
         self._counts = load.table(num_layers)
         self._owners = np.zeros(num_experts, dtype=np.int32)
         self._places: npt.NDArray[np.uintp] = np.zeros(2 * MAX_ROWS, dtype=np.uintp)
-        self._peers = (TurnPeer * num_peers)(
+        self._peers = (ExchangePeer * num_peers)(
             *(
-                TurnPeer(
+                ExchangePeer(
                     descriptor=line.link.fileno(),
                     epoch=line.link.epoch,
                     outgoing=line.outgoing.host.data_ptr(),
@@ -150,10 +150,10 @@ class LinkKernelExchange:
                 for line in lines
             )
         )
-        self.task = TurnTask(
+        self.task = ExchangeTask(
             peers=ctypes.addressof(self._peers),
             holders=self._holders.ctypes.data,
-            patience_ns=self._patience.buffer_info()[0],
+            hedge_delay_ns=self._patience.buffer_info()[0],
             answers=self._answers.buffer_info()[0],
             expert_rows=self._counts.ctypes.data,
             places=self._places.ctypes.data,
@@ -161,7 +161,7 @@ class LinkKernelExchange:
             num_peers=num_peers,
             num_experts=num_experts,
             magic=MAGIC,
-            bell=poller.bell,
+            wakeup=poller.bell,
         )
         self.combined: torch.Tensor | None = None
         """[B, H]: where the kernels leave the last complete layer's result."""

@@ -65,7 +65,7 @@ class DirectService:
             width=tables.width,
             row_bytes=message_format.row_bytes,
             magic=MAGIC,
-            bell=bell,
+            wakeup=bell,
             is_bf16=tables.is_bf16,
             num_threads=tables.num_threads,
         )
