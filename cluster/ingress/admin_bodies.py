@@ -9,11 +9,11 @@ import msgspec
 from cluster.openai.kinds.objects import Object
 from cluster.openai.kinds.scalars import Number
 from cluster.openai.limits import Limits
-from cluster.supervisor.operations.messages import OPERATIONS, Operation
+from cluster.supervisor.operations.messages import OPERATIONS, OperationMessage
 
 _LIMITS = Limits()
 """No bound of these bodies depends on it."""
-_Operation = TypeVar("_Operation", bound=Operation)
+_Operation = TypeVar("_Operation", bound=OperationMessage)
 
 
 class WatchFields(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,7 +25,7 @@ class WatchFields(msgspec.Struct, frozen=True, kw_only=True):
 
 
 WATCH = Object(WatchFields)
-OPERATION_BODIES: dict[type[Operation], Object[Any]] = {
+OPERATION_BODIES: dict[type[OperationMessage], Object[Any]] = {
     operation: Object(operation) for operation in OPERATIONS
 }
 

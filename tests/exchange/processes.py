@@ -381,6 +381,8 @@ def _carry_out(actor: ExpertActor, command: Command) -> object:
             return actor.report()
         case Stop():
             actor.stop()
+        case Load():
+            raise ValueError("the process has its actor already")
     return None
 
 

@@ -153,7 +153,7 @@ def _body(number: int, dice: random.Random) -> Body:
             fixed |= {**sampled, "n": 2 + number % 2, "max_tokens": 100}
         case 4:
             fixed |= {**sampled, "stop": ["QX", "zq7"], "temperature": 1.5}
-        case 5:
+        case _:
             fixed |= {"temperature": 0, "logprobs": 2}
     return {"prompt": [dice.randrange(5, 300) for _ in range(num_tokens)], **fixed}
 

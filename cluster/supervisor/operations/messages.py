@@ -6,7 +6,7 @@ body of the request and the flags of the command. `operations.py` carries it out
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeAlias, get_args
 
 import msgspec
 
@@ -16,7 +16,7 @@ from cluster.openai.kinds.scalars import Integer, Number
 _BEYOND_GRACE_SECONDS = 30.0
 
 
-class Operation(msgspec.Struct, frozen=True, kw_only=True, tag=str.lower):
+class OperationMessage(msgspec.Struct, frozen=True, kw_only=True, tag=str.lower):
     """Base of all operations. The first line of a subclass's docstring is its summary, for documents and `--help`."""
 
     @classmethod
@@ -34,17 +34,17 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, tag=str.lower):
         return load_deadline_seconds
 
 
-class Scale(Operation, frozen=True, kw_only=True):
+class Scale(OperationMessage, frozen=True, kw_only=True):
     """Change the number of expert actors."""
 
     expert_actors: Annotated[int, Integer(1, NUM_EXPERTS), "The number of expert actors afterwards."]
 
 
-class Rebalance(Operation, frozen=True, kw_only=True):
+class Rebalance(OperationMessage, frozen=True, kw_only=True):
     """Place the experts anew by measured load."""
 
 
-class Restart(Operation, frozen=True, kw_only=True):
+class Restart(OperationMessage, frozen=True, kw_only=True):
     """Restart all actors one by one.
 
     With one replica of each expert, requests pause while an expert actor restarts: a further copy would need memory that
@@ -52,7 +52,7 @@ class Restart(Operation, frozen=True, kw_only=True):
     """
 
 
-class Drain(Operation, frozen=True, kw_only=True):
+class Drain(OperationMessage, frozen=True, kw_only=True):
     """Finish what has begun, begin nothing new.
 
     Requests that still run after the grace period are ended by the ingress replicas, with an error. A further message can
@@ -66,5 +66,5 @@ class Drain(Operation, frozen=True, kw_only=True):
         return self.grace_seconds + _BEYOND_GRACE_SECONDS
 
 
-OPERATIONS: tuple[type[Operation], ...] = (Scale, Rebalance, Restart, Drain)
-"""Every operation."""
+Operation: TypeAlias = Scale | Rebalance | Restart | Drain
+OPERATIONS: tuple[type[Operation], ...] = get_args(Operation)

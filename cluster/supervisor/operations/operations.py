@@ -101,8 +101,6 @@ class Operations:
                 await self._restart()
             case Drain():
                 await drain(self._roster, self._doors, self._manager.refresh, operation.grace_seconds)
-            case _:
-                raise TypeError(f"{operation.name()} is an operation that cannot be carried out")
 
     async def _scale(self, expert_actors: int) -> None:
         self._check_number(expert_actors)
