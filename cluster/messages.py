@@ -1,4 +1,4 @@
-"""What the supervisor tells: to operators (ClusterView), to the start-up view (Startup), to ingress replicas (Doors)."""
+"""What the supervisor tells: to operators (ClusterView), to the start-up view (Startup), to ingress replicas (DenseAddresses)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Startup(msgspec.Struct, frozen=True, kw_only=True):
     """Why it will not become ready without help."""
 
 
-class DenseDoor(msgspec.Struct, frozen=True, kw_only=True):
+class DenseAddress(msgspec.Struct, frozen=True, kw_only=True):
     """Where a dense actor takes frames."""
 
     index: int
@@ -80,14 +80,14 @@ class DenseDoor(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it is about to be restarted: sequences are computed elsewhere where that is possible."""
 
 
-class Doors(msgspec.Struct, frozen=True, kw_only=True):
+class DenseAddresses(msgspec.Struct, frozen=True, kw_only=True):
     """All dense actors that an ingress can connect to."""
 
     version: int
     """Grows with every change."""
     token: str
     """What the Hello frame must carry."""
-    dense: tuple[DenseDoor, ...]
+    dense: tuple[DenseAddress, ...]
     drain_seconds: float | None = None
     """While the service drains: how long running requests may go on, from now. None while it does not."""
 

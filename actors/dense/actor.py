@@ -68,7 +68,7 @@ class DenseActor:
         """
         with self._joining:
             if self._address is None:
-                self._address = self._require_loaded().open_doors(self._settings, self.incarnation)
+                self._address = self._require_loaded().listen(self._settings, self.incarnation)
             return self._address
 
     def join(self, membership: Membership) -> None:
@@ -185,7 +185,7 @@ class _Loaded:
         if quantization is not None:
             self.products += f", experts {product_name(dtype, device, quantization)}"
         self.endpoint: DenseEndpoint | None = None
-        """Of the exchange; open from `open_doors` on."""
+        """Of the exchange; open from `listen` on."""
         self.load = ExpertLoad(config.num_experts)
         self._make_engine(settings, config, model)
         release_free_memory()
@@ -221,7 +221,7 @@ class _Loaded:
             model, cache, scheduler, self.front.emit, pace, park_seconds, settings.speculative_tokens
         )
 
-    def open_doors(self, settings: DenseSettings, incarnation: str) -> tuple[str, int, str, int]:
+    def listen(self, settings: DenseSettings, incarnation: str) -> tuple[str, int, str, int]:
         store, store_host, store_port = host_store(settings.node_ip)
         self.endpoint = open_dense(
             DenseContext(

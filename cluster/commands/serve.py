@@ -143,21 +143,21 @@ async def _until_up_or(stop: _Signals, config: ClusterConfig, view: StartupView)
 
 async def _bring_up(config: ClusterConfig, view: StartupView) -> None:
     """Actors and doors start side by side; returns when a request would be answered. Raises StartError."""
-    from cluster.commands.local_service.application import open_doors
+    from cluster.commands.local_service.application import start_serve
     from cluster.ray_actors.runtime import node_labels
     from cluster.ray_actors.supervisor_actor import ensure_supervisor
 
     supervisor = await ensure_supervisor(config)
     labels = await asyncio.to_thread(node_labels)
-    doors = asyncio.create_task(asyncio.to_thread(open_doors, config, labels))
+    serve = asyncio.create_task(asyncio.to_thread(start_serve, config, labels))
     try:
         await _until_actors_ready(supervisor, config, view)
-        await doors
+        await serve
         await _until_healthy(config)
     except (RuntimeError, OSError, ValueError) as error:
         raise StartError(str(error)) from error
     finally:
-        await asyncio.gather(doors, return_exceptions=True)
+        await asyncio.gather(serve, return_exceptions=True)
 
 
 async def _until_actors_ready(supervisor: SupervisorClient, config: ClusterConfig, view: StartupView) -> None:
@@ -240,15 +240,15 @@ async def _drain(config: ClusterConfig, view: StartupView, stop: _Signals) -> No
 
 
 async def _take_down() -> None:
-    """Doors first, so that no request is accepted that could not be answered; then the actors.
+    """DenseAddresses first, so that no request is accepted that could not be answered; then the actors.
 
     Whoever stops a whole group of processes has stopped Ray's as well; what is then left ends with Ray itself.
     """
-    from cluster.commands.local_service.application import close_doors
+    from cluster.commands.local_service.application import stop_serve
     from cluster.ray_actors.supervisor_actor import find_supervisor
 
     try:
-        await within(_SHUTDOWN_SECONDS, asyncio.to_thread(close_doors))
+        await within(_SHUTDOWN_SECONDS, asyncio.to_thread(stop_serve))
         supervisor = find_supervisor()
         if supervisor is not None:
             await supervisor.remove(_SHUTDOWN_SECONDS)

@@ -87,7 +87,7 @@ def _wait_for_end(state: RunState, timeout_seconds: float) -> bool:
 
 async def _remove_from(address: str) -> int:
     prepare_ray(use_haproxy=False, scratch=None)
-    from cluster.commands.local_service.application import close_doors
+    from cluster.commands.local_service.application import stop_serve
     from cluster.ray_actors.runtime import start_ray, stop_ray
     from cluster.ray_actors.supervisor_actor import find_supervisor
 
@@ -97,7 +97,7 @@ async def _remove_from(address: str) -> int:
         print(f"phimoe stop: cannot reach Ray at {address}: {error}", file=sys.stderr)
         return 1
     try:
-        await asyncio.to_thread(close_doors)
+        await asyncio.to_thread(stop_serve)
         supervisor = find_supervisor()
         if supervisor is not None:
             await supervisor.remove(_REMOVE_SECONDS)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from cluster.errors import ServerUnavailable
-from cluster.messages import ClusterView, Doors
+from cluster.messages import ClusterView, DenseAddresses
 from cluster.requests.channel_pool import Channels
 from cluster.supervisor.operations.messages import Operation
 
@@ -24,7 +24,9 @@ class SupervisorLink(Protocol):
     """The supervisor as a replica sees it. Calls raise an exception while it cannot be reached."""
 
     async def view(self, deadline_seconds: float) -> ClusterView: ...
-    async def doors(self, known_version: int, wait_seconds: float, deadline_seconds: float) -> Doors: ...
+    async def addresses(
+        self, known_version: int, wait_seconds: float, deadline_seconds: float
+    ) -> DenseAddresses: ...
     async def operate(self, operation: Operation, deadline_seconds: float) -> None: ...
 
 
@@ -54,16 +56,18 @@ class SupervisorFollower:
             try:
                 if self._supervisor is None:
                     self._supervisor = await self._find_supervisor()
-                doors = await self._supervisor.doors(version, _WAIT_SECONDS, _WAIT_SECONDS + _CALL_SECONDS)
+                addresses = await self._supervisor.addresses(
+                    version, _WAIT_SECONDS, _WAIT_SECONDS + _CALL_SECONDS
+                )
             except Exception as error:
                 # A supervisor that comes back counts versions from zero. The channels live on meanwhile.
                 logger.warning("the supervisor cannot be reached: %s", error)
                 self._supervisor, version = None, 0
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
-            if doors.drain_seconds is not None and doors.version != version:
-                self._drain(doors.drain_seconds)
+            if addresses.drain_seconds is not None and addresses.version != version:
+                self._drain(addresses.drain_seconds)
             # An empty list does not take away channels that work.
-            if doors.version != version and (doors.dense or not self._channels.is_ready):
-                await self._channels.update(doors)
-            version = doors.version
+            if addresses.version != version and (addresses.dense or not self._channels.is_ready):
+                await self._channels.update(addresses)
+            version = addresses.version

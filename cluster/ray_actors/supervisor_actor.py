@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.config.cluster_config import ClusterConfig, from_mapping
-from cluster.messages import ActorView, ClusterView, Doors, Startup
+from cluster.messages import ActorView, ClusterView, DenseAddresses, Startup
 from cluster.ray_actors.actors import RayPool, as_future, this_node
 from cluster.ray_actors.ray_environment import NAMESPACE
 from cluster.supervisor.operations.messages import Operation
@@ -61,9 +61,9 @@ class HostedSupervisor:
         """See Supervisor.startup."""
         return self._supervisor.startup()
 
-    async def doors(self, known_version: int, wait_seconds: float) -> Doors:
+    async def addresses(self, known_version: int, wait_seconds: float) -> DenseAddresses:
         """See Supervisor.doors."""
-        return await self._supervisor.doors(known_version, wait_seconds)
+        return await self._supervisor.addresses(known_version, wait_seconds)
 
     async def operate(self, operation: Operation) -> None:
         """See Supervisor.operate."""
@@ -89,8 +89,12 @@ class SupervisorClient:
     async def startup(self, deadline_seconds: float) -> Startup:
         return await self._answer(self._handle.startup.remote(), deadline_seconds)
 
-    async def doors(self, known_version: int, wait_seconds: float, deadline_seconds: float) -> Doors:
-        return await self._answer(self._handle.doors.remote(known_version, wait_seconds), deadline_seconds)
+    async def addresses(
+        self, known_version: int, wait_seconds: float, deadline_seconds: float
+    ) -> DenseAddresses:
+        return await self._answer(
+            self._handle.addresses.remote(known_version, wait_seconds), deadline_seconds
+        )
 
     async def actor_hash(self, deadline_seconds: float) -> str:
         return await self._answer(self._handle.actor_hash.remote(), deadline_seconds)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from actors.protocol.messages import Hello
 from actors.protocol.prefix_hash import prompt_hashes
-from cluster.messages import Doors
+from cluster.messages import DenseAddresses
 from cluster.requests.dense_channel import DenseChannel
 from cluster.requests.load_balancer import choose
 from cluster.requests.prefix_affinity import MAX_BLOCKS
@@ -43,7 +43,7 @@ class Channels:
         Of the dense actors that are ready the least busy one, or one that has computed a good part of the tokens; one
         that is about to leave only where no other is ready.
         """
-        ready = {channel.door.index: channel for channel in self if channel.is_ready}
+        ready = {channel.address.index: channel for channel in self if channel.is_ready}
         staying = {index: channel for index, channel in ready.items() if index not in self._leaving}
         choice = staying or ready
         if not choice:
@@ -64,15 +64,15 @@ class Channels:
         """It is not called any longer."""
         self._listeners.discard(listener)
 
-    async def update(self, doors: Doors) -> None:
+    async def update(self, addresses: DenseAddresses) -> None:
         """Connect to new dense actors, leave those that are gone, and move away from those that are about to go."""
-        named = {(door.index, door.host, door.port): door for door in doors.dense}
+        named = {(address.index, address.host, address.port): address for address in addresses.dense}
         gone = [self._channels.pop(key) for key in [*self._channels] if key not in named]
-        hello = Hello(token=doors.token)
-        for key, door in named.items():
+        hello = Hello(token=addresses.token)
+        for key, address in named.items():
             if key not in self._channels:
-                self._channels[key] = DenseChannel(door, hello, self._silence_seconds, self._note_change)
-        self._leaving = {door.index for door in doors.dense if door.is_leaving}
+                self._channels[key] = DenseChannel(address, hello, self._silence_seconds, self._note_change)
+        self._leaving = {address.index for address in addresses.dense if address.is_leaving}
         await asyncio.gather(*(channel.close() for channel in gone))
         self._note_change()
 
@@ -93,11 +93,11 @@ class Channels:
         """At once from a dense actor that is about to leave, after a while from one that cannot compute."""
         for channel in self:
             has_other = any(
-                other.is_ready and other.door.index not in self._leaving
+                other.is_ready and other.address.index not in self._leaving
                 for other in self
                 if other is not channel
             )
-            if channel.door.index in self._leaving and has_other:
+            if channel.address.index in self._leaving and has_other:
                 channel.send_away()
             is_stuck = not channel.is_ready and channel.num_sequences > 0 and has_other
             if is_stuck and channel not in self._unready_alarms:

@@ -27,7 +27,7 @@ from actors.protocol.messages import (
     Submit,
     Welcome,
 )
-from cluster.messages import DenseDoor
+from cluster.messages import DenseAddress
 from cluster.requests.failure_detector import TICK_SECONDS, Silence
 from cluster.requests.load_balancer import Candidate
 from cluster.requests.prefix_affinity import HeldPrefixes
@@ -47,9 +47,9 @@ class DenseChannel:
     """One dense actor. Not thread-safe: everything happens in one event loop."""
 
     def __init__(
-        self, door: DenseDoor, hello: Hello, silence_seconds: float, on_change: Callable[[], None]
+        self, address: DenseAddress, hello: Hello, silence_seconds: float, on_change: Callable[[], None]
     ) -> None:
-        self.door = door
+        self.address = address
         self.is_ready = False
         """Whether a sequence that is submitted now is computed now."""
         self.max_model_len = 0
@@ -77,7 +77,7 @@ class DenseChannel:
         """How busy it is, and how much it has of a sequence whose first blocks have these names."""
         block_size = self.prefix_rule.block_size if self.prefix_rule is not None else 0
         return Candidate(
-            index=self.door.index,
+            index=self.address.index,
             running=self.load.running,
             waiting=self.load.waiting,
             unreported=self._num_submitted - self._num_reported,
@@ -122,7 +122,7 @@ class DenseChannel:
             except (OSError, asyncio.TimeoutError, asyncio.IncompleteReadError, FrameError) as error:
                 if self._writer is not None:
                     logger.warning(
-                        "dense actor %d is lost: %s", self.door.index, error or type(error).__name__
+                        "dense actor %d is lost: %s", self.address.index, error or type(error).__name__
                     )
                     backoff = _FIRST_BACKOFF_SECONDS
             finally:
@@ -131,7 +131,7 @@ class DenseChannel:
             backoff = min(2 * backoff, _LAST_BACKOFF_SECONDS)
 
     async def _serve_connection(self) -> None:
-        connecting = asyncio.open_connection(self.door.host, self.door.port)
+        connecting = asyncio.open_connection(self.address.host, self.address.port)
         reader, writer = await within(_CONNECT_SECONDS, connecting)
         try:
             _write(writer, self._hello)

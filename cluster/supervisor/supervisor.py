@@ -19,10 +19,10 @@ from typing import Any
 from actors.protocol.messages import ActorReport
 from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config.cluster_config import ClusterConfig
-from cluster.messages import ActorView, ClusterView, Doors, Startup
+from cluster.messages import ActorView, ClusterView, DenseAddresses, Startup
 from cluster.supervisor import snapshot
 from cluster.supervisor.membership import membership
-from cluster.supervisor.membership.dense_addresses import DoorBoard
+from cluster.supervisor.membership.dense_addresses import AddressBoard
 from cluster.supervisor.membership.membership import ActorKey, Place
 from cluster.supervisor.membership.registry import Roster, Seat, key_of
 from cluster.supervisor.membership.rounds import Rounds
@@ -60,10 +60,10 @@ class Supervisor:
         self._saving = asyncio.Lock()
         self._roster = Roster(self._carry_out)
         self._rounds = Rounds(self._roster, config.connect_deadline_seconds)
-        self._doors = DoorBoard(self._roster, token)
+        self._addresses = AddressBoard(self._roster, token)
         self._watcher = Watcher(config, self._roster, pool, self._note_load)
         self._slots = Slots(self._roster, self._save)
-        self._operations = Operations(config, self._roster, self._slots, self._doors, self)
+        self._operations = Operations(config, self._roster, self._slots, self._addresses, self)
         self._replacing = Replacing(config, self._roster, self._slots, self._operations, self.loads)
 
     def start(self) -> None:
@@ -82,9 +82,9 @@ class Supervisor:
         self._roster.begin(membership.first({}, {}), {})
         await self._pool.release()
 
-    async def doors(self, known_version: int, wait_seconds: float) -> Doors:
+    async def addresses(self, known_version: int, wait_seconds: float) -> DenseAddresses:
         """The dense actors' addresses: at once if they are newer than `known_version`, else when they change."""
-        return await self._doors.get(known_version, wait_seconds)
+        return await self._addresses.get(known_version, wait_seconds)
 
     async def view(self) -> ClusterView:
         """All actors as they are now; one that does not answer within a second as it was last seen."""
@@ -157,7 +157,7 @@ class Supervisor:
         for work in (
             self._save_always(),
             self._tend(),
-            self._doors.follow(),
+            self._addresses.follow(),
             self._slots.run(),
             self._operate(),
         ):

@@ -17,23 +17,23 @@ from tests.end_to_end.running import ROOT
 from tests.support.local_ingress import (
     ADMIN_KEY,
     CLIENT_KEY,
-    OpenDoors,
+    OpenIngress,
     make_certificate,
-    open_doors,
+    open_ingress,
     with_keys,
 )
 
 
 @contextlib.asynccontextmanager
-async def served(folder: Path) -> AsyncIterator[tuple[OpenDoors, str]]:
-    async with open_doors(with_keys(folder)) as doors:
-        app = http_app(doors.service, doors.doorkeeper)
+async def served(folder: Path) -> AsyncIterator[tuple[OpenIngress, str]]:
+    async with open_ingress(with_keys(folder)) as ingress:
+        app = http_app(ingress.service, ingress.doorkeeper)
         server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None, ws="none"))
         serving = asyncio.create_task(server._serve())
         try:
             while not server.started:
                 await asyncio.sleep(0.01)
-            yield doors, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+            yield ingress, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
         finally:
             server.should_exit = True
             await serving
@@ -54,13 +54,13 @@ async def phimoe(*arguments: str, **variables: str) -> tuple[int, str, str]:
 
 def test_an_operation_shows_what_changes_and_how_it_ended(tmp_path: Path) -> None:
     async def run() -> None:
-        async with served(tmp_path) as (doors, url):
-            doors.supervisor.pause_seconds = 2.5
+        async with served(tmp_path) as (ingress, url):
+            ingress.supervisor.pause_seconds = 2.5
             scaling = asyncio.create_task(
                 phimoe("scale", "--expert-actors", "4", "--url", url, PHIMOE_ADMIN_KEY=ADMIN_KEY)
             )
             while not scaling.done():
-                doors.supervisor.epoch += 1
+                ingress.supervisor.epoch += 1
                 await asyncio.sleep(0.2)
             status, output, errors = await scaling
             assert (status, errors) == (0, "")
@@ -73,11 +73,11 @@ def test_an_operation_shows_what_changes_and_how_it_ended(tmp_path: Path) -> Non
 
 def test_each_command_asks_for_its_operation(tmp_path: Path) -> None:
     async def run() -> None:
-        async with served(tmp_path) as (doors, url):
+        async with served(tmp_path) as (ingress, url):
             key = ("--url", url, "--admin-key-file", str(tmp_path / "admin-keys"))
             for command in (("rebalance",), ("restart",), ("drain", "--grace-seconds", "3")):
                 assert (await phimoe(*command, *key))[0] == 0
-            assert doors.supervisor.operations == ["rebalance", "restart", "drain 3"]
+            assert ingress.supervisor.operations == ["rebalance", "restart", "drain 3"]
             file = str(tmp_path / "api-keys")
             assert (await phimoe("status", "--url", url, "--api-key-file", file))[0] == 0
 
@@ -101,11 +101,11 @@ def test_a_command_that_fails_says_why(
     tmp_path: Path, arguments: tuple[str, ...], key: str | None, status: int, words: str
 ) -> None:
     async def run() -> None:
-        async with served(tmp_path) as (doors, url):
+        async with served(tmp_path) as (ingress, url):
             variables = {} if key is None else {"PHIMOE_ADMIN_KEY": key}
             ended, output, errors = await phimoe(*arguments, "--url", url, **variables)
             assert ended == status and words in errors, errors
-            assert not output and doors.supervisor.operations == []
+            assert not output and ingress.supervisor.operations == []
 
     asyncio.run(run())
 
@@ -143,8 +143,8 @@ def test_tls_is_not_silently_lost_to_haproxy(tmp_path: Path) -> None:
 
 def test_a_service_that_is_not_there_and_one_that_breaks_are_told_apart(tmp_path: Path) -> None:
     async def run() -> None:
-        async with served(tmp_path) as (doors, url):
-            doors.supervisor.failure = RuntimeError("boom")
+        async with served(tmp_path) as (ingress, url):
+            ingress.supervisor.failure = RuntimeError("boom")
             broken = await phimoe("restart", "--url", url, PHIMOE_ADMIN_KEY=ADMIN_KEY)
         gone = await phimoe("restart", "--url", url, PHIMOE_ADMIN_KEY=ADMIN_KEY)
         assert broken[0] == gone[0] == 1

@@ -19,7 +19,7 @@ TOKEN = "secret"
 MAX_MODEL_LEN = 300
 
 
-class Door:
+class LiveServer:
     """A front with its engine running behind it."""
 
     def __init__(self, directory: Path) -> None:
@@ -35,10 +35,10 @@ class Door:
 
 
 @pytest.fixture
-def door(small_checkpoints: dict[str, Path]) -> Iterator[Door]:
-    door = Door(small_checkpoints["plain"])
-    yield door
-    door.close()
+def server(small_checkpoints: dict[str, Path]) -> Iterator[LiveServer]:
+    server = LiveServer(small_checkpoints["plain"])
+    yield server
+    server.close()
 
 
 class Client:
@@ -46,8 +46,8 @@ class Client:
         self.reader, self.writer = reader, writer
 
     @staticmethod
-    async def connect(door: Door, token: str = TOKEN) -> Client:
-        client = Client(*await asyncio.open_connection(*door.address))
+    async def connect(server: LiveServer, token: str = TOKEN) -> Client:
+        client = Client(*await asyncio.open_connection(*server.address))
         client.send(Hello(token=token))
         return client
 
@@ -70,10 +70,10 @@ class Client:
                     return tokens
 
 
-async def idle(door: Door) -> None:
+async def idle(server: LiveServer) -> None:
     """Wait until the engine has nothing left."""
     async with asyncio.timeout(20):
-        while door.local.engine.load.running or door.local.engine.load.waiting:
+        while server.local.engine.load.running or server.local.engine.load.waiting:
             await asyncio.sleep(0.01)
 
 
@@ -81,9 +81,9 @@ def submit(sequence_id: str, max_tokens: int) -> Submit:
     return Submit(sequence_id=sequence_id, prompt_ids=prompt(5), params=greedy(max_tokens))
 
 
-def test_a_sequence_streams_over_the_connection(door: Door) -> None:
+def test_a_sequence_streams_over_the_connection(server: LiveServer) -> None:
     async def scenario() -> list[int]:
-        client = await Client.connect(door)
+        client = await Client.connect(server)
         welcome = await client.receive()
         assert isinstance(welcome, Welcome)
         assert welcome.max_model_len == MAX_MODEL_LEN
@@ -95,9 +95,9 @@ def test_a_sequence_streams_over_the_connection(door: Door) -> None:
     assert len(asyncio.run(scenario())) == 7
 
 
-def test_a_wrong_token_is_shown_the_door(door: Door) -> None:
+def test_a_wrong_token_is_shown_the_door(server: LiveServer) -> None:
     async def scenario() -> None:
-        client = await Client.connect(door, token="wrong")
+        client = await Client.connect(server, token="wrong")
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await client.receive()
         client.writer.close()
@@ -113,9 +113,9 @@ def test_a_wrong_token_is_shown_the_door(door: Door) -> None:
         pytest.param(struct.pack("<I", 1) + b"\x90", id="not-a-message"),
     ],
 )
-def test_garbage_ends_that_connection_and_no_other(door: Door, garbage: bytes) -> None:
+def test_garbage_ends_that_connection_and_no_other(server: LiveServer, garbage: bytes) -> None:
     async def scenario() -> None:
-        client, vandal = await Client.connect(door), await Client.connect(door)
+        client, vandal = await Client.connect(server), await Client.connect(server)
         await client.receive()
         await vandal.receive()
         vandal.writer.write(garbage)
@@ -130,27 +130,27 @@ def test_garbage_ends_that_connection_and_no_other(door: Door, garbage: bytes) -
     asyncio.run(scenario())
 
 
-def test_a_connection_that_ends_frees_what_it_held(door: Door) -> None:
+def test_a_connection_that_ends_frees_what_it_held(server: LiveServer) -> None:
     async def scenario() -> None:
-        client = await Client.connect(door)
+        client = await Client.connect(server)
         await client.receive()
         client.send(submit("a", 290))
         await client.receive()
         client.writer.transport.abort()
-        await idle(door)
+        await idle(server)
 
     asyncio.run(scenario())
-    assert door.local.pool.num_free == door.local.pool.num_blocks
+    assert server.local.pool.num_free == server.local.pool.num_blocks
 
 
-def test_a_cancelled_sequence_says_no_more(door: Door) -> None:
+def test_a_cancelled_sequence_says_no_more(server: LiveServer) -> None:
     async def scenario() -> None:
-        client = await Client.connect(door)
+        client = await Client.connect(server)
         await client.receive()
         client.send(submit("a", 290))
         await client.receive()
         client.send(Cancel(sequence_id="a"))
-        await idle(door)
+        await idle(server)
         client.send(submit("b", 2))
         seen: list[str] = []
         while "b" not in seen:
@@ -163,9 +163,9 @@ def test_a_cancelled_sequence_says_no_more(door: Door) -> None:
     asyncio.run(scenario())
 
 
-def test_what_cannot_fit_is_answered_with_an_error(door: Door) -> None:
+def test_what_cannot_fit_is_answered_with_an_error(server: LiveServer) -> None:
     async def scenario() -> str | None:
-        client = await Client.connect(door)
+        client = await Client.connect(server)
         await client.receive()
         client.send(submit("a", MAX_MODEL_LEN))
         while True:
@@ -179,9 +179,9 @@ def test_what_cannot_fit_is_answered_with_an_error(door: Door) -> None:
     assert asyncio.run(scenario()) == "prompt and max_tokens make 305 tokens, the limit is 300"
 
 
-def test_a_quiet_connection_hears_a_heartbeat(door: Door) -> None:
+def test_a_quiet_connection_hears_a_heartbeat(server: LiveServer) -> None:
     async def scenario() -> Frame:
-        client = await Client.connect(door)
+        client = await Client.connect(server)
         await client.receive()
         beat = await client.receive()
         client.writer.close()

@@ -45,7 +45,7 @@ pytestmark = [
 ]
 
 NO_ACTOR = "{}"
-DOOR = '{"phimoe_dense": 1, "phimoe_expert": 1, "phimoe_ingress": 1}'
+INGRESS = '{"phimoe_dense": 1, "phimoe_expert": 1, "phimoe_ingress": 1}'
 REPLACE_SECONDS = 8.0
 PAUSE_SECONDS = 5.0
 FLAGS = f"--expert-actors 2 --dense-actors 2 --replace-after-seconds {REPLACE_SECONDS:g}".split()
@@ -110,7 +110,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             "RAY_external_storage_namespace": net.name,
         }
         start_head(net)
-        net.start_raylet(h2, 1, DOOR)
+        net.start_raylet(h2, 1, INGRESS)
         net.start_raylet(h3, 1, BOTH)
         # A driver takes itself for one of the first raylet that it finds among the processes, which here is h1's.
         with serving_on(net, h1, FLAGS):

@@ -303,7 +303,7 @@ def test_an_expert_actor_that_looks_for_another_dense_actor_is_refused(processes
         )
         epoch = processes.next_epoch()
         assert star.dense[0].links is not None
-        star.dense[0].links._door.admit(Membership(epoch=epoch, dense=(dense,), experts=present.experts))
+        star.dense[0].links._listener.admit(Membership(epoch=epoch, dense=(dense,), experts=present.experts))
         membership = Membership(epoch=epoch, dense=(elsewhere,), experts=present.experts)
         error = star.experts[0].ask(Join(membership=membership))
         assert isinstance(error, LinkError) and "it looks for dense actor 'another'" in error.reason

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cluster.config.cluster_config import ClusterConfig
 from cluster.ingress.service import Service
-from cluster.messages import ClusterView, DenseDoor, Doors
+from cluster.messages import ClusterView, DenseAddress, DenseAddresses
 from cluster.openai.parsing.parse import parse_completion
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +68,7 @@ class Group:
 
     def __init__(self, count: int, max_batch_tokens: int, max_drafts: int) -> None:
         self.processes = [DenseProcess(index, max_batch_tokens, max_drafts) for index in range(count)]
-        self._doors = Doors(version=0, token=TOKEN, dense=())
+        self._addresses = DenseAddresses(version=0, token=TOKEN, dense=())
         self._changed = asyncio.Event()
 
     async def start(self) -> None:
@@ -77,11 +77,11 @@ class Group:
 
     def tell(self, leaving: int | None = None, drain_seconds: float | None = None) -> None:
         """Name the present addresses."""
-        self._doors = Doors(
-            version=self._doors.version + 1,
+        self._addresses = DenseAddresses(
+            version=self._addresses.version + 1,
             token=TOKEN,
             dense=tuple(
-                DenseDoor(index=p.index, host="127.0.0.1", port=p.port, is_leaving=p.index == leaving)
+                DenseAddress(index=p.index, host="127.0.0.1", port=p.port, is_leaving=p.index == leaving)
                 for p in self.processes
             ),
             drain_seconds=drain_seconds,
@@ -95,11 +95,13 @@ class Group:
         await self.processes[index].start(death)
         self.tell()
 
-    async def doors(self, known_version: int, wait_seconds: float, deadline_seconds: float) -> Doors:
-        if self._doors.version <= known_version:
+    async def addresses(
+        self, known_version: int, wait_seconds: float, deadline_seconds: float
+    ) -> DenseAddresses:
+        if self._addresses.version <= known_version:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), wait_seconds)
-        return self._doors
+        return self._addresses
 
     async def view(self, deadline_seconds: float) -> ClusterView:
         return ClusterView(model="tiny", epoch=1, actors=())

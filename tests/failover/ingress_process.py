@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncGenerator
 
 from actors.protocol.messages import SamplingParams
-from cluster.messages import DenseDoor, Doors
+from cluster.messages import DenseAddress, DenseAddresses
 from cluster.openai.fields.output import OutputOptions
 from cluster.openai.request import SequenceRequest
 from cluster.requests.channel_pool import Channels
@@ -20,11 +20,11 @@ from cluster.requests.request import Deadlines, Request
 async def main() -> None:
     token, num_streams = sys.argv[1], int(sys.argv[2])
     dense = tuple(
-        DenseDoor(index=int(index), host="127.0.0.1", port=int(port))
+        DenseAddress(index=int(index), host="127.0.0.1", port=int(port))
         for index, port in zip(sys.argv[3::2], sys.argv[4::2], strict=True)
     )
     channels = Channels(0.75)
-    await channels.update(Doors(version=1, token=token, dense=dense))
+    await channels.update(DenseAddresses(version=1, token=token, dense=dense))
     while not all(channel.is_ready for channel in channels):
         await asyncio.sleep(0.01)
     streams = [_request(number, channels).deltas() for number in range(num_streams)]

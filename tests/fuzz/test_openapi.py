@@ -26,7 +26,7 @@ from cluster.ingress.admin_bodies import parse_operation
 from cluster.supervisor.operations.messages import OPERATIONS
 from tests.end_to_end.running import Running
 from tests.fuzz.unharmed import unharmed
-from tests.support.local_ingress import open_doors
+from tests.support.local_ingress import open_ingress
 
 pytestmark = [
     pytest.mark.timeout(1800),
@@ -141,7 +141,7 @@ def test_admin_bodies_are_read_or_refused(body: object) -> None:
 )
 def test_bytes_sent_to_admin_routes_are_answered(calls: list[tuple[str, bytes]]) -> None:
     async def run() -> None:
-        async with open_doors() as doors, doors.client() as client:
+        async with open_ingress() as ingress, ingress.client() as client:
             for name, content in calls:
                 response: httpx.Response = await client.post(f"/admin/{name}", content=content)
                 assert response.status_code in (200, 400)

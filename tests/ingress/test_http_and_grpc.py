@@ -24,24 +24,24 @@ from tests.end_to_end.running import free_ports
 from tests.support.local_ingress import (
     ADMIN_KEY,
     CLIENT_KEY,
-    OpenDoors,
+    OpenIngress,
     make_certificate,
     num_admissible,
-    open_doors,
+    open_ingress,
     with_keys,
 )
 
 PUBLIC = {("GET", "/health"), ("GET", "/version"), ("GET", "/openapi.json")}
 
 
-def every_route(doors: OpenDoors) -> list[tuple[str, str]]:
-    return [(route.method, route.path) for route in routes(doors.service, doors.doorkeeper)]
+def every_route(ingress: OpenIngress) -> list[tuple[str, str]]:
+    return [(route.method, route.path) for route in routes(ingress.service, ingress.doorkeeper)]
 
 
 def test_every_route_but_the_public_ones_wants_a_key_and_says_so_in_openais_shape(tmp_path: Path) -> None:
     async def run() -> None:
-        async with open_doors(with_keys(tmp_path)) as doors, doors.client() as client:
-            for method, path in every_route(doors):
+        async with open_ingress(with_keys(tmp_path)) as ingress, ingress.client() as client:
+            for method, path in every_route(ingress):
                 response = await client.request(method, path if path[-1] != "/" else path + "x", content=b"{")
                 if (method, path) in PUBLIC:
                     assert response.status_code in (200, 503)
@@ -56,8 +56,8 @@ def test_every_route_but_the_public_ones_wants_a_key_and_says_so_in_openais_shap
 
 def test_admin_routes_want_an_admin_key_and_others_take_it_too(tmp_path: Path) -> None:
     async def run() -> None:
-        async with open_doors(with_keys(tmp_path)) as doors:
-            async with doors.client(CLIENT_KEY) as client:
+        async with open_ingress(with_keys(tmp_path)) as ingress:
+            async with ingress.client(CLIENT_KEY) as client:
                 assert (await client.get("/cluster")).status_code == 200
                 for path in ("/admin/drain", "/admin/scale", "/admin/rebalance", "/admin/restart"):
                     refused = await client.post(path, json={"expert_actors": 3})
@@ -65,7 +65,7 @@ def test_admin_routes_want_an_admin_key_and_others_take_it_too(tmp_path: Path) -
                         403,
                         "admin_key_required",
                     )
-            async with doors.client(ADMIN_KEY) as client:
+            async with ingress.client(ADMIN_KEY) as client:
                 assert (await client.get("/cluster")).json() == (await client.get("/admin/status")).json()
                 scaled = await client.post("/admin/scale", json={"expert_actors": 5})
                 assert len(scaled.json()["actors"]) == 5
@@ -73,7 +73,7 @@ def test_admin_routes_want_an_admin_key_and_others_take_it_too(tmp_path: Path) -
                 assert drained.status_code == 200
                 assert (await client.post("/admin/restart")).status_code == 200
                 assert (await client.post("/admin/rebalance", json={})).status_code == 200
-            assert doors.supervisor.operations == ["scale 5", "drain 1.5", "restart", "rebalance"]
+            assert ingress.supervisor.operations == ["scale 5", "drain 1.5", "restart", "rebalance"]
 
     asyncio.run(run())
 
@@ -97,10 +97,10 @@ def test_admin_routes_want_an_admin_key_and_others_take_it_too(tmp_path: Path) -
 )
 def test_a_wrong_admin_body_is_named_and_nothing_happens(path: str, body: dict[str, Any], words: str) -> None:
     async def run() -> None:
-        async with open_doors() as doors, doors.client() as client:
+        async with open_ingress() as ingress, ingress.client() as client:
             response = await client.post(path, json=body)
             assert response.status_code == 400 and words in response.json()["error"]["message"]
-            assert doors.supervisor.operations == []
+            assert ingress.supervisor.operations == []
 
     asyncio.run(run())
 
@@ -121,8 +121,8 @@ def test_a_wrong_admin_body_is_named_and_nothing_happens(path: str, body: dict[s
 )
 def test_what_the_supervisor_raises_becomes_an_answer(failure: Exception, status: int, code: str) -> None:
     async def run() -> None:
-        async with open_doors() as doors, doors.client() as client:
-            doors.supervisor.failure = failure
+        async with open_ingress() as ingress, ingress.client() as client:
+            ingress.supervisor.failure = failure
             response = await client.post("/admin/scale", json={"expert_actors": 5})
             assert (response.status_code, response.json()["error"]["code"]) == (status, code)
 
@@ -131,15 +131,15 @@ def test_what_the_supervisor_raises_becomes_an_answer(failure: Exception, status
 
 def test_without_keys_a_web_page_and_another_host_cannot_operate() -> None:
     async def run() -> None:
-        async with open_doors() as doors:
-            async with doors.client() as client:
+        async with open_ingress() as ingress:
+            async with ingress.client() as client:
                 page = await client.post("/admin/restart", headers={"Origin": "http://evil.example"})
                 forwarded = await client.post("/admin/restart", headers={"X-Forwarded-For": "192.0.2.7"})
-            async with doors.client(address="192.0.2.7") as client:
+            async with ingress.client(address="192.0.2.7") as client:
                 elsewhere = await client.post("/admin/restart")
             assert page.status_code == elsewhere.status_code == forwarded.status_code == 403
             assert "admin_keys_file" in page.json()["error"]["message"]
-            assert doors.supervisor.operations == []
+            assert ingress.supervisor.operations == []
 
     asyncio.run(run())
 
@@ -151,16 +151,16 @@ def test_a_body_that_does_not_arrive_is_given_up_and_its_place_freed(tmp_path: P
 
     async def run() -> None:
         config = with_keys(tmp_path, body_timeout_seconds=0.2, max_requests_per_key=1)
-        async with open_doors(config) as doors, doors.client(CLIENT_KEY) as client:
+        async with open_ingress(config) as ingress, ingress.client(CLIENT_KEY) as client:
             late = asyncio.create_task(client.post("/v1/completions", content=trickle()))
-            while num_admissible(doors.doorkeeper, CLIENT_KEY):
+            while num_admissible(ingress.doorkeeper, CLIENT_KEY):
                 await asyncio.sleep(0.01)
             crowded = await client.get("/load")
             assert (crowded.status_code, crowded.headers["retry-after"]) == (429, "1")
             assert "max_requests_per_key" in crowded.json()["error"]["message"]
             response = await late
             assert (response.status_code, response.json()["error"]["code"]) == (408, "body_timed_out")
-            assert num_admissible(doors.doorkeeper, CLIENT_KEY) == 1
+            assert num_admissible(ingress.doorkeeper, CLIENT_KEY) == 1
             assert (await client.get("/load")).status_code == 200
 
     asyncio.run(run())
@@ -168,7 +168,7 @@ def test_a_body_that_does_not_arrive_is_given_up_and_its_place_freed(tmp_path: P
 
 def test_a_wrong_method_is_told_the_right_ones() -> None:
     async def run() -> None:
-        async with open_doors() as doors, doors.client() as client:
+        async with open_ingress() as ingress, ingress.client() as client:
             response = await client.delete("/tokenize")
             assert (response.status_code, response.headers["allow"]) == (405, "POST")
 
@@ -176,16 +176,16 @@ def test_a_wrong_method_is_told_the_right_ones() -> None:
 
 
 @asynccontextmanager
-async def tls_channel(folder: Path, **keys: object) -> AsyncIterator[tuple[OpenDoors, grpc.aio.Channel]]:
+async def tls_channel(folder: Path, **keys: object) -> AsyncIterator[tuple[OpenIngress, grpc.aio.Channel]]:
     certificate, key = make_certificate(folder)
     (port,) = free_ports(1)
     files = {"tls_cert_file": str(certificate), "tls_key_file": str(key), "grpc_tls_port": port}
-    async with open_doors(with_keys(folder, **{**files, **keys})) as doors:
-        server = await start_tls_server(doors.config, doors.methods)
+    async with open_ingress(with_keys(folder, **{**files, **keys})) as ingress:
+        server = await start_tls_server(ingress.config, ingress.methods)
         credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
         try:
             async with grpc.aio.secure_channel(f"localhost:{port}", credentials) as channel:
-                yield doors, channel
+                yield ingress, channel
         finally:
             await server.stop(0)
 
@@ -204,7 +204,7 @@ async def code_of(call: Any) -> grpc.StatusCode:
 
 def test_grpc_over_tls_asks_for_the_same_keys(tmp_path: Path) -> None:
     async def run() -> None:
-        async with tls_channel(tmp_path) as (doors, channel):
+        async with tls_channel(tmp_path) as (ingress, channel):
             serving, admin = serving_pb2_grpc.ServingStub(channel), admin_pb2_grpc.AdminStub(channel)
             health = health_pb2_grpc.HealthStub(channel)
             assert (await health.Check(health_pb2.HealthCheckRequest())).status != 0
@@ -225,18 +225,18 @@ def test_grpc_over_tls_asks_for_the_same_keys(tmp_path: Path) -> None:
             await admin.Drain(admin_pb2.DrainRequest(), metadata=bearer(ADMIN_KEY))
             await admin.Rebalance(admin_pb2.RebalanceRequest(), metadata=bearer(ADMIN_KEY))
             await admin.Restart(admin_pb2.RestartRequest(), metadata=bearer(ADMIN_KEY))
-            assert doors.supervisor.operations == ["scale 3", "drain 30", "rebalance", "restart"]
+            assert ingress.supervisor.operations == ["scale 3", "drain 30", "rebalance", "restart"]
             empty = admin.Scale(admin_pb2.ScaleRequest(), metadata=bearer(ADMIN_KEY))
             assert await code_of(empty) == grpc.StatusCode.INVALID_ARGUMENT
-            assert num_admissible(doors.doorkeeper, CLIENT_KEY) == doors.config.max_requests_per_key
+            assert num_admissible(ingress.doorkeeper, CLIENT_KEY) == ingress.config.max_requests_per_key
 
     asyncio.run(run())
 
 
 def test_plain_text_does_not_get_through_the_tls_port(tmp_path: Path) -> None:
     async def run() -> None:
-        async with tls_channel(tmp_path) as (doors, _):
-            address = f"localhost:{doors.config.grpc_tls_port}"
+        async with tls_channel(tmp_path) as (ingress, _):
+            address = f"localhost:{ingress.config.grpc_tls_port}"
             async with grpc.aio.insecure_channel(address) as plain:
                 check = health_pb2_grpc.HealthStub(plain).Check(health_pb2.HealthCheckRequest(), timeout=5)
                 assert await code_of(check) == grpc.StatusCode.UNAVAILABLE
@@ -256,13 +256,13 @@ def test_a_message_past_the_limit_is_refused(tmp_path: Path) -> None:
 
 def test_watch_status_tells_every_change_and_breaks_its_silence(tmp_path: Path) -> None:
     async def run() -> None:
-        async with tls_channel(tmp_path) as (doors, channel):
+        async with tls_channel(tmp_path) as (ingress, channel):
             request = admin_pb2.WatchStatusRequest(max_silence_seconds=1)
             call = admin_pb2_grpc.AdminStub(channel).WatchStatus(
                 request, metadata=bearer(ADMIN_KEY), timeout=20
             )
             assert (await call.read()).epoch == 1
-            doors.supervisor.epoch = 7
+            ingress.supervisor.epoch = 7
             assert (await call.read()).epoch == 7
             assert (await call.read()).epoch == 7
             call.cancel()
@@ -272,10 +272,10 @@ def test_watch_status_tells_every_change_and_breaks_its_silence(tmp_path: Path) 
 
 def test_nothing_that_is_logged_holds_a_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
-        async with open_doors(with_keys(tmp_path)) as doors:
-            doors.supervisor.failure = RuntimeError("boom")
+        async with open_ingress(with_keys(tmp_path)) as ingress:
+            ingress.supervisor.failure = RuntimeError("boom")
             for key in (CLIENT_KEY, ADMIN_KEY):
-                async with doors.client(key) as client:
+                async with ingress.client(key) as client:
                     await client.post("/admin/restart")
                     await client.post("/tokenize", content=b"{")
 

@@ -165,8 +165,8 @@ def test_service_and_policies_select_the_pods_that_they_are_meant_for(overlay: s
     objects = render(overlay)
     pods = list(groups(objects))
     service = of_kind(objects, "Service")["spec"]
-    doors = [group for group in pods if service["selector"].items() <= group.labels.items()]
-    assert [group.name for group in doors] == [{"cpu": "worker", "gpu": "dense"}[overlay]]
+    ingress_groups = [group for group in pods if service["selector"].items() <= group.labels.items()]
+    assert [group.name for group in ingress_groups] == [{"cpu": "worker", "gpu": "dense"}[overlay]]
     options = serve_config(objects)
     served = {"serve": options["http_options"]["port"], "serve-grpc": options["grpc_options"]["port"]}
     (deployment,) = options["applications"][0]["deployments"]
@@ -174,7 +174,7 @@ def test_service_and_policies_select_the_pods_that_they_are_meant_for(overlay: s
     assert placed["num_cpus"] > 0 and pods[0].start_params["num-cpus"] == "0", (
         "ingress replicas may run on the head"
     )
-    for group in doors:
+    for group in ingress_groups:
         given = json.loads(json.loads(group.start_params.get("resources", '"{}"')))
         assert placed.get("resources", {}).keys() <= given.keys()
         assert {port["name"]: port["containerPort"] for port in group.container["ports"]} == served

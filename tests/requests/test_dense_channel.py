@@ -11,7 +11,7 @@ import uvloop
 
 from actors.protocol.framing import encode_frame, read_frame
 from actors.protocol.messages import Hello, Load, SamplingParams, SequenceDelta, Submit, Welcome
-from cluster.messages import DenseDoor
+from cluster.messages import DenseAddress
 from cluster.requests.dense_channel import DenseChannel
 
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
@@ -65,7 +65,7 @@ def test_a_sequence_that_meets_the_end_of_its_connection_is_told_so(
         actor = Actor()
         host, port = await actor.start()
         ready = asyncio.Event()
-        channel = DenseChannel(DenseDoor(index=0, host=host, port=port), Hello(token="t"), 5.0, ready.set)
+        channel = DenseChannel(DenseAddress(index=0, host=host, port=port), Hello(token="t"), 5.0, ready.set)
         told: asyncio.Queue[SequenceDelta | None] = asyncio.Queue()
         try:
             await asyncio.wait_for(ready.wait(), 5)

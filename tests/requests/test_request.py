@@ -26,7 +26,7 @@ from actors.protocol.messages import (
 )
 from actors.protocol.prefix_hash import prompt_hashes
 from cluster.errors import ClientError, DeadlineExceeded, RequestFailed, ServerUnavailable
-from cluster.messages import DenseDoor, Doors
+from cluster.messages import DenseAddress, DenseAddresses
 from cluster.openai.fields.output import OutputOptions
 from cluster.openai.request import SequenceRequest
 from cluster.requests.channel_pool import Channels
@@ -38,7 +38,7 @@ SILENCE_SECONDS = 0.4
 QUICK = Deadlines(total_seconds=10, resume_seconds=5)
 
 
-class CountingDoor:
+class CountingServer:
     """Speaks the dense actor's frames. Submitted sequences get one token per tick until they have max_tokens."""
 
     def __init__(self) -> None:
@@ -56,9 +56,9 @@ class CountingDoor:
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
-    async def open(self, index: int = 0) -> DenseDoor:
+    async def open(self, index: int = 0) -> DenseAddress:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return DenseDoor(index=index, host="127.0.0.1", port=self._server.sockets[0].getsockname()[1])
+        return DenseAddress(index=index, host="127.0.0.1", port=self._server.sockets[0].getsockname()[1])
 
     def say(self, writer: asyncio.StreamWriter, *deltas: SequenceDelta) -> None:
         if not self.is_hung:
@@ -146,33 +146,35 @@ def order(
 
 
 @asynccontextmanager
-async def connected(token: str = "secret") -> AsyncIterator[tuple[CountingDoor, Channels]]:
-    door, channels = CountingDoor(), Channels(SILENCE_SECONDS)
-    address = await door.open()
-    await channels.update(Doors(version=1, token=token, dense=(address,)))
+async def connected(token: str = "secret") -> AsyncIterator[tuple[CountingServer, Channels]]:
+    server, channels = CountingServer(), Channels(SILENCE_SECONDS)
+    address = await server.open()
+    await channels.update(DenseAddresses(version=1, token=token, dense=(address,)))
     try:
-        yield door, channels
+        yield server, channels
     finally:
         await channels.close()
-        await door.close()
+        await server.close()
 
 
 @asynccontextmanager
-async def two_connected() -> AsyncIterator[tuple[list[CountingDoor], Channels, Doors]]:
-    doors, channels = [CountingDoor(), CountingDoor()], Channels(SILENCE_SECONDS)
-    named = Doors(
-        version=1, token="secret", dense=tuple([await door.open(index) for index, door in enumerate(doors)])
+async def two_connected() -> AsyncIterator[tuple[list[CountingServer], Channels, DenseAddresses]]:
+    servers, channels = [CountingServer(), CountingServer()], Channels(SILENCE_SECONDS)
+    named = DenseAddresses(
+        version=1,
+        token="secret",
+        dense=tuple([await server.open(index) for index, server in enumerate(servers)]),
     )
     await channels.update(named)
     try:
         async with asyncio.timeout(5):
             while not all(channel.is_ready for channel in channels):
                 await asyncio.sleep(0.01)
-        yield doors, channels, named
+        yield servers, channels, named
     finally:
         await channels.close()
-        for door in doors:
-            await door.close()
+        for server in servers:
+            await server.close()
 
 
 async def ready(channels: Channels) -> None:
@@ -211,67 +213,67 @@ async def test_all_sequences_of_a_request_arrive() -> None:
 
 @in_loop
 async def test_after_a_lost_connection_a_request_goes_on_where_it_was() -> None:
-    async with connected() as (door, channels):
+    async with connected() as (server, channels):
         await ready(channels)
-        door.lose_after = 8
+        server.lose_after = 8
         request = Request("r", [order(0), order(1, 7)], channels, QUICK)
         assert await tokens_of(request) == {0: list(range(20)), 1: list(range(7))}
-        assert door.lose_after is None and len(door.submitted) == 3
-        assert door.submitted[-1].output_ids == list(range(8))
-        assert door.submitted[-1].params == door.submitted[0].params
+        assert server.lose_after is None and len(server.submitted) == 3
+        assert server.submitted[-1].output_ids == list(range(8))
+        assert server.submitted[-1].params == server.submitted[0].params
 
 
 @in_loop
 async def test_prompt_logprobs_are_given_once_although_a_resumed_run_sends_them_again() -> None:
-    async with connected() as (door, channels):
+    async with connected() as (server, channels):
         await ready(channels)
-        door.lose_after = 8
+        server.lose_after = 8
         request = Request("r", [order()], channels, QUICK)
         given = [
             delta.prompt_logprobs async for _, delta in request.deltas() if delta.prompt_logprobs is not None
         ]
-        assert len(given) == 1 and len(door.submitted) == 2
+        assert len(given) == 1 and len(server.submitted) == 2
 
 
 @in_loop
 async def test_a_request_that_is_closed_early_is_cancelled_at_the_dense_actor() -> None:
-    async with connected() as (door, channels):
+    async with connected() as (server, channels):
         await ready(channels)
         deltas = Request("r", [order(max_tokens=10_000)], channels, QUICK).deltas()
         await anext(deltas)
         await deltas.aclose()
         await asyncio.sleep(0.1)
-        assert door.cancelled == [door.submitted[0].sequence_id]
+        assert server.cancelled == [server.submitted[0].sequence_id]
 
 
 @in_loop
 async def test_a_finished_sequence_is_not_waited_for() -> None:
-    async with connected() as (door, channels):
+    async with connected() as (server, channels):
         await ready(channels)
         request = Request("r", [order(max_tokens=10_000)], channels, QUICK)
         async for index, _ in request.deltas():
             request.finish(index)
         await asyncio.sleep(0.1)
-        assert door.cancelled == [door.submitted[0].sequence_id]
+        assert server.cancelled == [server.submitted[0].sequence_id]
 
 
 @in_loop
 async def test_a_request_ends_at_its_deadline() -> None:
-    async with connected() as (door, channels):
+    async with connected() as (server, channels):
         await ready(channels)
         request = Request(
             "r", [order(max_tokens=10**6)], channels, Deadlines(total_seconds=0.2, resume_seconds=5)
         )
         await fails_with(DeadlineExceeded, request)
         await asyncio.sleep(0.1)
-        assert len(door.cancelled) == 1
+        assert len(server.cancelled) == 1
 
 
 @in_loop
 async def test_a_sequence_that_the_dense_actor_cannot_compute_fails_the_request() -> None:
-    async with connected() as (door, channels):
+    async with connected() as (server, channels):
         await ready(channels)
-        door.refusal = "no room"
+        server.refusal = "no room"
         with pytest.raises(RequestFailed, match="no room"):
             await tokens_of(Request("r", [order()], channels, QUICK))
 
@@ -286,14 +288,14 @@ async def test_before_the_first_dense_actor_is_ready_requests_are_refused_at_onc
 
 @in_loop
 async def test_a_dense_actor_that_stays_away_ends_the_request_after_the_resume_deadline() -> None:
-    async with connected() as (door, channels):
+    async with connected() as (server, channels):
         await ready(channels)
         request = Request(
             "r", [order(max_tokens=10**6)], channels, Deadlines(total_seconds=10, resume_seconds=0.3)
         )
         deltas = request.deltas()
         await anext(deltas)
-        await door.close()
+        await server.close()
         with pytest.raises(ServerUnavailable):
             async for _ in deltas:
                 pass
@@ -308,40 +310,40 @@ async def test_a_wrong_token_never_becomes_ready() -> None:
 
 @in_loop
 async def test_sequences_are_spread_over_the_dense_actors() -> None:
-    async with two_connected() as (doors, channels, _):
+    async with two_connected() as (servers, channels, _):
         requests = [Request(str(number), [order(0), order(1)], channels, QUICK) for number in range(4)]
         answers = await asyncio.gather(*(tokens_of(request) for request in requests))
         assert answers == [{0: list(range(20)), 1: list(range(20))}] * 4
-        assert [len(door.submitted) for door in doors] == [4, 4]
+        assert [len(server.submitted) for server in servers] == [4, 4]
 
 
 @in_loop
 async def test_a_hung_dense_actor_is_left_and_what_it_says_later_is_not_taken() -> None:
-    async with two_connected() as (doors, channels, _):
+    async with two_connected() as (servers, channels, _):
         request = Request("r", [order(max_tokens=400)], channels, QUICK)
         tokens: list[int] = []
         hung, other = None, None
         async for _, delta in request.deltas():
             tokens += delta.token_ids
             if len(tokens) == 8:
-                hung, other = doors if doors[0].submitted else doors[::-1]
+                hung, other = servers if servers[0].submitted else servers[::-1]
                 hung.is_hung = True
                 began = asyncio.get_running_loop().time()
             elif hung is not None and other is not None and other.submitted and hung.is_hung:
                 assert SILENCE_SECONDS < asyncio.get_running_loop().time() - began < SILENCE_SECONDS + 0.6
                 hung.is_hung = False
-        assert tokens == list(range(400)) and sum(len(door.submitted) for door in doors) == 2
+        assert tokens == list(range(400)) and sum(len(server.submitted) for server in servers) == 2
 
 
 @in_loop
 async def test_a_hung_dense_actor_is_used_again_when_it_comes_back() -> None:
-    async with connected() as (door, channels):
+    async with connected() as (server, channels):
         await ready(channels)
-        door.is_hung = True
+        server.is_hung = True
         async with asyncio.timeout(3):
             while channels.is_ready:
                 await asyncio.sleep(0.01)
-        door.is_hung = False
+        server.is_hung = False
         await ready(channels)
         assert await tokens_of(Request("r", [order()], channels, QUICK)) == {0: list(range(20))}
 
@@ -358,19 +360,21 @@ async def test_an_ingress_that_was_busy_itself_blames_nobody() -> None:
 
 @in_loop
 async def test_sequences_leave_a_dense_actor_that_is_about_to_go() -> None:
-    async with two_connected() as (doors, channels, named):
+    async with two_connected() as (servers, channels, named):
         request = Request("r", [order(max_tokens=2000)], channels, QUICK)
         deltas = request.deltas()
         tokens = [token for _ in range(8) for token in (await anext(deltas))[1].token_ids]
-        index = 0 if doors[0].submitted else 1
+        index = 0 if servers[0].submitted else 1
         leaving = tuple(
-            DenseDoor(index=door.index, host=door.host, port=door.port, is_leaving=door.index == index)
-            for door in named.dense
+            DenseAddress(
+                index=server.index, host=server.host, port=server.port, is_leaving=server.index == index
+            )
+            for server in named.dense
         )
-        await channels.update(Doors(version=2, token="secret", dense=leaving))
-        while len(doors[1 - index].submitted) == 0:
+        await channels.update(DenseAddresses(version=2, token="secret", dense=leaving))
+        while len(servers[1 - index].submitted) == 0:
             tokens += (await anext(deltas))[1].token_ids
-        assert doors[index].cancelled == [doors[index].submitted[0].sequence_id]
+        assert servers[index].cancelled == [servers[index].submitted[0].sequence_id]
         tokens += (await anext(deltas))[1].token_ids
         assert tokens == list(range(len(tokens)))
         await deltas.aclose()
@@ -378,26 +382,26 @@ async def test_sequences_leave_a_dense_actor_that_is_about_to_go() -> None:
 
 @in_loop
 async def test_sequences_move_from_a_dense_actor_that_cannot_compute() -> None:
-    async with two_connected() as (doors, channels, _):
+    async with two_connected() as (servers, channels, _):
         request = Request("r", [order(max_tokens=400)], channels, QUICK)
         tokens: list[int] = []
         async for _, delta in request.deltas():
             tokens += delta.token_ids
             if len(tokens) == 8:
-                doors[0 if doors[0].submitted else 1].is_ready = False
-        assert tokens == list(range(400)) and sum(len(door.submitted) for door in doors) == 2
+                servers[0 if servers[0].submitted else 1].is_ready = False
+        assert tokens == list(range(400)) and sum(len(server.submitted) for server in servers) == 2
 
 
 @in_loop
 async def test_a_deadline_also_ends_the_wait_for_a_dense_actor() -> None:
-    async with connected() as (door, channels):
+    async with connected() as (server, channels):
         await ready(channels)
         request = Request(
             "r", [order(max_tokens=10**6)], channels, Deadlines(total_seconds=0.4, resume_seconds=9)
         )
         deltas = request.deltas()
         await anext(deltas)
-        await door.close()
+        await server.close()
         with pytest.raises(DeadlineExceeded):
             async for _ in deltas:
                 pass
@@ -405,7 +409,7 @@ async def test_a_deadline_also_ends_the_wait_for_a_dense_actor() -> None:
 
 @in_loop
 async def test_an_aborted_request_ends_with_its_error_and_is_cancelled() -> None:
-    async with connected() as (door, channels):
+    async with connected() as (server, channels):
         await ready(channels)
         request = Request("r", [order(max_tokens=10**6)], channels, QUICK)
         deltas = request.deltas()
@@ -415,29 +419,29 @@ async def test_an_aborted_request_ends_with_its_error_and_is_cancelled() -> None
             async for _ in deltas:
                 pass
         await asyncio.sleep(0.1)
-        assert len(door.cancelled) == 1
+        assert len(server.cancelled) == 1
 
 
 @in_loop
 async def test_a_known_prefix_goes_where_it_was_computed_and_other_salts_go_round() -> None:
-    async with two_connected() as (doors, channels, _):
+    async with two_connected() as (servers, channels, _):
         prompt_ids = tuple(range(400))
         for number in range(6):
             salt = "other" if number % 2 else ""
             request = Request(str(number), [order(0, 2, (*prompt_ids, number), salt)], channels, QUICK)
             assert await tokens_of(request) == {0: [0, 1]}
-        salts = [{submitted.cache_salt for submitted in door.submitted} for door in doors]
+        salts = [{submitted.cache_salt for submitted in server.submitted} for server in servers]
         assert sorted(salts, key=sorted) == [{""}, {"other"}]
 
 
 @in_loop
 async def test_what_a_lost_dense_actor_held_is_forgotten() -> None:
-    async with two_connected() as (doors, channels, _):
+    async with two_connected() as (servers, channels, _):
         prompt_ids = tuple(range(400))
         hashes = prompt_hashes(RULE, prompt_ids, "", 100)
         chosen = channels.choose(prompt_ids)
         assert chosen is not None and chosen.candidate(hashes).held_tokens == 400
-        doors[chosen.door.index].cut()
+        servers[chosen.address.index].cut()
         async with asyncio.timeout(5):
             while chosen.is_ready:
                 await asyncio.sleep(0.001)

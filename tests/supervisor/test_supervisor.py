@@ -80,13 +80,13 @@ async def test_a_killed_expert_actor_comes_back_under_the_next_epoch(
 async def test_a_killed_dense_actor_opens_another_door(supervisor: Supervisor, pool: LocalPool) -> None:
     supervisor.start()
     await until_ready(supervisor)
-    doors = await supervisor.doors(0, 5)
-    assert doors.dense[0].port == pool.actors[DENSE].pid
+    addresses = await supervisor.addresses(0, 5)
+    assert addresses.dense[0].port == pool.actors[DENSE].pid
     pool.actors[DENSE].die()
-    gone = await supervisor.doors(doors.version, 5)
+    gone = await supervisor.addresses(addresses.version, 5)
     assert gone.dense == ()
-    back = await supervisor.doors(gone.version, 5)
-    assert back.dense[0].port == pool.actors[DENSE].pid != doors.dense[0].port
+    back = await supervisor.addresses(gone.version, 5)
+    assert back.dense[0].port == pool.actors[DENSE].pid != addresses.dense[0].port
 
 
 @supervised()
@@ -127,8 +127,8 @@ async def test_doors_that_do_not_change_are_told_after_the_wait(
 ) -> None:
     supervisor.start()
     await until_ready(supervisor)
-    doors = await supervisor.doors(0, 5)
-    assert await supervisor.doors(doors.version, 0.05) == doors
+    addresses = await supervisor.addresses(0, 5)
+    assert await supervisor.addresses(addresses.version, 0.05) == addresses
 
 
 @supervised(**REPLICATED)
@@ -139,7 +139,7 @@ async def test_every_expert_has_its_replicas_on_different_actors(
     await until_ready(supervisor)
     held = [expert for index in range(3) for expert in pool.expert(index).experts]
     assert sorted(held) == sorted([*range(16), *range(16)])
-    assert len((await supervisor.doors(0, 5)).dense) == 2
+    assert len((await supervisor.addresses(0, 5)).dense) == 2
 
 
 @supervised(**REPLICATED)

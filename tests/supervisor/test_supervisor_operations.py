@@ -152,11 +152,11 @@ async def test_a_drain_is_told_to_every_ingress_and_ends_when_nothing_runs(
 ) -> None:
     supervisor.start()
     await until_ready(supervisor)
-    doors = await supervisor.doors(0, 5)
-    assert doors.drain_seconds is None
+    addresses = await supervisor.addresses(0, 5)
+    assert addresses.drain_seconds is None
     pool.actors[DENSE].num_running = 1
     draining = asyncio.create_task(supervisor.operate(Drain(grace_seconds=30)))
-    assert (await supervisor.doors(doors.version, 5)).drain_seconds == 30
+    assert (await supervisor.addresses(addresses.version, 5)).drain_seconds == 30
     await asyncio.sleep(0.6)
     assert not draining.done()
     pool.actors[DENSE].num_running = 0

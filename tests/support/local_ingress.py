@@ -19,7 +19,7 @@ from cluster.ingress.grpc.services import GrpcMethods
 from cluster.ingress.http.routes import http_app
 from cluster.ingress.service import Service
 from cluster.ingress.supervisor_follower import SupervisorLink
-from cluster.messages import ActorView, ClusterView, Doors
+from cluster.messages import ActorView, ClusterView, DenseAddresses
 from cluster.supervisor.operations.messages import Drain, Operation, Scale
 
 CLIENT_KEY, ADMIN_KEY = "client-0123456789abcdef", "admin-0123456789abcdef"
@@ -53,10 +53,12 @@ class LedSupervisor:
         )
         return ClusterView(model="phimoe-tiny", epoch=self.epoch, actors=actors)
 
-    async def doors(self, known_version: int, wait_seconds: float, deadline_seconds: float) -> Doors:
+    async def addresses(
+        self, known_version: int, wait_seconds: float, deadline_seconds: float
+    ) -> DenseAddresses:
         if known_version:
             await asyncio.sleep(wait_seconds)
-        return Doors(version=1, token="", dense=())
+        return DenseAddresses(version=1, token="", dense=())
 
     async def operate(self, operation: Operation, deadline_seconds: float) -> None:
         await asyncio.sleep(self.pause_seconds)
@@ -74,7 +76,7 @@ class LedSupervisor:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OpenDoors:
+class OpenIngress:
     """What a test talks to."""
 
     config: ClusterConfig
@@ -92,8 +94,8 @@ class OpenDoors:
 
 
 @contextlib.asynccontextmanager
-async def open_doors(config: ClusterConfig | None = None) -> AsyncIterator[OpenDoors]:
-    """Doors whose service has found its supervisor; no dense actor is behind them."""
+async def open_ingress(config: ClusterConfig | None = None) -> AsyncIterator[OpenIngress]:
+    """DenseAddresses whose service has found its supervisor; no dense actor is behind them."""
     config, supervisor = config or ClusterConfig(), LedSupervisor()
 
     async def find() -> SupervisorLink:
@@ -106,7 +108,7 @@ async def open_doors(config: ClusterConfig | None = None) -> AsyncIterator[OpenD
     try:
         for _ in range(100):
             await asyncio.sleep(0)
-        yield OpenDoors(
+        yield OpenIngress(
             config=config,
             supervisor=supervisor,
             service=service,

@@ -11,7 +11,7 @@ from cluster.app import APPLICATION_NAME, GRPC_SERVICERS, build_from
 from cluster.config.cluster_config import ClusterConfig
 
 
-def open_doors(config: ClusterConfig, labels: frozenset[str]) -> None:
+def start_serve(config: ClusterConfig, labels: frozenset[str]) -> None:
     """Start Serve where it is not running yet, with doors on the config's host and ports, and deploy the application.
 
     `labels`: see `build_from`. Returns when its replicas run. Raises RuntimeError with Serve's reason where they cannot. With
@@ -34,7 +34,7 @@ def open_doors(config: ClusterConfig, labels: frozenset[str]) -> None:
     serve.run(build_from(config, labels), name=APPLICATION_NAME, route_prefix="/")
 
 
-def close_doors() -> None:
+def stop_serve() -> None:
     """Remove the application, and Serve itself where nothing else runs on it."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     others = [name for name in serve.status().applications if name != APPLICATION_NAME]

@@ -5,28 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from cluster.messages import DenseDoor, Doors
+from cluster.messages import DenseAddress, DenseAddresses
 from cluster.supervisor.membership.registry import Roster
 from cluster.timeouts import within
 
 _LOOK_SECONDS = 5.0
 
 
-class DoorBoard:
+class AddressBoard:
     """The dense actors' addresses for ingress replicas, in versions."""
 
     def __init__(self, roster: Roster, token: str) -> None:
         self._roster = roster
-        self._doors = Doors(version=0, token=token, dense=())
+        self._addresses = DenseAddresses(version=0, token=token, dense=())
         self._changed = asyncio.Event()
         self._drain_seconds: float | None = None
 
-    async def get(self, known_version: int, wait_seconds: float) -> Doors:
+    async def get(self, known_version: int, wait_seconds: float) -> DenseAddresses:
         """The addresses: at once if newer than `known_version`, else after a change or `wait_seconds`."""
-        if self._doors.version <= known_version:
+        if self._addresses.version <= known_version:
             with contextlib.suppress(asyncio.TimeoutError):
                 await within(wait_seconds, self._changed.wait())
-        return self._doors
+        return self._addresses
 
     def drain(self, grace_seconds: float) -> None:
         """From now on every ingress replica refuses new requests."""
@@ -52,10 +52,10 @@ class DoorBoard:
             seat, place = self._roster.seats[key], state.places[key]
             if place.is_up and seat.listening is not None and seat.listening[0] == place.incarnation:
                 _, host, port, _, _ = seat.listening
-                dense.append(DenseDoor(index=key.index, host=host, port=port, is_leaving=seat.is_leaving))
-        before = self._doors
+                dense.append(DenseAddress(index=key.index, host=host, port=port, is_leaving=seat.is_leaving))
+        before = self._addresses
         if (tuple(dense), self._drain_seconds) != (before.dense, before.drain_seconds):
-            self._doors = Doors(
+            self._addresses = DenseAddresses(
                 version=before.version + 1,
                 token=before.token,
                 dense=tuple(dense),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from cluster.supervisor.membership.dense_addresses import DoorBoard
+from cluster.supervisor.membership.dense_addresses import AddressBoard
 from cluster.supervisor.membership.membership import ActorKey
 from cluster.supervisor.membership.registry import Roster
 from cluster.supervisor.operations.rolling_restart import is_idle
@@ -16,13 +16,16 @@ _BEYOND_GRACE_SECONDS = 2.0
 
 
 async def drain(
-    roster: Roster, doors: DoorBoard, refresh: Callable[[ActorKey], Awaitable[None]], grace_seconds: float
+    roster: Roster,
+    addresses: AddressBoard,
+    refresh: Callable[[ActorKey], Awaitable[None]],
+    grace_seconds: float,
 ) -> None:
     """Tell the ingress replicas to drain, and return when nothing runs, which may take the grace period.
 
     `refresh` asks an actor for a new report.
     """
-    doors.drain(grace_seconds)
+    addresses.drain(grace_seconds)
     loop = asyncio.get_running_loop()
     end = loop.time() + grace_seconds + _BEYOND_GRACE_SECONDS
     num_idle_looks = 0

@@ -15,7 +15,7 @@ from typing import Protocol
 from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config.cluster_config import NUM_EXPERTS, ClusterConfig
 from cluster.messages import OperationView
-from cluster.supervisor.membership.dense_addresses import DoorBoard
+from cluster.supervisor.membership.dense_addresses import AddressBoard
 from cluster.supervisor.membership.membership import ActorKey, Added, Removed
 from cluster.supervisor.membership.registry import Roster, Seat, key_of
 from cluster.supervisor.operations.drain import drain
@@ -63,10 +63,15 @@ class Operations:
     """The operation under way, if any."""
 
     def __init__(
-        self, config: ClusterConfig, roster: Roster, slots: Slots, doors: DoorBoard, manager: ActorManager
+        self,
+        config: ClusterConfig,
+        roster: Roster,
+        slots: Slots,
+        addresses: AddressBoard,
+        manager: ActorManager,
     ) -> None:
         self._config, self._roster, self._slots = config, roster, slots
-        self._doors, self._manager = doors, manager
+        self._addresses, self._manager = addresses, manager
         self._current: OperationView | None = None
 
     @property
@@ -100,7 +105,7 @@ class Operations:
             case Restart():
                 await self._restart()
             case Drain():
-                await drain(self._roster, self._doors, self._manager.refresh, operation.grace_seconds)
+                await drain(self._roster, self._addresses, self._manager.refresh, operation.grace_seconds)
 
     async def _scale(self, expert_actors: int) -> None:
         self._check_number(expert_actors)

@@ -23,7 +23,7 @@ from cluster.openai.kinds.scalars import Integer, Number
 from cluster.openai.limits import Limits
 from cluster.openai.parsing import parse
 from cluster.supervisor.operations.messages import Drain, Restart, Scale
-from tests.support.local_ingress import open_doors, with_keys
+from tests.support.local_ingress import open_ingress, with_keys
 
 LIMITS = Limits(max_stop_chars=8, max_prompt_chars=100, max_request_id_chars=8)
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -168,8 +168,10 @@ def test_schema_and_parser_know_the_same_fields(name: str, declared: list[Object
 
 def test_every_route_is_described_with_its_access_and_nothing_else_is(tmp_path: Path) -> None:
     async def run() -> dict[str, Any]:
-        async with open_doors(with_keys(tmp_path)) as doors, doors.client() as client:
-            served = {(route.path, route.method): route for route in routes(doors.service, doors.doorkeeper)}
+        async with open_ingress(with_keys(tmp_path)) as ingress, ingress.client() as client:
+            served = {
+                (route.path, route.method): route for route in routes(ingress.service, ingress.doorkeeper)
+            }
             document: dict[str, Any] = (await client.get("/openapi.json")).json()
             assert sum(len(methods) for methods in document["paths"].values()) == len(served)
             for (path, method), route in served.items():
@@ -207,7 +209,7 @@ def test_the_document_has_the_limits_of_this_service() -> None:
 
 def test_a_service_without_keys_asks_for_none_in_its_document() -> None:
     async def run() -> dict[str, Any]:
-        async with open_doors() as doors, doors.client() as client:
+        async with open_ingress() as ingress, ingress.client() as client:
             document: dict[str, Any] = (await client.get("/openapi.json")).json()
             return document
 

@@ -40,7 +40,7 @@ class DenseLinks:
         )
         self.exchange = LinksExchange(site.num_experts, limits, context.load, context.on_change)
         roster = self.exchange.roster
-        self._door = LinkDoor(
+        self._listener = LinkDoor(
             site.node_ip,
             context.store,
             context.incarnation,
@@ -60,7 +60,7 @@ class DenseLinks:
         roster = self.exchange.roster
         deadline = Deadline(seconds=self._settings.connect_deadline_seconds)
         roster.announce(membership)
-        self._door.admit(membership)
+        self._listener.admit(membership)
         missing = roster.wait_until_linked(membership, deadline, stop)
         if missing and stop.is_set():
             raise LinkError(", ".join(missing), None, "given up while it came up")
@@ -76,7 +76,7 @@ class DenseLinks:
 
     def close(self) -> None:
         """Close the listener and end all links. The user of the exchange closes that."""
-        self._door.close()
+        self._listener.close()
         self.exchange.interrupt()
 
     def _make_link(self, hello: LinkHello, connection: socket.socket) -> Link:
