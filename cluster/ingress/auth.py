@@ -46,7 +46,7 @@ class Access(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Visitor:
+class Caller:
     """What a call shows of whoever makes it."""
 
     authorization: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Visitor:
     """Whether a proxy says that it asks for somebody else."""
 
 
-class Doorkeeper:
+class Authenticator:
     """Lets calls in or raises Unauthenticated, Forbidden or TooManyRequests; counts the calls of each key."""
 
     def __init__(self, keys: KeyRing, *, is_loopback: bool, max_requests_per_key: int) -> None:
@@ -68,12 +68,12 @@ class Doorkeeper:
         self._under_way: Counter[bytes] = Counter()
 
     @contextlib.contextmanager
-    def admitted(self, access: Access, visitor: Visitor) -> Iterator[None]:
+    def admitted(self, access: Access, caller: Caller) -> Iterator[None]:
         """A block in which one call is let in; its place is free again afterwards, however it ends.
 
         Only calls of clients with a key are counted: operators must get in when all places are taken.
         """
-        key = self._identify(access, visitor)
+        key = self._identify(access, caller)
         if key is None or access is not Access.CLIENT:
             yield
             return
@@ -96,14 +96,14 @@ class Doorkeeper:
         """Whether every door that is not public wants a key."""
         return self._keys.has_keys
 
-    def _identify(self, access: Access, visitor: Visitor) -> ApiKey | None:
+    def _identify(self, access: Access, caller: Caller) -> ApiKey | None:
         if access is Access.PUBLIC:
             return None
         if not self._keys.has_keys:
             if access is Access.ADMIN:
-                self._check_this_host(visitor)
+                self._check_this_host(caller)
             return None
-        key = self._keys.find(_bearer(visitor))
+        key = self._keys.find(_bearer(caller))
         if key is None:
             raise Unauthenticated("the API key is wrong")
         if access is Access.ADMIN and not key.is_admin:
@@ -112,25 +112,25 @@ class Doorkeeper:
             raise Forbidden(f"this needs an admin key; {key.name!r} is a client's")
         return key
 
-    def _check_this_host(self, visitor: Visitor) -> None:
+    def _check_this_host(self, caller: Caller) -> None:
         if not self._is_loopback:
             raise Forbidden(
                 "this needs an admin key, and none is configured (admin_keys_file); without one it is allowed only where"
                 " the service listens on 127.0.0.1"
             )
-        if visitor.address is None or not is_this_host(visitor.address):
+        if caller.address is None or not is_this_host(caller.address):
             raise Forbidden(
                 "without an admin key (admin_keys_file) this is allowed only from the service's own host"
             )
-        if visitor.is_from_page or visitor.is_forwarded:
+        if caller.is_from_page or caller.is_forwarded:
             raise Forbidden(
                 "without an admin key (admin_keys_file) this is allowed neither to web pages nor through proxies"
             )
 
 
-def make_doorkeeper(config: ClusterConfig) -> Doorkeeper:
+def make_authenticator(config: ClusterConfig) -> Authenticator:
     """The doorkeeper of one ingress replica. Raises ValueError where a key file cannot be used."""
-    return Doorkeeper(
+    return Authenticator(
         read_keys(config),
         is_loopback=is_loopback(config.host),
         max_requests_per_key=config.max_requests_per_key,
@@ -179,10 +179,10 @@ def is_this_host(address: str) -> bool:
     return True
 
 
-def _bearer(visitor: Visitor) -> str:
-    if not visitor.authorization:
+def _bearer(caller: Caller) -> str:
+    if not caller.authorization:
         raise Unauthenticated("there is no API key; send it as `Authorization: Bearer KEY`")
-    scheme, _, key = visitor.authorization[0].strip().partition(" ")
-    if len(visitor.authorization) > 1 or scheme.lower() != _SCHEME or not key.strip():
+    scheme, _, key = caller.authorization[0].strip().partition(" ")
+    if len(caller.authorization) > 1 or scheme.lower() != _SCHEME or not key.strip():
         raise Unauthenticated("the API key cannot be read; send it once, as `Authorization: Bearer KEY`")
     return key.strip()

@@ -8,7 +8,7 @@ from typing import Any
 from ray import serve
 
 from cluster.config.cluster_config import from_mapping
-from cluster.ingress.auth import make_doorkeeper
+from cluster.ingress.auth import make_authenticator
 from cluster.ingress.grpc.calls import Calls
 from cluster.ingress.grpc.services import GrpcMethods, forwards_grpc
 from cluster.ingress.grpc.tls import start_tls_server
@@ -25,8 +25,8 @@ class Ingress:
     async def __init__(self, mapping: Mapping[str, object]) -> None:  # type: ignore[misc]
         config = from_mapping(mapping)
         self._service = Service(config, self._find_supervisor)
-        self._doorkeeper = make_doorkeeper(config)
-        self.grpc = GrpcMethods(self._service, Calls(self._doorkeeper, config.max_body_bytes))
+        self._authenticator = make_authenticator(config)
+        self.grpc = GrpcMethods(self._service, Calls(self._authenticator, config.max_body_bytes))
         self._tls_server = await start_tls_server(config, self.grpc) if config.has_tls else None
         self._service.start()
 
@@ -42,4 +42,4 @@ class Ingress:
         return await ensure_supervisor(self._service.config)
 
     async def __serve_build_asgi_app__(self) -> Any:
-        return http_app(self._service, self._doorkeeper)
+        return http_app(self._service, self._authenticator)

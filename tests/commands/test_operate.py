@@ -27,7 +27,7 @@ from tests.support.local_ingress import (
 @contextlib.asynccontextmanager
 async def served(folder: Path) -> AsyncIterator[tuple[OpenIngress, str]]:
     async with open_ingress(with_keys(folder)) as ingress:
-        app = http_app(ingress.service, ingress.doorkeeper)
+        app = http_app(ingress.service, ingress.authenticator)
         server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None, ws="none"))
         serving = asyncio.create_task(server._serve())
         try:

@@ -6,30 +6,30 @@ import pytest
 
 from cluster.errors import ClientError, Forbidden, TooManyRequests, Unauthenticated
 from cluster.ingress.api_keys import KeyRing, KeySource
-from cluster.ingress.auth import Access, Doorkeeper, Visitor, is_loopback, is_this_host
+from cluster.ingress.auth import Access, Authenticator, Caller, is_loopback, is_this_host
 from tests.support.local_ingress import num_admissible
 
 CLIENT, OPERATOR = "client-0123456789abcdef", "operator-0123456789abcdef"
 HERE, ELSEWHERE = "127.0.0.1", "192.0.2.7"
 
 
-def doorkeeper(
+def authenticator(
     *, clients: str = "", operators: str = "", is_loopback: bool = True, max_per_key: int = 256
-) -> Doorkeeper:
+) -> Authenticator:
     sources = (
         KeySource(file=None, variable="PHIMOE_API_KEYS", entries=clients, is_admin=False),
         KeySource(file=None, variable="PHIMOE_ADMIN_KEYS", entries=operators, is_admin=True),
     )
-    return Doorkeeper(KeyRing(sources), is_loopback=is_loopback, max_requests_per_key=max_per_key)
+    return Authenticator(KeyRing(sources), is_loopback=is_loopback, max_requests_per_key=max_per_key)
 
 
-def shows(key: str, address: str = ELSEWHERE) -> Visitor:
-    return Visitor(authorization=(f"Bearer {key}",), address=address)
+def shows(key: str, address: str = ELSEWHERE) -> Caller:
+    return Caller(authorization=(f"Bearer {key}",), address=address)
 
 
-def result(keeper: Doorkeeper, access: Access, visitor: Visitor) -> type[ClientError] | None:
+def result(authenticator: Authenticator, access: Access, caller: Caller) -> type[ClientError] | None:
     try:
-        with keeper.admitted(access, visitor):
+        with authenticator.admitted(access, caller):
             return None
     except ClientError as error:
         return type(error)
@@ -40,7 +40,7 @@ def result(keeper: Doorkeeper, access: Access, visitor: Visitor) -> type[ClientE
     ("visitor", "expected"),
     [
         pytest.param(
-            Visitor(), {"public": None, "client": Unauthenticated, "admin": Unauthenticated}, id="nothing"
+            Caller(), {"public": None, "client": Unauthenticated, "admin": Unauthenticated}, id="nothing"
         ),
         pytest.param(
             shows("wrong-0123456789abcdef"),
@@ -50,85 +50,85 @@ def result(keeper: Doorkeeper, access: Access, visitor: Visitor) -> type[ClientE
         pytest.param(shows(CLIENT), {"public": None, "client": None, "admin": Forbidden}, id="client"),
         pytest.param(shows(OPERATOR), {"public": None, "client": None, "admin": None}, id="operator"),
         pytest.param(
-            Visitor(authorization=(f"Basic {CLIENT}",)),
+            Caller(authorization=(f"Basic {CLIENT}",)),
             {"public": None, "client": Unauthenticated, "admin": Unauthenticated},
             id="other-scheme",
         ),
         pytest.param(
-            Visitor(authorization=(f"Bearer {CLIENT}", f"Bearer {CLIENT}")),
+            Caller(authorization=(f"Bearer {CLIENT}", f"Bearer {CLIENT}")),
             {"public": None, "client": Unauthenticated, "admin": Unauthenticated},
             id="two-headers",
         ),
         pytest.param(
-            Visitor(authorization=(f"bearer   {OPERATOR} ",)),
+            Caller(authorization=(f"bearer   {OPERATOR} ",)),
             {"public": None, "client": None, "admin": None},
             id="scheme-in-small-letters",
         ),
     ],
 )
 def test_with_keys_each_door_wants_its_own(
-    access: Access, visitor: Visitor, expected: dict[str, type[ClientError] | None]
+    access: Access, caller: Caller, expected: dict[str, type[ClientError] | None]
 ) -> None:
-    assert result(doorkeeper(clients=CLIENT, operators=OPERATOR), access, visitor) is expected[access.value]
+    assert result(authenticator(clients=CLIENT, operators=OPERATOR), access, caller) is expected[access.value]
 
 
 def test_admin_keys_alone_close_the_clients_door_as_well() -> None:
-    keeper = doorkeeper(operators=OPERATOR)
-    assert result(keeper, Access.CLIENT, Visitor()) is Unauthenticated
-    assert result(keeper, Access.CLIENT, shows(OPERATOR)) is None
+    authenticator = authenticator(operators=OPERATOR)
+    assert result(authenticator, Access.CLIENT, Caller()) is Unauthenticated
+    assert result(authenticator, Access.CLIENT, shows(OPERATOR)) is None
 
 
 def test_client_keys_alone_leave_admin_closed_even_for_this_host() -> None:
-    keeper = doorkeeper(clients=CLIENT)
-    assert result(keeper, Access.ADMIN, shows(CLIENT, HERE)) is Forbidden
-    assert result(keeper, Access.ADMIN, Visitor(address=HERE)) is Unauthenticated
+    authenticator = authenticator(clients=CLIENT)
+    assert result(authenticator, Access.ADMIN, shows(CLIENT, HERE)) is Forbidden
+    assert result(authenticator, Access.ADMIN, Caller(address=HERE)) is Unauthenticated
 
 
 @pytest.mark.parametrize(
     ("is_loopback", "visitor", "expected"),
     [
-        pytest.param(True, Visitor(address=HERE), None, id="this-host"),
-        pytest.param(True, Visitor(address="::ffff:127.0.0.1"), None, id="this-host-mapped"),
-        pytest.param(True, Visitor(address=ELSEWHERE), Forbidden, id="another-host"),
-        pytest.param(True, Visitor(), Forbidden, id="unknown-host"),
-        pytest.param(True, Visitor(address=HERE, is_from_page=True), Forbidden, id="web-page"),
-        pytest.param(True, Visitor(address=HERE, is_forwarded=True), Forbidden, id="through-a-proxy"),
-        pytest.param(False, Visitor(address=HERE), Forbidden, id="doors-open-to-all"),
+        pytest.param(True, Caller(address=HERE), None, id="this-host"),
+        pytest.param(True, Caller(address="::ffff:127.0.0.1"), None, id="this-host-mapped"),
+        pytest.param(True, Caller(address=ELSEWHERE), Forbidden, id="another-host"),
+        pytest.param(True, Caller(), Forbidden, id="unknown-host"),
+        pytest.param(True, Caller(address=HERE, is_from_page=True), Forbidden, id="web-page"),
+        pytest.param(True, Caller(address=HERE, is_forwarded=True), Forbidden, id="through-a-proxy"),
+        pytest.param(False, Caller(address=HERE), Forbidden, id="doors-open-to-all"),
     ],
 )
 def test_without_keys_admin_is_for_this_host_on_loopback_alone(
-    is_loopback: bool, visitor: Visitor, expected: type[ClientError] | None
+    is_loopback: bool, caller: Caller, expected: type[ClientError] | None
 ) -> None:
-    keeper = doorkeeper(is_loopback=is_loopback)
-    assert result(keeper, Access.ADMIN, visitor) is expected
-    assert result(keeper, Access.CLIENT, visitor) is None
+    authenticator = authenticator(is_loopback=is_loopback)
+    assert result(authenticator, Access.ADMIN, caller) is expected
+    assert result(authenticator, Access.CLIENT, caller) is None
 
 
 def test_each_key_has_its_own_places_and_gets_them_back() -> None:
     other = "other-0123456789abcdef"
-    keeper = doorkeeper(clients=f"{CLIENT},{other}", operators=OPERATOR, max_per_key=2)
-    with keeper.admitted(Access.CLIENT, shows(CLIENT)):
-        with pytest.raises(ZeroDivisionError), keeper.admitted(Access.CLIENT, shows(CLIENT)):
-            assert result(keeper, Access.CLIENT, shows(CLIENT)) is TooManyRequests
-            assert result(keeper, Access.CLIENT, shows(other)) is None
-            assert result(keeper, Access.PUBLIC, shows(CLIENT)) is None
-            assert result(keeper, Access.ADMIN, shows(OPERATOR)) is None
+    authenticator = authenticator(clients=f"{CLIENT},{other}", operators=OPERATOR, max_per_key=2)
+    with authenticator.admitted(Access.CLIENT, shows(CLIENT)):
+        with pytest.raises(ZeroDivisionError), authenticator.admitted(Access.CLIENT, shows(CLIENT)):
+            assert result(authenticator, Access.CLIENT, shows(CLIENT)) is TooManyRequests
+            assert result(authenticator, Access.CLIENT, shows(other)) is None
+            assert result(authenticator, Access.PUBLIC, shows(CLIENT)) is None
+            assert result(authenticator, Access.ADMIN, shows(OPERATOR)) is None
             raise ZeroDivisionError
-        assert num_admissible(keeper, CLIENT) == 1
-        assert result(keeper, Access.CLIENT, shows(CLIENT)) is None
-    assert num_admissible(keeper, CLIENT) == 2
+        assert num_admissible(authenticator, CLIENT) == 1
+        assert result(authenticator, Access.CLIENT, shows(CLIENT)) is None
+    assert num_admissible(authenticator, CLIENT) == 2
 
 
 def test_no_message_holds_the_key() -> None:
-    keeper = doorkeeper(clients=CLIENT, max_per_key=1)
+    authenticator = authenticator(clients=CLIENT, max_per_key=1)
     messages = []
-    with keeper.admitted(Access.CLIENT, shows(CLIENT)):
-        for access, visitor in (
+    with authenticator.admitted(Access.CLIENT, shows(CLIENT)):
+        for access, caller in (
             (Access.CLIENT, shows(CLIENT)),
             (Access.ADMIN, shows(CLIENT)),
             (Access.CLIENT, shows("x" * 20)),
         ):
-            with pytest.raises(ClientError) as caught, keeper.admitted(access, visitor):
+            with pytest.raises(ClientError) as caught, authenticator.admitted(access, caller):
                 pass
             messages.append(str(caught.value))
     assert not any(CLIENT in message or "x" * 20 in message for message in messages)

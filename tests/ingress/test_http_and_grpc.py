@@ -35,7 +35,7 @@ PUBLIC = {("GET", "/health"), ("GET", "/version"), ("GET", "/openapi.json")}
 
 
 def every_route(ingress: OpenIngress) -> list[tuple[str, str]]:
-    return [(route.method, route.path) for route in routes(ingress.service, ingress.doorkeeper)]
+    return [(route.method, route.path) for route in routes(ingress.service, ingress.authenticator)]
 
 
 def test_every_route_but_the_public_ones_wants_a_key_and_says_so_in_openais_shape(tmp_path: Path) -> None:
@@ -153,14 +153,14 @@ def test_a_body_that_does_not_arrive_is_given_up_and_its_place_freed(tmp_path: P
         config = with_keys(tmp_path, body_timeout_seconds=0.2, max_requests_per_key=1)
         async with open_ingress(config) as ingress, ingress.client(CLIENT_KEY) as client:
             late = asyncio.create_task(client.post("/v1/completions", content=trickle()))
-            while num_admissible(ingress.doorkeeper, CLIENT_KEY):
+            while num_admissible(ingress.authenticator, CLIENT_KEY):
                 await asyncio.sleep(0.01)
             crowded = await client.get("/load")
             assert (crowded.status_code, crowded.headers["retry-after"]) == (429, "1")
             assert "max_requests_per_key" in crowded.json()["error"]["message"]
             response = await late
             assert (response.status_code, response.json()["error"]["code"]) == (408, "body_timed_out")
-            assert num_admissible(ingress.doorkeeper, CLIENT_KEY) == 1
+            assert num_admissible(ingress.authenticator, CLIENT_KEY) == 1
             assert (await client.get("/load")).status_code == 200
 
     asyncio.run(run())
@@ -228,7 +228,7 @@ def test_grpc_over_tls_asks_for_the_same_keys(tmp_path: Path) -> None:
             assert ingress.supervisor.operations == ["scale 3", "drain 30", "rebalance", "restart"]
             empty = admin.Scale(admin_pb2.ScaleRequest(), metadata=bearer(ADMIN_KEY))
             assert await code_of(empty) == grpc.StatusCode.INVALID_ARGUMENT
-            assert num_admissible(ingress.doorkeeper, CLIENT_KEY) == ingress.config.max_requests_per_key
+            assert num_admissible(ingress.authenticator, CLIENT_KEY) == ingress.config.max_requests_per_key
 
     asyncio.run(run())
 

@@ -13,7 +13,7 @@ import httpx
 
 from cluster.config.cluster_config import ClusterConfig
 from cluster.errors import TooManyRequests
-from cluster.ingress.auth import Access, Doorkeeper, Visitor, make_doorkeeper
+from cluster.ingress.auth import Access, Authenticator, Caller, make_authenticator
 from cluster.ingress.grpc.calls import Calls
 from cluster.ingress.grpc.services import GrpcMethods
 from cluster.ingress.http.routes import http_app
@@ -82,12 +82,12 @@ class OpenIngress:
     config: ClusterConfig
     supervisor: LedSupervisor
     service: Service
-    doorkeeper: Doorkeeper
+    authenticator: Authenticator
     methods: GrpcMethods
 
     def client(self, key: str | None = None, address: str = "127.0.0.1") -> httpx.AsyncClient:
         """An HTTP client that calls the application as a server would."""
-        app = http_app(self.service, self.doorkeeper)
+        app = http_app(self.service, self.authenticator)
         transport = httpx.ASGITransport(app=app, client=(address, 50000))
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         return httpx.AsyncClient(transport=transport, base_url="http://phimoe", headers=headers)
@@ -101,8 +101,8 @@ async def open_ingress(config: ClusterConfig | None = None) -> AsyncIterator[Ope
     async def find() -> SupervisorLink:
         return supervisor
 
-    service, doorkeeper = Service(config, find), make_doorkeeper(config)
-    calls = Calls(doorkeeper, config.max_body_bytes)
+    service, authenticator = Service(config, find), make_authenticator(config)
+    calls = Calls(authenticator, config.max_body_bytes)
     tasks = asyncio.all_tasks()
     service.start()
     try:
@@ -112,7 +112,7 @@ async def open_ingress(config: ClusterConfig | None = None) -> AsyncIterator[Ope
             config=config,
             supervisor=supervisor,
             service=service,
-            doorkeeper=doorkeeper,
+            authenticator=authenticator,
             methods=GrpcMethods(service, calls),
         )
     finally:
@@ -122,13 +122,13 @@ async def open_ingress(config: ClusterConfig | None = None) -> AsyncIterator[Ope
         await asyncio.gather(*begun, return_exceptions=True)
 
 
-def num_admissible(doorkeeper: Doorkeeper, key: str) -> int:
+def num_admissible(authenticator: Authenticator, key: str) -> int:
     """How many more calls of a client's key would be admitted at the same time now."""
-    visitor = Visitor(authorization=(f"Bearer {key}",))
+    caller = Caller(authorization=(f"Bearer {key}",))
     number = 0
     with contextlib.ExitStack() as admitted, contextlib.suppress(TooManyRequests):
         while True:
-            admitted.enter_context(doorkeeper.admitted(Access.CLIENT, visitor))
+            admitted.enter_context(authenticator.admitted(Access.CLIENT, caller))
             number += 1
     return number
 

@@ -18,7 +18,7 @@ from cluster.errors import (
     client_error,
     outcome,
 )
-from cluster.ingress.auth import FORWARDED, Access, Doorkeeper, Visitor
+from cluster.ingress.auth import FORWARDED, Access, Authenticator, Caller
 from cluster.ray_actors.ray_environment import is_haproxy_on
 
 logger = logging.getLogger(__name__)
@@ -37,13 +37,13 @@ class CallContext(Protocol):
 class Calls:
     """Lets gRPC calls in."""
 
-    def __init__(self, doorkeeper: Doorkeeper, max_message_bytes: int) -> None:
-        self._doorkeeper, self._max_message_bytes = doorkeeper, max_message_bytes
+    def __init__(self, authenticator: Authenticator, max_message_bytes: int) -> None:
+        self._authenticator, self._max_message_bytes = authenticator, max_message_bytes
 
     @contextlib.contextmanager
     def admitted(self, request: Any, context: CallContext, access: Access) -> Iterator[None]:
         """A block in which one call is answered. An error that leaves the block becomes a ClientError and the call's status."""
-        with _status(context), self._doorkeeper.admitted(access, visitor(context)):
+        with _status(context), self._authenticator.admitted(access, caller(context)):
             num_bytes = request.ByteSize()
             if num_bytes > self._max_message_bytes:
                 raise PayloadTooLarge(
@@ -75,11 +75,11 @@ def status_code(error: ClientError) -> grpc.StatusCode:
     return code
 
 
-def visitor(context: CallContext) -> Visitor:
+def caller(context: CallContext) -> Caller:
     """Who makes a call. Serve's context says who is connected to its proxy."""
     metadata = context.invocation_metadata() or ()
     shown = [value for name, value in metadata if name == "authorization"]
-    return Visitor(
+    return Caller(
         authorization=tuple(value if isinstance(value, str) else value.decode("latin-1") for value in shown),
         address=peer_address(context.peer()),
         is_forwarded=any(name in FORWARDED for name, _ in metadata),

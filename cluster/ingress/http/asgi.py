@@ -28,7 +28,7 @@ from cluster.errors import (
     openai_body,
     outcome,
 )
-from cluster.ingress.auth import FORWARDED, Doorkeeper, Visitor
+from cluster.ingress.auth import FORWARDED, Authenticator, Caller
 from cluster.ingress.http.route import Handler, HttpRequest, HttpResponse, Route
 from cluster.openai.encoding import encode_json, sse_error
 from cluster.timeouts import within
@@ -55,8 +55,8 @@ class BodyLimits:
 class HttpApp:
     """The ASGI application for some routes. Never lets an exception out."""
 
-    def __init__(self, routes: Iterable[Route], doorkeeper: Doorkeeper, limits: BodyLimits) -> None:
-        self._doorkeeper, self._limits = doorkeeper, limits
+    def __init__(self, routes: Iterable[Route], authenticator: Authenticator, limits: BodyLimits) -> None:
+        self._authenticator, self._limits = authenticator, limits
         self._routes: dict[str, dict[str, Route]] = {}
         """Path -> method -> route."""
         for route in routes:
@@ -73,7 +73,7 @@ class HttpApp:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             route, rest = self._find(scope)
-            with self._doorkeeper.admitted(route.access, _visitor(scope)):
+            with self._authenticator.admitted(route.access, _caller(scope)):
                 body = await self._read_body(scope, receive)
                 request = HttpRequest(rest=rest, body=body, timeout=_timeout(scope))
                 await self._run(route.handler, request, receive, send)
@@ -145,9 +145,9 @@ async def _body(receive: Receive, max_bytes: int) -> bytes:
             return b"".join(parts)
 
 
-def _visitor(scope: Scope) -> Visitor:
+def _caller(scope: Scope) -> Caller:
     headers = scope["headers"]
-    return Visitor(
+    return Caller(
         authorization=tuple(value.decode("latin-1") for name, value in headers if name == b"authorization"),
         address=scope["client"][0] if scope.get("client") else None,
         is_from_page=any(name == b"origin" for name, _ in headers),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.ingress.admin import Admin
-from cluster.ingress.auth import Access, Doorkeeper
+from cluster.ingress.auth import Access, Authenticator
 from cluster.ingress.http.asgi import BodyLimits, HttpApp
 from cluster.ingress.http.handlers import AdminHandlers, Handlers, package_version
 from cluster.ingress.http.openapi import answers, bodies
@@ -17,19 +17,19 @@ _GENERATION_ERRORS = (400, 404, 503, 504)
 _TOKENIZER_ERRORS = (400, 404, 503)
 
 
-def http_app(service: Service, doorkeeper: Doorkeeper) -> HttpApp:
+def http_app(service: Service, authenticator: Authenticator) -> HttpApp:
     """The ASGI application of one ingress replica."""
     config = service.config
     limits = BodyLimits(max_bytes=config.max_body_bytes, timeout_seconds=config.body_timeout_seconds)
-    return HttpApp(routes(service, doorkeeper), doorkeeper, limits)
+    return HttpApp(routes(service, authenticator), authenticator, limits)
 
 
-def routes(service: Service, doorkeeper: Doorkeeper) -> tuple[Route, ...]:
+def routes(service: Service, authenticator: Authenticator) -> tuple[Route, ...]:
     """Every route of one ingress replica. The last one serves the document that describes them all."""
 
     async def serve_document(request: HttpRequest) -> HttpResponse:
         return HttpResponse(
-            value=openapi_document(every_route, package_version(), has_keys=doorkeeper.has_keys)
+            value=openapi_document(every_route, package_version(), has_keys=authenticator.has_keys)
         )
 
     handlers = Handlers(service)

@@ -170,7 +170,7 @@ def test_every_route_is_described_with_its_access_and_nothing_else_is(tmp_path: 
     async def run() -> dict[str, Any]:
         async with open_ingress(with_keys(tmp_path)) as ingress, ingress.client() as client:
             served = {
-                (route.path, route.method): route for route in routes(ingress.service, ingress.doorkeeper)
+                (route.path, route.method): route for route in routes(ingress.service, ingress.authenticator)
             }
             document: dict[str, Any] = (await client.get("/openapi.json")).json()
             assert sum(len(methods) for methods in document["paths"].values()) == len(served)
