@@ -59,12 +59,12 @@ class Rendezvous:
 
     def wait_for(self, key: str, peer: str) -> str:
         """What the peer published. Raises DeadlineError; LinkError when the store or the membership is gone."""
-        cards = self.prefixed("card")
+        records = self.prefixed("card")
         try:
-            while not cards.check([key]):
+            while not records.check([key]):
                 self.check(peer, "card")
                 time.sleep(_POLL_SECONDS)
-            value: bytes = cards.get(key)
+            value: bytes = records.get(key)
             return value.decode()
         except RuntimeError as error:
             raise LinkError(peer, None, f"the store for links is unreachable ({error})") from error

@@ -14,7 +14,7 @@ from typing import Any
 
 from actors.errors import ActorError
 from actors.exchange.deadline import Deadline
-from actors.exchange.links.expert.connect import Knocker, knock
+from actors.exchange.links.expert.connect import JoinAttempt, connect
 from actors.exchange.links.handshake import LinkHello
 from actors.exchange.rendezvous import connect_store
 from actors.protocol.messages import ExpertMember, Membership
@@ -28,7 +28,7 @@ def main() -> None:
     if sys.argv[1] == "ask":
         _ask(sys.argv[2])
     else:
-        print(_knock(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+        print(_connect(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
 
 
 def _ask(ray_address: str) -> None:
@@ -52,12 +52,12 @@ def _ask(ray_address: str) -> None:
     print(address[2], address[3], epoch)
 
 
-def _knock(host: str, port: int, epoch: int) -> str:
+def _connect(host: str, port: int, epoch: int) -> str:
     deadline, stop = Deadline(seconds=_CONNECT_SECONDS), threading.Event()
     store = connect_store(host, port, "dense-0", deadline, stop)
     hello = LinkHello(expert_index=0, incarnation="of yesterday", dense_incarnation="", epoch=epoch)
     try:
-        knock(Knocker(deadline=deadline, stop=stop), store, "dense-0", hello)
+        connect(JoinAttempt(deadline=deadline, stop=stop), store, "dense-0", hello)
     except ActorError as error:
         return type(error).__name__
     return "let in"

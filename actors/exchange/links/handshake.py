@@ -2,7 +2,7 @@
 
     dense actor -> its store       address record: host, port and secret of its listener
     expert actor -> dense actor    the secret of that record, then LinkHello
-    dense actor -> expert actor    LinkVerdict, at the latest when it has heard of the membership itself
+    dense actor -> expert actor    LinkReply, at the latest when it has heard of the membership itself
 
 A frame is 4 bytes of length, little-endian, and msgpack. A stranger who connects can neither make the dense
 actor run code nor make it take much memory.
@@ -42,7 +42,7 @@ class LinkHello(msgspec.Struct, frozen=True, kw_only=True):
     """Epoch of the link that it has to this dense actor already, and believes to be working."""
 
 
-class LinkVerdict(msgspec.Struct, frozen=True, kw_only=True):
+class LinkReply(msgspec.Struct, frozen=True, kw_only=True):
     """What becomes of it."""
 
     outcome: str
@@ -63,7 +63,7 @@ def publish_address_record(store: Store, host: str, port: int, secret: bytes) ->
     _address_records(store).set(_ADDRESS, f"{host} {port} {secret.hex()}")
 
 
-def read_card(store: Store) -> tuple[str, int, bytes] | None:
+def read_address_record(store: Store) -> tuple[str, int, bytes] | None:
     """Host, port and secret of a dense actor's listener; None before it listens.
 
     Raises RuntimeError as the store does.
@@ -79,7 +79,7 @@ def _address_records(store: Store) -> PrefixStore:
     return PrefixStore("door", store)
 
 
-def send_frame(connection: socket.socket, frame: LinkHello | LinkVerdict, prefix: bytes = b"") -> None:
+def send_frame(connection: socket.socket, frame: LinkHello | LinkReply, prefix: bytes = b"") -> None:
     """Raises OSError."""
     payload = msgspec.msgpack.encode(frame)
     connection.sendall(prefix + _LENGTH.pack(len(payload)) + payload)

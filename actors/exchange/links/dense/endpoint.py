@@ -10,7 +10,7 @@ from actors.exchange.context import DenseContext
 from actors.exchange.deadline import Deadline
 from actors.exchange.links.dense.exchange import LinksExchange
 from actors.exchange.links.dense.hedging import WaitLimits
-from actors.exchange.links.dense.listener import LinkDoor
+from actors.exchange.links.dense.listener import LinkListener
 from actors.exchange.links.handshake import LinkHello
 from actors.exchange.links.link import Link
 from actors.exchange.links.open_link import (
@@ -40,7 +40,7 @@ class DenseLinks:
         )
         self.exchange = LinksExchange(site.num_experts, limits, context.load, context.on_change)
         roster = self.exchange.roster
-        self._listener = LinkDoor(
+        self._listener = LinkListener(
             site.node_ip,
             context.store,
             context.incarnation,

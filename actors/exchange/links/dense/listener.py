@@ -23,7 +23,7 @@ from actors.exchange.links.handshake import (
     NO_LINK,
     SECRET_BYTES,
     LinkHello,
-    LinkVerdict,
+    LinkReply,
     is_same,
     publish_address_record,
     read_exactly,
@@ -35,7 +35,7 @@ from actors.protocol.messages import Membership
 
 logger = logging.getLogger(__name__)
 
-_MAX_KNOCKING = 64
+_MAX_CONNECTING = 64
 """Connections that may be between their first byte and their verdict; more are closed at once."""
 _HELLO_SECONDS = 2.0
 
@@ -47,7 +47,7 @@ TakeLink = Callable[[int, str, Link], None]
 """(expert index, incarnation, link): a link is up."""
 
 
-class LinkDoor:
+class LinkListener:
     """Listens until it is closed. Each knock is answered in a thread of its own: a slow one holds nobody up."""
 
     def __init__(
@@ -67,9 +67,9 @@ class LinkDoor:
         self._newest: Membership | None = None
         self._is_closed = False
         self._secret = secrets.token_bytes(SECRET_BYTES)
-        self._room = threading.BoundedSemaphore(_MAX_KNOCKING)
+        self._room = threading.BoundedSemaphore(_MAX_CONNECTING)
         family = socket.AF_INET6 if ":" in node_ip else socket.AF_INET
-        self._socket = socket.create_server((node_ip, 0), family=family, backlog=_MAX_KNOCKING)
+        self._socket = socket.create_server((node_ip, 0), family=family, backlog=_MAX_CONNECTING)
         port = self._socket.getsockname()[1]
         publish_address_record(store, node_ip, port, self._secret)
         self._thread = threading.Thread(target=self._listen, name="link-door", daemon=True)
@@ -114,10 +114,10 @@ class LinkDoor:
             if not hmac.compare_digest(read_exactly(connection, SECRET_BYTES, deadline), self._secret):
                 return
             hello = read_frame(connection, LinkHello, deadline)
-            verdict = self._wait_for_verdict(hello)
+            reply = self._wait_for_reply(hello)
             connection.settimeout(_HELLO_SECONDS)
-            send_frame(connection, verdict)
-            if verdict.outcome == "link":
+            send_frame(connection, reply)
+            if reply.outcome == "link":
                 is_taken = True
                 link = self._make_link(hello, connection)
                 self._take_link(hello.expert_index, hello.incarnation, link)
@@ -128,7 +128,7 @@ class LinkDoor:
                 connection.close()
             self._room.release()
 
-    def _wait_for_verdict(self, hello: LinkHello) -> LinkVerdict:
+    def _wait_for_reply(self, hello: LinkHello) -> LinkReply:
         with self._changed:
             self._changed.wait_for(
                 lambda: (self._is_closed or (self._newest is not None and self._newest.epoch >= hello.epoch)),
@@ -136,16 +136,16 @@ class LinkDoor:
             )
             newest = self._newest
         if self._is_closed or newest is None:
-            return LinkVerdict(outcome="refused", epoch=-1, reason="this actor has joined no membership")
+            return LinkReply(outcome="refused", epoch=-1, reason="this actor has joined no membership")
         reason = _objection(hello, newest, self._incarnation)
         if newest.epoch != hello.epoch:
-            return LinkVerdict(outcome="stale", epoch=newest.epoch)
+            return LinkReply(outcome="stale", epoch=newest.epoch)
         if reason is not None:
-            return LinkVerdict(outcome="refused", epoch=newest.epoch, reason=reason)
+            return LinkReply(outcome="refused", epoch=newest.epoch, reason=reason)
         is_there = hello.linked_epoch != NO_LINK and self._has_link(
             hello.expert_index, hello.incarnation, hello.linked_epoch
         )
-        return LinkVerdict(outcome="keep" if is_there else "link", epoch=newest.epoch)
+        return LinkReply(outcome="keep" if is_there else "link", epoch=newest.epoch)
 
 
 def _objection(hello: LinkHello, newest: Membership, incarnation: str) -> str | None:

@@ -10,7 +10,7 @@ from torch._C._distributed_c10d import Store
 
 from actors.errors import DeadlineError, LinkError, StaleEpochError
 from actors.exchange.deadline import Deadline
-from actors.exchange.links.handshake import LinkHello, LinkVerdict, read_card, read_frame, send_frame
+from actors.exchange.links.handshake import LinkHello, LinkReply, read_address_record, read_frame, send_frame
 
 _PAUSE_SECONDS = 0.05
 _SLICE_SECONDS = 0.2
@@ -18,7 +18,7 @@ _CONNECT_SECONDS = 3.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Knocker:
+class JoinAttempt:
     """What all attempts of one join have in common."""
 
     deadline: Deadline
@@ -33,35 +33,35 @@ class Knocker:
             raise DeadlineError(peer, None, awaited, self.deadline.seconds)
 
 
-def knock(knocker: Knocker, store: Store, peer: str, hello: LinkHello) -> socket.socket | None:
+def connect(attempt: JoinAttempt, store: Store, peer: str, hello: LinkHello) -> socket.socket | None:
     """The connection that the dense actor has granted; None where it goes on with the link that is there.
 
     Raises StaleEpochError when it lives in a newer epoch, LinkError when it refuses or the store is gone,
     DeadlineError.
     """
     while True:
-        knocker.check(peer, "link")
+        attempt.check(peer, "link")
         try:
-            card = read_card(store)
+            record = read_address_record(store)
         except RuntimeError as error:
             raise LinkError(peer, None, f"the store for links is unreachable ({error})") from error
-        connection = None if card is None else _connect(knocker, card, hello)
+        connection = None if record is None else _connect(attempt, record, hello)
         if connection is not None:
             try:
-                verdict = _wait_for_verdict(knocker, peer, connection)
+                reply = _wait_for_reply(attempt, peer, connection)
             except BaseException:
                 connection.close()
                 raise
-            if verdict is not None:
-                return _carry_out(peer, connection, hello, verdict)
+            if reply is not None:
+                return _carry_out(peer, connection, hello, reply)
             connection.close()
-        knocker.stop.wait(_PAUSE_SECONDS)
+        attempt.stop.wait(_PAUSE_SECONDS)
 
 
-def _connect(knocker: Knocker, card: tuple[str, int, bytes], hello: LinkHello) -> socket.socket | None:
+def _connect(attempt: JoinAttempt, record: tuple[str, int, bytes], hello: LinkHello) -> socket.socket | None:
     """None where nobody answers: the next attempt may find another card."""
-    host, port, secret = card
-    seconds = max(0.001, min(_CONNECT_SECONDS, knocker.deadline.remaining_seconds))
+    host, port, secret = record
+    seconds = max(0.001, min(_CONNECT_SECONDS, attempt.deadline.remaining_seconds))
     try:
         connection = socket.create_connection((host, port), timeout=seconds)
     except OSError:
@@ -74,14 +74,14 @@ def _connect(knocker: Knocker, card: tuple[str, int, bytes], hello: LinkHello) -
     return connection
 
 
-def _wait_for_verdict(knocker: Knocker, peer: str, connection: socket.socket) -> LinkVerdict | None:
+def _wait_for_reply(attempt: JoinAttempt, peer: str, connection: socket.socket) -> LinkReply | None:
     """None where the connection ends without one."""
     while True:
-        knocker.check(peer, "verdict on its link")
-        connection.settimeout(min(_SLICE_SECONDS, max(0.001, knocker.deadline.remaining_seconds)))
+        attempt.check(peer, "verdict on its link")
+        connection.settimeout(min(_SLICE_SECONDS, max(0.001, attempt.deadline.remaining_seconds)))
         try:
             if connection.recv(1, socket.MSG_PEEK):
-                return read_frame(connection, LinkVerdict, knocker.deadline)
+                return read_frame(connection, LinkReply, attempt.deadline)
             return None
         except TimeoutError:
             continue
@@ -92,13 +92,13 @@ def _wait_for_verdict(knocker: Knocker, peer: str, connection: socket.socket) ->
 
 
 def _carry_out(
-    peer: str, connection: socket.socket, hello: LinkHello, verdict: LinkVerdict
+    peer: str, connection: socket.socket, hello: LinkHello, reply: LinkReply
 ) -> socket.socket | None:
-    if verdict.outcome == "link":
+    if reply.outcome == "link":
         return connection
     connection.close()
-    if verdict.outcome == "keep":
+    if reply.outcome == "keep":
         return None
-    if verdict.outcome == "stale":
-        raise StaleEpochError(hello.epoch, verdict.epoch)
-    raise LinkError(peer, None, f"refused: {verdict.reason}")
+    if reply.outcome == "stale":
+        raise StaleEpochError(hello.epoch, reply.epoch)
+    raise LinkError(peer, None, f"refused: {reply.reason}")

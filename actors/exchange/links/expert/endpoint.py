@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from actors.errors import ExchangeError, LinkError
 from actors.exchange.context import ExpertContext
 from actors.exchange.deadline import Deadline
-from actors.exchange.links.expert.connect import Knocker, knock
+from actors.exchange.links.expert.connect import JoinAttempt, connect
 from actors.exchange.links.expert.server import LinkServer
 from actors.exchange.links.handshake import NO_LINK, LinkHello, is_same
 from actors.exchange.links.link import Link
@@ -44,13 +44,13 @@ class ExpertLinks:
         Links to others are ended. Raises ExchangeError naming the dense actors that were not reached, or when
         `stop` is set meanwhile; the others are served all the same.
         """
-        knocker = Knocker(deadline=Deadline(seconds=self._connect_seconds), stop=stop)
+        attempt = JoinAttempt(deadline=Deadline(seconds=self._connect_seconds), stop=stop)
         failures: list[ExchangeError] = []
 
         def link(dense: DenseMember) -> None:
             try:
                 unless_stopped(
-                    lambda: self._link_to(dense, membership.epoch, knocker), stop, f"dense-{dense.index}"
+                    lambda: self._link_to(dense, membership.epoch, attempt), stop, f"dense-{dense.index}"
                 )
             except ExchangeError as error:
                 failures.append(error)
@@ -83,7 +83,7 @@ class ExpertLinks:
         is_working = link is not None and is_same(dense.incarnation, incarnation) and not link.is_ended()
         return link if is_working else None
 
-    def _link_to(self, dense: DenseMember, epoch: int, knocker: Knocker) -> None:
+    def _link_to(self, dense: DenseMember, epoch: int, attempt: JoinAttempt) -> None:
         peer = f"dense-{dense.index}"
         present = self._working(dense)
         hello = LinkHello(
@@ -93,8 +93,8 @@ class ExpertLinks:
             epoch=epoch,
             linked_epoch=NO_LINK if present is None else present.epoch,
         )
-        store = connect_store(dense.store_host, dense.store_port, peer, knocker.deadline, knocker.stop)
-        connection = knock(knocker, store, peer, hello)
+        store = connect_store(dense.store_host, dense.store_port, peer, attempt.deadline, attempt.stop)
+        connection = connect(attempt, store, peer, hello)
         if connection is None:
             return
         key = link_key(dense.index, self._index, self._incarnation)
@@ -102,7 +102,7 @@ class ExpertLinks:
         rendezvous = link_rendezvous(store, epoch, self._connect_seconds)
         link = make_link(self._link_context, names, connection, rendezvous)
         with self._guard:
-            is_late = knocker.stop.is_set()
+            is_late = attempt.stop.is_set()
             before = self._links.get(dense.index)
             if not is_late:
                 self._links[dense.index] = (dense.incarnation, link)
