@@ -7,7 +7,7 @@ import msgspec
 from actors.protocol.messages import Progress
 from cluster.messages import Pulse
 from cluster.supervisor.membership.membership import ActorKey, Kind, Place
-from cluster.supervisor.membership.registry import Roster
+from cluster.supervisor.membership.registry import Registry
 from cluster.supervisor.placement.placement import Placement
 
 
@@ -47,20 +47,20 @@ class Notes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compose(
-    actor_hash: str, device: str, roster: Roster, placement: Placement | None, target: Placement | None
+    actor_hash: str, device: str, registry: Registry, placement: Placement | None, target: Placement | None
 ) -> Notes:
     """The notes of this moment."""
-    state, seats = roster.state, roster.seats
+    state, records = registry.state, registry.records
     places = tuple(
         PlaceNotes(
             kind=key.kind,
             index=key.index,
             incarnation=place.incarnation,
             restarts=place.restarts,
-            pulse=_identity(seats[key].pulse) if place.incarnation is not None else None,
+            pulse=_identity(records[key].pulse) if place.incarnation is not None else None,
         )
         for key, place in sorted(state.places.items())
-        if key in seats
+        if key in records
     )
     return Notes(
         actor_hash=actor_hash,

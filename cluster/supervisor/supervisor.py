@@ -24,7 +24,7 @@ from cluster.supervisor import snapshot
 from cluster.supervisor.membership import membership
 from cluster.supervisor.membership.dense_addresses import AddressBoard
 from cluster.supervisor.membership.membership import ActorKey, Place
-from cluster.supervisor.membership.registry import Roster, Seat, key_of
+from cluster.supervisor.membership.registry import ActorRecord, Registry, key_of
 from cluster.supervisor.membership.rounds import Rounds
 from cluster.supervisor.membership.watcher import Watcher
 from cluster.supervisor.operations.messages import Operation
@@ -58,13 +58,13 @@ class Supervisor:
         """Of all actors, once it is chosen."""
         self._saved: Notes | None = None
         self._saving = asyncio.Lock()
-        self._roster = Roster(self._carry_out)
-        self._rounds = Rounds(self._roster, config.connect_deadline_seconds)
-        self._addresses = AddressBoard(self._roster, token)
-        self._watcher = Watcher(config, self._roster, pool, self._note_load)
-        self._slots = Slots(self._roster, self._save)
-        self._operations = Operations(config, self._roster, self._slots, self._addresses, self)
-        self._replacing = Replacing(config, self._roster, self._slots, self._operations, self.loads)
+        self._registry = Registry(self._carry_out)
+        self._rounds = Rounds(self._registry, config.connect_deadline_seconds)
+        self._addresses = AddressBoard(self._registry, token)
+        self._watcher = Watcher(config, self._registry, pool, self._note_load)
+        self._slots = Slots(self._registry, self._save)
+        self._operations = Operations(config, self._registry, self._slots, self._addresses, self)
+        self._replacing = Replacing(config, self._registry, self._slots, self._operations, self.loads)
 
     def start(self) -> None:
         """Begin to create, load and watch all actors, in the running event loop."""
@@ -75,11 +75,11 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        actors = [seat.actor for seat in self._roster.seats.values() if seat.actor is not None]
+        actors = [record.actor for record in self._registry.records.values() if record.actor is not None]
         # A polite end lets peers see closed links at once; whoever does not answer is removed all the same.
         await asyncio.gather(*(actor.stop(2.0) for actor in actors), return_exceptions=True)
         await asyncio.gather(*(actor.remove() for actor in actors), return_exceptions=True)
-        self._roster.begin(membership.first({}, {}), {})
+        self._registry.begin(membership.first({}, {}), {})
         await self._pool.release()
 
     async def addresses(self, known_version: int, wait_seconds: float) -> DenseAddresses:
@@ -88,19 +88,19 @@ class Supervisor:
 
     async def view(self) -> ClusterView:
         """All actors as they are now; one that does not answer within a second as it was last seen."""
-        await asyncio.gather(*(self.refresh(key) for key in list(self._roster.seats)))
+        await asyncio.gather(*(self.refresh(key) for key in list(self._registry.records)))
         placement = self._slots.placement
         return ClusterView(
             model=self._config.model_id,
-            epoch=self._roster.state.epoch,
-            actors=(*actor_views(self._roster), self._me),
+            epoch=self._registry.state.epoch,
+            actors=(*actor_views(self._registry), self._me),
             placement_version=placement.version if placement is not None else 0,
             operation=self._operations.current,
         )
 
     def startup(self) -> Startup:
         """How far the actors are with loading."""
-        return startup(self._roster)
+        return startup(self._registry)
 
     async def operate(self, operation: Operation) -> None:
         """Carry out an operation. Raises ValueError, OperationError."""
@@ -116,11 +116,11 @@ class Supervisor:
 
     async def refresh(self, key: ActorKey) -> None:
         """Ask an actor for a new report. One that does not answer in time keeps its last report."""
-        seat = self._roster.seats.get(key)
-        if seat is None or seat.actor is None or not self._roster.state.places[key].is_up:
+        record = self._registry.records.get(key)
+        if record is None or record.actor is None or not self._registry.state.places[key].is_up:
             return
         with contextlib.suppress(*UNANSWERED):
-            seat.report = await seat.actor.report(_REPORT_SECONDS)
+            record.report = await record.actor.report(_REPORT_SECONDS)
 
     def watch(self, key: ActorKey) -> None:
         """Begin to create and follow the actor of a place."""
@@ -140,19 +140,19 @@ class Supervisor:
 
     async def _start(self) -> None:
         known, settings = await self._look_around()
-        seats = {key_of(item): Seat(item) for item in settings}
-        places = {key: Place() for key in seats}
+        records = {key_of(item): ActorRecord(item) for item in settings}
+        places = {key: Place() for key in records}
         table: dict[int, tuple[int, ...]] = {}
         if known is not None:
             for place in known.places:
-                if place.key in seats:
-                    seats[place.key].pulse = place.pulse
-            places |= {key: place for key, place in snapshot.places_of(known).items() if key in seats}
+                if place.key in records:
+                    records[place.key].pulse = place.pulse
+            places |= {key: place for key, place in snapshot.places_of(known).items() if key in records}
             self._slots.placement, self._slots.target = known.placement, known.target
             table = dict(known.placement.slots) if known.placement is not None else {}
         epoch = known.epoch if known is not None else 0
-        self._roster.begin(membership.first(places, table, epoch), seats)
-        for key in seats:
+        self._registry.begin(membership.first(places, table, epoch), records)
+        for key in records:
             self.watch(key)
         for work in (
             self._save_always(),
@@ -185,11 +185,11 @@ class Supervisor:
                 settings = await self.plan(num_experts)
                 self._device = settings[0].device
             except Exception as error:
-                self._roster.failure = str(error)
+                self._registry.failure = str(error)
                 logger.warning("cannot place the actors: %s", error)
                 await asyncio.sleep(_PLAN_AGAIN_SECONDS)
             else:
-                self._roster.failure = None
+                self._registry.failure = None
                 return known, settings
 
     async def _keep(self, key: ActorKey) -> None:
@@ -209,29 +209,29 @@ class Supervisor:
 
     async def _load(self, key: ActorKey) -> None:
         """Tell a process what to load, once it is decided."""
-        seat = self._roster.seats[key]
+        record = self._registry.records[key]
         experts: tuple[int, ...] | None = None
-        if isinstance(seat.settings, ExpertSettings):
+        if isinstance(record.settings, ExpertSettings):
             wanted = await self._experts_for(key)
             if not wanted:
                 return
-            experts = wanted if wanted != seat.settings.experts else None
-        if seat.actor is None or seat.pulse is None or seat.pulse.progress.state != "starting":
+            experts = wanted if wanted != record.settings.experts else None
+        if record.actor is None or record.pulse is None or record.pulse.progress.state != "starting":
             return
         # A failure is seen by the watcher as well.
         with contextlib.suppress(*UNANSWERED):
-            await seat.actor.start_loading(experts, CALL_SECONDS)
+            await record.actor.start_loading(experts, CALL_SECONDS)
 
     async def _experts_for(self, key: ActorKey) -> tuple[int, ...]:
         """What the present process of the place is to hold, once it is to hold anything; nothing if it ends before."""
-        incarnation = self._roster.state.places[key].incarnation
+        incarnation = self._registry.state.places[key].incarnation
 
         def is_gone() -> bool:
-            place = self._roster.state.places.get(key)
+            place = self._registry.state.places.get(key)
             return place is None or place.phase != "loading" or place.incarnation != incarnation
 
         while not is_gone() and not self._slots.wanted(key.index):
-            await self._roster.change(_LOOK_SECONDS)
+            await self._registry.change(_LOOK_SECONDS)
         return () if is_gone() else self._slots.wanted(key.index)
 
     def _note_load(self, incarnation: str, report: ActorReport) -> None:
@@ -244,7 +244,7 @@ class Supervisor:
             current = snapshot.compose(
                 self._config.actor_hash(),
                 self._device or "",
-                self._roster,
+                self._registry,
                 self._slots.placement,
                 self._slots.target,
             )
@@ -259,7 +259,7 @@ class Supervisor:
     async def _save_always(self) -> None:
         while True:
             await self._save()
-            await self._roster.change(_SAVE_AGAIN_SECONDS)
+            await self._registry.change(_SAVE_AGAIN_SECONDS)
 
     async def _tend(self) -> None:
         while True:

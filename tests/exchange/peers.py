@@ -147,11 +147,11 @@ class Network:
         return Membership(epoch=self._epoch, dense=(), experts=members)
 
     def settle(self, held: Mapping[int, Sequence[int]]) -> None:
-        self.exchange.roster.settle(self.name(held))
+        self.exchange.peers.settle(self.name(held))
 
     def attach(self, peer: ScriptedPeer) -> ScriptedPeer:
         self.peers.append(peer)
-        self.exchange.roster.attach(peer.index, "", peer.link)
+        self.exchange.peers.attach(peer.index, "", peer.link)
         return peer
 
     def close(self) -> None:

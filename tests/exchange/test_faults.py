@@ -87,7 +87,7 @@ def test_with_a_replica_a_killed_actor_costs_a_moment(processes: ExpertProcesses
                 time.sleep(0.005)
         assert max(seconds) < 2
         assert star.dense[0].links is not None
-        assert star.dense[0].links.exchange.roster.lost() == ("expert-1",)
+        assert star.dense[0].links.exchange.peers.lost() == ("expert-1",)
         assert star.dense[0].links.exchange.is_ready
 
 
@@ -96,20 +96,20 @@ def test_with_a_replica_a_hung_actor_costs_a_moment_and_is_used_again_later(
 ) -> None:
     with linked(processes, ExchangeSettings(), DTYPE, [ALL, ALL]) as star:
         assert star.dense[0].links is not None
-        roster = star.dense[0].links.exchange.roster
+        peers = star.dense[0].links.exchange.peers
         with traffic(star.exchange) as seconds:
             star.experts[0].pause()
             num_before = len(seconds)
             while len(seconds) < num_before + 20:
                 time.sleep(0.005)
-            assert roster.suspected() == ("expert-0",)
+            assert peers.suspected() == ("expert-0",)
             star.experts[0].resume()
             deadline = time.monotonic() + 10
-            while roster.suspected():
+            while peers.suspected():
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
         assert max(seconds) < 2
-        assert roster.lost() == ()
+        assert peers.lost() == ()
 
 
 @every_link
@@ -138,25 +138,25 @@ def test_a_newer_membership_keeps_the_links_that_work(processes: ExpertProcesses
     with linked(processes, ExchangeSettings(backend=backend), DTYPE, spread(2), num_dense=2) as star:
         links = [side.links for side in star.dense]
         assert all(one is not None for one in links)
-        before = [one.exchange.roster.table.peers for one in links if one is not None]
+        before = [one.exchange.peers.table.peers for one in links if one is not None]
         with traffic(star.exchanges[0]), traffic(star.exchanges[1]):
             star.join(spread(2))
-        assert [one.exchange.roster.table.peers for one in links if one is not None] == before
+        assert [one.exchange.peers.table.peers for one in links if one is not None] == before
         assert [expert.report().state for expert in star.experts] == ["ready", "ready"]
 
 
 def test_a_link_that_only_one_end_believes_in_is_made_anew(processes: ExpertProcesses) -> None:
     with linked(processes, ExchangeSettings(), DTYPE, spread(2)) as star:
         assert star.dense[0].links is not None
-        roster = star.dense[0].links.exchange.roster
-        peer = roster.table.peers[1]
+        peers = star.dense[0].links.exchange.peers
+        peer = peers.table.peers[1]
         # The dense actor has given it up, but the news does not get through: a cut cable, then a mended one.
         peer.link.end = lambda: None  # type: ignore[method-assign]
-        roster.lose(peer)
-        assert roster.lost() == ("expert-1",)
+        peers.lose(peer)
+        assert peers.lost() == ("expert-1",)
         star.join(spread(2))
         check(star.exchange, small())
-        assert roster.lost() == () and roster.table.peers[1] is not peer
+        assert peers.lost() == () and peers.table.peers[1] is not peer
 
 
 def test_experts_move_between_actors_while_rows_run(processes: ExpertProcesses) -> None:
@@ -184,7 +184,7 @@ def test_an_actor_that_joins_a_running_service_is_used_and_one_that_leaves_is_no
         star.join([ALL, ALL])
         star.join([(), ALL])
         assert star.dense[0].links is not None
-        assert [p.name for p in star.dense[0].links.exchange.roster.table.peers] == ["expert-1"]
+        assert [p.name for p in star.dense[0].links.exchange.peers.table.peers] == ["expert-1"]
 
 
 def test_one_dense_actor_that_leaves_disturbs_no_other(processes: ExpertProcesses) -> None:

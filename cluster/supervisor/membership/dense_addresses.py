@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 from cluster.messages import DenseAddress, DenseAddresses
-from cluster.supervisor.membership.registry import Roster
+from cluster.supervisor.membership.registry import Registry
 from cluster.timeouts import within
 
 _LOOK_SECONDS = 5.0
@@ -15,8 +15,8 @@ _LOOK_SECONDS = 5.0
 class AddressBoard:
     """The dense actors' addresses for ingress replicas, in versions."""
 
-    def __init__(self, roster: Roster, token: str) -> None:
-        self._roster = roster
+    def __init__(self, registry: Registry, token: str) -> None:
+        self._registry = registry
         self._addresses = DenseAddresses(version=0, token=token, dense=())
         self._changed = asyncio.Event()
         self._drain_seconds: float | None = None
@@ -37,22 +37,24 @@ class AddressBoard:
         """Make a new version whenever a dense actor has come or gone; ends only when it is cancelled."""
         while True:
             self.update()
-            await self._roster.change(_LOOK_SECONDS)
+            await self._registry.change(_LOOK_SECONDS)
 
     def update(self) -> None:
         """Make a new version if the addresses have changed.
 
         Until every actor was looked at once, the list would be too short, so there is none but for a drain.
         """
-        state = self._roster.state
+        state = self._registry.state
         if any(place.phase == "unseen" for place in state.places.values()) and self._drain_seconds is None:
             return
         dense = []
-        for key in self._roster.keys("dense"):
-            seat, place = self._roster.seats[key], state.places[key]
-            if place.is_up and seat.listening is not None and seat.listening[0] == place.incarnation:
-                _, host, port, _, _ = seat.listening
-                dense.append(DenseAddress(index=key.index, host=host, port=port, is_leaving=seat.is_leaving))
+        for key in self._registry.keys("dense"):
+            record, place = self._registry.records[key], state.places[key]
+            if place.is_up and record.listening is not None and record.listening[0] == place.incarnation:
+                _, host, port, _, _ = record.listening
+                dense.append(
+                    DenseAddress(index=key.index, host=host, port=port, is_leaving=record.is_leaving)
+                )
         before = self._addresses
         if (tuple(dense), self._drain_seconds) != (before.dense, before.drain_seconds):
             self._addresses = DenseAddresses(

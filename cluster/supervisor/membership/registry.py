@@ -14,7 +14,7 @@ from cluster.supervisor.remote_actor import RemoteActor
 from cluster.timeouts import within
 
 
-class Seat:
+class ActorRecord:
     """One place, beside what membership knows of it."""
 
     def __init__(self, settings: DenseSettings | ExpertSettings, pulse: Pulse | None = None) -> None:
@@ -35,20 +35,20 @@ class Seat:
         """Set when a peer misses its answers."""
 
 
-class Roster:
+class Registry:
     """All places. Lives in one event loop."""
 
     def __init__(self, decide: Callable[[membership.Decision], None]) -> None:
         self.state = membership.first({}, {})
-        self.seats: dict[ActorKey, Seat] = {}
+        self.records: dict[ActorKey, ActorRecord] = {}
         self.failure: str | None = None
         """Why the service will not become ready without help."""
         self._decide = decide
         self._changed = asyncio.Event()
 
-    def begin(self, state: membership.Membership, seats: Mapping[ActorKey, Seat]) -> None:
+    def begin(self, state: membership.Membership, records: Mapping[ActorKey, ActorRecord]) -> None:
         """Start with these places."""
-        self.state, self.seats = state, dict(seats)
+        self.state, self.records = state, dict(records)
         self.notify()
 
     def post(self, event: membership.Event) -> None:
@@ -85,11 +85,11 @@ class Roster:
 
     def keys(self, kind: membership.Kind) -> list[ActorKey]:
         """All places of a kind, by index."""
-        return sorted(key for key in self.seats if key.kind == kind)
+        return sorted(key for key in self.records if key.kind == kind)
 
     def held(self, key: ActorKey) -> frozenset[int]:
         """The experts that an expert actor that is up holds, as it said last."""
-        report = self.seats[key].report
+        report = self.records[key].report
         is_up = key in self.state.places and self.state.places[key].is_up
         return frozenset(report.experts) if report is not None and is_up else frozenset()
 

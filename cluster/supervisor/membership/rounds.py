@@ -9,7 +9,7 @@ from actors.errors import StaleEpochError
 from actors.protocol import messages
 from actors.protocol.messages import DenseMember, ExpertMember
 from cluster.supervisor.membership.membership import ActorKey, EpochSeen, RoundEnded
-from cluster.supervisor.membership.registry import Roster
+from cluster.supervisor.membership.registry import Registry
 from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED
 
 logger = logging.getLogger(__name__)
@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 class Rounds:
     """Holds the rounds that membership decides on. A round that was overtaken is given up by its members."""
 
-    def __init__(self, roster: Roster, connect_deadline_seconds: float) -> None:
-        self._roster = roster
+    def __init__(self, registry: Registry, connect_deadline_seconds: float) -> None:
+        self._registry = registry
         self._deadline_seconds = connect_deadline_seconds + CALL_SECONDS
 
     async def hold(self, epoch: int, pause_seconds: float) -> None:
         """Call the members of the epoch, and post how it ended."""
         await asyncio.sleep(pause_seconds)
-        state = self._roster.state
+        state = self._registry.state
         if state.epoch != epoch:
             return
         keys = list(state.called)
@@ -42,33 +42,33 @@ class Rounds:
             if key.kind == "expert"
         )
         members = messages.Membership(epoch=epoch, dense=tuple(dense.values()), experts=experts)
-        self._roster.notify()
+        self._registry.notify()
         callees = [key for key in keys if key.kind == "expert" or key in dense]
         results = await asyncio.gather(*(self._join(key, members) for key in callees), return_exceptions=True)
         joined = {key for key, result in zip(callees, results, strict=True) if result is None}
         for key, result in zip(callees, results, strict=True):
-            if result is not None and self._roster.state.epoch == epoch:
+            if result is not None and self._registry.state.epoch == epoch:
                 logger.warning("epoch %d: %s did not join: %s", epoch, key, result)
                 if isinstance(result, StaleEpochError):
-                    self._roster.post(EpochSeen(result.current))
-        self._roster.post(RoundEnded(epoch, frozenset(joined)))
+                    self._registry.post(EpochSeen(result.current))
+        self._registry.post(RoundEnded(epoch, frozenset(joined)))
 
     async def _dense_member(self, key: ActorKey) -> DenseMember | None:
         """Where its links meet; None where it does not say."""
-        seat, incarnation = self._roster.seats[key], self._roster.state.called[key] or ""
-        if seat.listening is None or seat.listening[0] != incarnation:
+        record, incarnation = self._registry.records[key], self._registry.state.called[key] or ""
+        if record.listening is None or record.listening[0] != incarnation:
             try:
-                assert seat.actor is not None
-                seat.listening = (incarnation, *await seat.actor.listen(CALL_SECONDS))
+                assert record.actor is not None
+                record.listening = (incarnation, *await record.actor.listen(CALL_SECONDS))
             except UNANSWERED as error:
                 logger.warning("%s does not listen: %s", key, error)
                 return None
-        _, _, _, store_host, store_port = seat.listening
+        _, _, _, store_host, store_port = record.listening
         return DenseMember(
             index=key.index, store_host=store_host, store_port=store_port, incarnation=incarnation
         )
 
     async def _join(self, key: ActorKey, members: messages.Membership) -> None:
-        seat = self._roster.seats.get(key)
-        if seat is not None and seat.actor is not None:
-            await seat.actor.join(members, self._deadline_seconds)
+        record = self._registry.records.get(key)
+        if record is not None and record.actor is not None:
+            await record.actor.join(members, self._deadline_seconds)

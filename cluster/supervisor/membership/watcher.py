@@ -30,7 +30,7 @@ from cluster.supervisor.membership.membership import (
     Steady,
     Unlinked,
 )
-from cluster.supervisor.membership.registry import Roster, Seat, actor_name
+from cluster.supervisor.membership.registry import ActorRecord, Registry, actor_name
 from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED, ActorDeadError, ActorPool, RemoteActor
 from cluster.timeouts import within
 
@@ -56,52 +56,52 @@ class Watcher:
     def __init__(
         self,
         config: ClusterConfig,
-        roster: Roster,
+        registry: Registry,
         pool: ActorPool,
         on_dense_report: Callable[[str, ActorReport], None],
     ) -> None:
-        self._config, self._roster, self._pool = config, roster, pool
+        self._config, self._registry, self._pool = config, registry, pool
         self._on_dense_report = on_dense_report
 
     async def keep(self, key: ActorKey) -> None:
         """Follow one place; ends only when it is cancelled."""
-        seat = self._roster.seats[key]
+        record = self._registry.records[key]
         while True:
-            pulse = await self._first_pulse(key, seat)
+            pulse = await self._first_pulse(key, record)
             if pulse is None:
                 await asyncio.sleep(_RECREATE_SECONDS)
                 continue
-            actor, seat.pulse = seat.actor, pulse
+            actor, record.pulse = record.actor, pulse
             assert actor is not None
-            await self._introduce(key, seat, actor, pulse)
-            await self._follow(key, seat, actor, pulse.incarnation)
+            await self._introduce(key, record, actor, pulse)
+            await self._follow(key, record, actor, pulse.incarnation)
             logger.warning("%s is lost", key)
-            seat.report = None
-            self._roster.post(Died(key, pulse.incarnation))
+            record.report = None
+            self._registry.post(Died(key, pulse.incarnation))
 
-    async def _first_pulse(self, key: ActorKey, seat: Seat) -> Pulse | None:
+    async def _first_pulse(self, key: ActorKey, record: ActorRecord) -> Pulse | None:
         """Find or create the actor and wait until its process answers; None where it does not."""
         # A process that was noted as running has had its time to start.
-        is_known = seat.pulse is not None and self._roster.state.places[key].phase == "unseen"
+        is_known = record.pulse is not None and self._registry.state.places[key].phase == "unseen"
         try:
-            if seat.actor is None:
-                seat.actor = await self._pool.find_or_create(seat.settings)
+            if record.actor is None:
+                record.actor = await self._pool.find_or_create(record.settings)
             if is_known:
-                pulse = await seat.actor.pulse(self._config.hung_after_seconds)
+                pulse = await record.actor.pulse(self._config.hung_after_seconds)
             else:
-                pulse = await self._pulse_of_new(key, seat.actor)
+                pulse = await self._pulse_of_new(key, record.actor)
         except UNANSWERED as error:
             is_silent = isinstance(error, asyncio.TimeoutError)
-            if self._roster.state.places[key].restarts == 0 and not is_silent:
-                self._roster.failure = f"{actor_name(key)}: {error}"
+            if self._registry.state.places[key].restarts == 0 and not is_silent:
+                self._registry.failure = f"{actor_name(key)}: {error}"
             logger.warning("%s does not answer: %r", key, error)
-            self._roster.post(Missing(key))
-            if seat.actor is not None and is_silent:
-                await self._kill(key, seat.actor, seat.pulse if is_known else None)
+            self._registry.post(Missing(key))
+            if record.actor is not None and is_silent:
+                await self._kill(key, record.actor, record.pulse if is_known else None)
             if not is_silent:
-                seat.actor = None
+                record.actor = None
             return None
-        self._roster.failure = None
+        self._registry.failure = None
         return pulse
 
     async def _pulse_of_new(self, key: ActorKey, actor: RemoteActor) -> Pulse:
@@ -109,91 +109,91 @@ class Watcher:
         call = asyncio.ensure_future(actor.pulse(_START_SECONDS))
         try:
             done, _ = await asyncio.wait({call}, timeout=self._config.hung_after_seconds)
-            if not done and self._roster.state.epoch > 0:
-                self._roster.post(Missing(key))
+            if not done and self._registry.state.epoch > 0:
+                self._registry.post(Missing(key))
             return await call
         finally:
             call.cancel()
 
-    async def _introduce(self, key: ActorKey, seat: Seat, actor: RemoteActor, pulse: Pulse) -> None:
+    async def _introduce(self, key: ActorKey, record: ActorRecord, actor: RemoteActor, pulse: Pulse) -> None:
         is_loaded = False
         if pulse.progress.state != "starting":
             # It was there before this supervisor; one that has an epoch serves, even while it loads further experts.
             with contextlib.suppress(*UNANSWERED):
-                seat.report = await actor.report(CALL_SECONDS)
-                is_loaded = seat.report.epoch >= 0
-                self._roster.post(EpochSeen(seat.report.epoch))
+                record.report = await actor.report(CALL_SECONDS)
+                is_loaded = record.report.epoch >= 0
+                self._registry.post(EpochSeen(record.report.epoch))
         is_loaded = is_loaded or pulse.progress.state in ("loaded", "ready")
-        self._roster.post(Created(key, pulse.incarnation, is_loaded))
+        self._registry.post(Created(key, pulse.incarnation, is_loaded))
 
-    async def _follow(self, key: ActorKey, seat: Seat, actor: RemoteActor, incarnation: str) -> None:
+    async def _follow(self, key: ActorKey, record: ActorRecord, actor: RemoteActor, incarnation: str) -> None:
         """Watch one process until it is known to be gone."""
         end = asyncio.create_task(_ignoring_errors(actor.wait_for_end()))
         killing: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
         reported_at = loop.time()
-        seat.is_silent = False
+        record.is_silent = False
         try:
             while True:
-                await self._pause(key, seat, end)
+                await self._pause(key, record, end)
                 is_cut = end.done()
                 if is_cut:
                     # The process or only the connection to it: whoever answers now shows which.
-                    self._roster.post(Silent(key, incarnation))
+                    self._registry.post(Silent(key, incarnation))
                     end = asyncio.create_task(_ignoring_errors(actor.wait_for_end()))
-                asked = seat.asked
+                asked = record.asked
                 try:
-                    pulse = await self._pulse(seat, actor)
+                    pulse = await self._pulse(record, actor)
                 except ActorDeadError:
-                    seat.actor = None
+                    record.actor = None
                     return
                 except UNANSWERED as error:
-                    self._roster.post(Silent(key, incarnation))
-                    seat.is_silent = True
+                    self._registry.post(Silent(key, incarnation))
+                    record.is_silent = True
                     is_hung = isinstance(error, asyncio.TimeoutError) and not is_cut
                     if is_hung and (killing is None or killing.done()):
                         logger.error("%s gives no sign of life and is killed", key)
-                        killing = asyncio.create_task(self._kill(key, actor, seat.pulse))
+                        killing = asyncio.create_task(self._kill(key, actor, record.pulse))
                     continue
                 if pulse.incarnation != incarnation:
                     return
                 if killing is not None:
                     killing.cancel()
-                seat.is_silent = False
-                if seat.asked is asked:
+                record.is_silent = False
+                if record.asked is asked:
                     # Otherwise it may tell of what was asked for before.
-                    seat.pulse = pulse
-                self._roster.post(Heard(key, incarnation))
-                phase = self._roster.state.places[key].phase
+                    record.pulse = pulse
+                self._registry.post(Heard(key, incarnation))
+                phase = self._registry.state.places[key].phase
                 if phase == "loading":
-                    await self._note_loading(key, seat, actor, pulse.progress)
+                    await self._note_loading(key, record, actor, pulse.progress)
                 elif phase in ("loaded", "joined") and loop.time() - reported_at >= _REPORT_PAUSE_SECONDS:
                     reported_at = loop.time()
-                    await self._take_report(key, seat, actor, incarnation)
+                    await self._take_report(key, record, actor, incarnation)
         finally:
             end.cancel()
             if killing is not None:
                 killing.cancel()
 
-    async def _pause(self, key: ActorKey, seat: Seat, end: asyncio.Task[None]) -> None:
+    async def _pause(self, key: ActorKey, record: ActorRecord, end: asyncio.Task[None]) -> None:
         """Until the next look; at the end of the connection, or of a peer's patience, it comes at once."""
-        if seat.is_silent:
+        if record.is_silent:
             await asyncio.sleep(_SHORT_PAUSE_SECONDS)
             return
-        is_loading = self._roster.state.places[key].phase == "loading"
+        is_loading = self._registry.state.places[key].phase == "loading"
         seconds = _SHORT_PAUSE_SECONDS if is_loading else _PAUSE_SECONDS
-        suspicion = asyncio.create_task(seat.suspicion.wait())
+        suspicion = asyncio.create_task(record.suspicion.wait())
         try:
             await asyncio.wait({end, suspicion}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             suspicion.cancel()
 
-    async def _pulse(self, seat: Seat, actor: RemoteActor) -> Pulse:
+    async def _pulse(self, record: ActorRecord, actor: RemoteActor) -> Pulse:
         patience = self._config.hung_after_seconds
-        if seat.suspicion.is_set():
-            seat.suspicion.clear()
+        if record.suspicion.is_set():
+            record.suspicion.clear()
             patience /= 2
-        if seat.pulse is not None and seat.pulse.progress.state in ("starting", "loading"):
+        if record.pulse is not None and record.pulse.progress.state in ("starting", "loading"):
             patience = max(patience, _LOADING_SECONDS)
         call = asyncio.ensure_future(actor.pulse(patience + _GRACE_SECONDS))
         try:
@@ -202,37 +202,43 @@ class Watcher:
         finally:
             call.cancel()
 
-    async def _note_loading(self, key: ActorKey, seat: Seat, actor: RemoteActor, progress: Progress) -> None:
-        incarnation = self._roster.state.places[key].incarnation or ""
+    async def _note_loading(
+        self, key: ActorKey, record: ActorRecord, actor: RemoteActor, progress: Progress
+    ) -> None:
+        incarnation = self._registry.state.places[key].incarnation or ""
         if progress.state in ("loaded", "ready"):
             with contextlib.suppress(*UNANSWERED):
-                seat.report = await actor.report(CALL_SECONDS)
-            self._roster.post(Loaded(key, incarnation))
+                record.report = await actor.report(CALL_SECONDS)
+            self._registry.post(Loaded(key, incarnation))
         elif progress.state == "failed":
-            self._roster.failure = f"{actor_name(key)}: {progress.error}"
-            self._roster.post(LoadFailed(key, incarnation, progress.error or "unknown"))
+            self._registry.failure = f"{actor_name(key)}: {progress.error}"
+            self._registry.post(LoadFailed(key, incarnation, progress.error or "unknown"))
 
-    async def _take_report(self, key: ActorKey, seat: Seat, actor: RemoteActor, incarnation: str) -> None:
+    async def _take_report(
+        self, key: ActorKey, record: ActorRecord, actor: RemoteActor, incarnation: str
+    ) -> None:
         """An actor that says of itself that it is lost is called to a new round; its peers are looked at."""
         try:
             report = await actor.report(self._config.hung_after_seconds)
         except UNANSWERED:
             return
-        seat.report = report
+        record.report = report
         for name in {*report.lost_links, *report.suspected_links}:
-            for other, peer in self._roster.seats.items():
+            for other, peer in self._registry.records.items():
                 if str(other) == name:
                     peer.suspicion.set()
         if key.kind == "dense":
             self._on_dense_report(incarnation, report)
         if not _is_well(report):
-            self._roster.post(Unlinked(key, incarnation, report.epoch))
-        elif self._roster.state.num_repairs and self._are_all_well():
-            self._roster.post(Steady(self._roster.state.epoch))
+            self._registry.post(Unlinked(key, incarnation, report.epoch))
+        elif self._registry.state.num_repairs and self._are_all_well():
+            self._registry.post(Steady(self._registry.state.epoch))
 
     def _are_all_well(self) -> bool:
-        state = self._roster.state
-        reports = [self._roster.seats[key].report for key in state.called if key in self._roster.seats]
+        state = self._registry.state
+        reports = [
+            self._registry.records[key].report for key in state.called if key in self._registry.records
+        ]
         return not state.is_round_open and all(
             report is not None and report.epoch == state.epoch and _is_well(report) for report in reports
         )

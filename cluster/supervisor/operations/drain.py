@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from cluster.supervisor.membership.dense_addresses import AddressBoard
 from cluster.supervisor.membership.membership import ActorKey
-from cluster.supervisor.membership.registry import Roster
+from cluster.supervisor.membership.registry import Registry
 from cluster.supervisor.operations.rolling_restart import is_idle
 
 _POLL_SECONDS = 0.2
@@ -16,7 +16,7 @@ _BEYOND_GRACE_SECONDS = 2.0
 
 
 async def drain(
-    roster: Roster,
+    registry: Registry,
     addresses: AddressBoard,
     refresh: Callable[[ActorKey], Awaitable[None]],
     grace_seconds: float,
@@ -32,7 +32,7 @@ async def drain(
     # A request that moves from one dense actor to another is at none of them for a moment, so idleness is seen twice.
     while num_idle_looks < 2 and loop.time() < end:
         await asyncio.sleep(_POLL_SECONDS)
-        dense = roster.keys("dense")
+        dense = registry.keys("dense")
         await asyncio.gather(*(refresh(key) for key in dense))
-        is_quiet = all(is_idle(roster.seats[key]) for key in dense)
+        is_quiet = all(is_idle(registry.records[key]) for key in dense)
         num_idle_looks = num_idle_looks + 1 if is_quiet else 0

@@ -17,7 +17,7 @@ from cluster.config.cluster_config import NUM_EXPERTS, ClusterConfig
 from cluster.messages import OperationView
 from cluster.supervisor.membership.dense_addresses import AddressBoard
 from cluster.supervisor.membership.membership import ActorKey, Added, Removed
-from cluster.supervisor.membership.registry import Roster, Seat, key_of
+from cluster.supervisor.membership.registry import ActorRecord, Registry, key_of
 from cluster.supervisor.operations.drain import drain
 from cluster.supervisor.operations.messages import Drain, Operation, Rebalance, Restart, Scale
 from cluster.supervisor.operations.rebalance_trigger import Hysteresis
@@ -65,12 +65,12 @@ class Operations:
     def __init__(
         self,
         config: ClusterConfig,
-        roster: Roster,
+        registry: Registry,
         slots: Slots,
         addresses: AddressBoard,
         manager: ActorManager,
     ) -> None:
-        self._config, self._roster, self._slots = config, roster, slots
+        self._config, self._registry, self._slots = config, registry, slots
         self._addresses, self._manager = addresses, manager
         self._current: OperationView | None = None
 
@@ -84,11 +84,11 @@ class Operations:
 
     async def place_first(self) -> None:
         """The placement that the service begins with, once it is known which node each actor is on."""
-        experts = self._roster.keys("expert")
+        experts = self._registry.keys("expert")
         if not experts:
             return
         if self._config.expert_replicas > 1 or self._config.redundant_slots:
-            await self._roster.until(lambda: self._are_seen(experts), _CREATE_SECONDS)
+            await self._registry.until(lambda: self._are_seen(experts), _CREATE_SECONDS)
         holders = self._holders([key.index for key in experts])
         self._slots.set_first(place(holders, None, None, self._config.expert_replicas))
 
@@ -105,34 +105,34 @@ class Operations:
             case Restart():
                 await self._restart()
             case Drain():
-                await drain(self._roster, self._addresses, self._manager.refresh, operation.grace_seconds)
+                await drain(self._registry, self._addresses, self._manager.refresh, operation.grace_seconds)
 
     async def _scale(self, expert_actors: int) -> None:
         self._check_number(expert_actors)
         async with self.alone("scale"):
-            present = len(self._roster.keys("expert"))
+            present = len(self._registry.keys("expert"))
             if expert_actors > present:
                 await self._add_actors(expert_actors)
             await self.move(await self.choose(expert_actors))
 
     async def _rebalance(self) -> None:
-        if not self._roster.keys("expert"):
+        if not self._registry.keys("expert"):
             raise ValueError("exchange is 'local', which has no expert actors to rebalance")
         async with self.alone("rebalance"):
-            await self.move(await self.choose(len(self._roster.keys("expert"))))
+            await self.move(await self.choose(len(self._registry.keys("expert"))))
 
     async def _restart(self) -> None:
         async with self.alone("restart"):
             if self._slots.replaced:
                 names = ", ".join(f"expert-{index}" for index in sorted(self._slots.replaced))
                 raise OperationError("restart", f"{names} stays away")
-            keys = [*self._roster.keys("expert"), *self._roster.keys("dense")]
+            keys = [*self._registry.keys("expert"), *self._registry.keys("dense")]
             for done, key in enumerate(keys):
                 self._current = OperationView(
                     name="restart", step=f"restarting {key}", done=done, total=len(keys)
                 )
                 await restart_actor(
-                    self._roster, key, self._manager.is_away, self._config.load_deadline_seconds
+                    self._registry, key, self._manager.is_away, self._config.load_deadline_seconds
                 )
 
     async def resume(self) -> None:
@@ -156,7 +156,7 @@ class Operations:
     async def rebalance_when_worth_it(self) -> None:
         """Rebalance by itself, for as long as the supervisor lives."""
         interval = self._config.rebalance_interval_seconds
-        if interval == 0 or not self._roster.keys("expert"):
+        if interval == 0 or not self._registry.keys("expert"):
             return
         watch = Hysteresis(threshold=self._config.rebalance_threshold, interval_seconds=interval)
         loop = asyncio.get_running_loop()
@@ -212,15 +212,15 @@ class Operations:
             planned = await self._manager.plan(num_experts)
         except Exception as error:
             raise OperationError("scale", str(error)) from error
-        new = [settings for settings in planned if key_of(settings) not in self._roster.seats]
+        new = [settings for settings in planned if key_of(settings) not in self._registry.records]
         for settings in new:
             key = key_of(settings)
-            self._roster.seats[key] = Seat(settings)
-            self._roster.post(Added(key))
+            self._registry.records[key] = ActorRecord(settings)
+            self._registry.post(Added(key))
             self._manager.watch(key)
         keys = [key_of(settings) for settings in new]
         try:
-            if not await self._roster.until(lambda: self._are_seen(keys), _CREATE_SECONDS):
+            if not await self._registry.until(lambda: self._are_seen(keys), _CREATE_SECONDS):
                 missing = ", ".join(str(key) for key in keys if not self._are_seen([key]))
                 raise OperationError("scale", f"{missing} did not start within {_CREATE_SECONDS:g} seconds")
         except BaseException:
@@ -229,21 +229,21 @@ class Operations:
 
     async def _remove_unplaced(self) -> None:
         """Expert actors that neither placement gives anything, once nobody uses them."""
-        if not self._roster.state.is_switched:
+        if not self._registry.state.is_switched:
             return
         for key in self._unplaced():
-            seat = self._roster.seats.pop(key)
+            record = self._registry.records.pop(key)
             self._manager.unwatch(key)
-            self._roster.post(Removed(key))
+            self._registry.post(Removed(key))
             try:
-                if seat.actor is not None:
-                    await seat.actor.stop(2.0)
+                if record.actor is not None:
+                    await record.actor.stop(2.0)
             except UNANSWERED as error:
                 logger.warning("%s does not stop by itself: %r", key, error)
             try:
-                if seat.actor is not None:
-                    await seat.actor.remove()
-                await self._manager.give_back(seat.settings)
+                if record.actor is not None:
+                    await record.actor.remove()
+                await self._manager.give_back(record.settings)
             except UNANSWERED as error:
                 logger.error("%s is not removed: %r", key, error)
 
@@ -253,7 +253,7 @@ class Operations:
         counts = slot_counts(len(indices), self._config.expert_replicas, self._config.redundant_slots)
         holders = []
         for index, num_slots in zip(indices, counts, strict=True):
-            pulse = self._roster.seats[ActorKey("expert", index)].pulse
+            pulse = self._registry.records[ActorKey("expert", index)].pulse
             holders.append(
                 Holder(index=index, node=pulse.node_ip if pulse is not None else "", num_slots=num_slots)
             )
@@ -268,14 +268,14 @@ class Operations:
     def _unplaced(self) -> list[ActorKey]:
         if self._slots.placement is None:
             return []
-        return [key for key in self._roster.keys("expert") if not self._slots.has_place(key.index)]
+        return [key for key in self._registry.keys("expert") if not self._slots.has_place(key.index)]
 
     def _are_seen(self, keys: list[ActorKey]) -> bool:
-        return all(self._roster.state.places[key].phase not in ("unseen", "absent") for key in keys)
+        return all(self._registry.state.places[key].phase not in ("unseen", "absent") for key in keys)
 
     def _check_number(self, expert_actors: int) -> None:
         least = self._config.expert_replicas
-        if not self._roster.keys("expert"):
+        if not self._registry.keys("expert"):
             raise ValueError("exchange is 'local', which has no expert actors to scale")
         if not least <= expert_actors <= NUM_EXPERTS:
             raise ValueError(f"expert_actors is {expert_actors}, expected {least} to {NUM_EXPERTS}")
@@ -288,11 +288,11 @@ class Operations:
     async def alone(self, name: str) -> AsyncIterator[None]:
         if self._current is not None:
             raise OperationError(name, f"{self._current.name} is under way: wait until it is done")
-        if self._roster.keys("expert") and self._slots.placement is None:
+        if self._registry.keys("expert") and self._slots.placement is None:
             raise OperationError(name, "the service is starting")
         self._current = OperationView(name=name, step="beginning")
         try:
             yield
         finally:
             self._current = None
-            self._roster.notify()
+            self._registry.notify()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from cluster.config.cluster_config import ClusterConfig
 from cluster.supervisor.membership.membership import ActorKey
-from cluster.supervisor.membership.registry import Roster
+from cluster.supervisor.membership.registry import Registry
 from cluster.supervisor.operations.absences import Absences
 from cluster.supervisor.operations.operations import Operations
 from cluster.supervisor.placement.placement import num_moves, stand_in
@@ -32,13 +32,13 @@ class Replacing:
     def __init__(
         self,
         config: ClusterConfig,
-        roster: Roster,
+        registry: Registry,
         slots: Slots,
         operations: Operations,
         loads: Callable[[], list[list[float]] | None],
     ) -> None:
         self._num_replicas = config.expert_replicas
-        self._roster, self._slots, self._operations, self._loads = roster, slots, operations, loads
+        self._registry, self._slots, self._operations, self._loads = registry, slots, operations, loads
         self._absences = Absences(after_seconds=config.replace_after_seconds)
 
     def is_away(self, index: int) -> bool:
@@ -50,7 +50,7 @@ class Replacing:
         work: asyncio.Task[None] | None = None
         try:
             while True:
-                await self._roster.change(_LOOK_SECONDS)
+                await self._registry.change(_LOOK_SECONDS)
                 self._absences = self._watch()
                 is_busy = work is not None and not work.done()
                 if is_busy or not self._may_begin():
@@ -64,19 +64,19 @@ class Replacing:
 
     def _watch(self) -> Absences:
         """The absences after a look at all expert actors."""
-        keys = self._roster.keys("expert")
+        keys = self._registry.keys("expert")
         alive = {key.index for key in keys if self._is_alive(key)}
-        up = {key.index for key in keys if key.index in alive and self._roster.state.places[key].is_up}
+        up = {key.index for key in keys if key.index in alive and self._registry.state.places[key].is_up}
         return self._absences.watch({key.index for key in keys}, alive, up, self._slots.replaced, _now())
 
     def _is_alive(self, key: ActorKey) -> bool:
-        place = self._roster.state.places.get(key)
+        place = self._registry.state.places.get(key)
         is_there = place is not None and place.phase in ("loading", "loaded", "joined")
-        return is_there and not self._roster.seats[key].is_silent
+        return is_there and not self._registry.records[key].is_silent
 
     def _may_begin(self) -> bool:
         """A service that never served is to start as it was asked to, or to say why it cannot."""
-        has_served = self._slots.placement is not None and self._roster.state.epoch > 0
+        has_served = self._slots.placement is not None and self._registry.state.epoch > 0
         return has_served and self._operations.current is None
 
     async def _change(self, away: frozenset[int]) -> None:
@@ -84,7 +84,7 @@ class Replacing:
         try:
             async with self._operations.alone("replace"):
                 if away < before:
-                    num_actors = len(self._roster.keys("expert"))
+                    num_actors = len(self._registry.keys("expert"))
                     await self._operations.move(await self._operations.choose(num_actors, absent=away))
                 else:
                     await self._take_over(away, away - before)
@@ -102,8 +102,8 @@ class Replacing:
         present = self._slots.placement
         assert present is not None
         nodes = {
-            key.index: seat.pulse.node_ip if seat.pulse is not None else ""
-            for key, seat in self._roster.seats.items()
+            key.index: record.pulse.node_ip if record.pulse is not None else ""
+            for key, record in self._registry.records.items()
             if key.kind == "expert" and key.index not in away
         }
         failure: CannotLoadError | None = None
@@ -122,7 +122,7 @@ class Replacing:
             raise failure
 
     def _returned(self, new: frozenset[int]) -> str | None:
-        is_back = all(self._roster.state.places[ActorKey("expert", index)].is_up for index in new)
+        is_back = all(self._registry.state.places[ActorKey("expert", index)].is_up for index in new)
         return f"{_names(new)} is back" if is_back else None
 
 

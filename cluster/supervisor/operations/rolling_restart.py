@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from cluster.supervisor.membership.membership import ActorKey
-from cluster.supervisor.membership.registry import Roster, Seat
+from cluster.supervisor.membership.registry import ActorRecord, Registry
 from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED, OperationError
 
 _LEAVING_SECONDS = 10.0
@@ -15,70 +15,70 @@ _POLL_SECONDS = 0.2
 
 
 async def restart_actor(
-    roster: Roster, key: ActorKey, is_away: Callable[[int], bool], deadline_seconds: float
+    registry: Registry, key: ActorKey, is_away: Callable[[int], bool], deadline_seconds: float
 ) -> None:
     """Replace the process of one actor and wait until the new process has joined.
 
     `is_away` says whether an expert actor will not come back soon. The return of this actor, and before that
     of actors that are missing, may each take `deadline_seconds`. Raises OperationError.
     """
-    seat, before = roster.seats[key], roster.state.places[key].incarnation
-    await _wait_for_others(roster, key, deadline_seconds)
-    if key.kind == "dense" and len(roster.keys("dense")) > 1:
-        await _empty(roster, seat)
-    seat.is_leaving = False
+    record, before = registry.records[key], registry.state.places[key].incarnation
+    await _wait_for_others(registry, key, deadline_seconds)
+    if key.kind == "dense" and len(registry.keys("dense")) > 1:
+        await _empty(registry, record)
+    record.is_leaving = False
     try:
-        if seat.actor is None or seat.pulse is None or before is None:
+        if record.actor is None or record.pulse is None or before is None:
             raise OperationError("restart", f"{key} is not there")
-        await seat.actor.replace(seat.pulse, CALL_SECONDS)
+        await record.actor.replace(record.pulse, CALL_SECONDS)
     except UNANSWERED as error:
         raise OperationError("restart", f"{key} cannot be ended: {error}") from error
 
     def is_back() -> bool:
-        place = roster.state.places[key]
+        place = registry.state.places[key]
         return place.phase == "joined" and place.incarnation != before
 
     def is_given_up() -> bool:
         return key.kind == "expert" and is_away(key.index)
 
-    await roster.until(lambda: is_back() or is_given_up(), deadline_seconds)
+    await registry.until(lambda: is_back() or is_given_up(), deadline_seconds)
     if not is_back() and is_given_up():
         raise OperationError("restart", f"{key} stays away")
     if not is_back():
         raise OperationError("restart", f"{key} is not back after {deadline_seconds:g} seconds")
 
 
-def is_idle(seat: Seat) -> bool:
+def is_idle(record: ActorRecord) -> bool:
     """Whether a dense actor has nothing to do."""
-    report = seat.report
+    report = record.report
     return report is not None and report.detail.get("running") == report.detail.get("waiting") == 0
 
 
-async def _wait_for_others(roster: Roster, key: ActorKey, deadline_seconds: float) -> None:
+async def _wait_for_others(registry: Registry, key: ActorKey, deadline_seconds: float) -> None:
     """Wait until all other actors have joined: two must never be missing at once. Raises OperationError."""
 
     def is_whole() -> bool:
-        state = roster.state
+        state = registry.state
         return not state.is_round_open and all(
             place.phase == "joined" for other, place in state.places.items() if other != key
         )
 
-    if not await roster.until(is_whole, deadline_seconds):
+    if not await registry.until(is_whole, deadline_seconds):
         raise OperationError(
             "restart", f"other actors than {key} are missing for {deadline_seconds:g} seconds"
         )
 
 
-async def _empty(roster: Roster, seat: Seat) -> None:
+async def _empty(registry: Registry, record: ActorRecord) -> None:
     """Let ingress replicas send new sequences elsewhere, and give short sequences time to finish."""
-    seat.is_leaving = True
-    roster.notify()
+    record.is_leaving = True
+    registry.notify()
     loop = asyncio.get_running_loop()
     end = loop.time() + _LEAVING_SECONDS
-    while loop.time() < end and not is_idle(seat):
+    while loop.time() < end and not is_idle(record):
         await asyncio.sleep(_POLL_SECONDS)
         try:
-            if seat.actor is not None:
-                seat.report = await seat.actor.report(CALL_SECONDS)
+            if record.actor is not None:
+                record.report = await record.actor.report(CALL_SECONDS)
         except UNANSWERED:
             return

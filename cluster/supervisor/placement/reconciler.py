@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from cluster.supervisor.membership.membership import ActorKey, Tabled
-from cluster.supervisor.membership.registry import Roster, Seat
+from cluster.supervisor.membership.registry import ActorRecord, Registry
 from cluster.supervisor.placement.placement import Placement, num_moves
 from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED, CannotLoadError, OperationError
 
@@ -26,8 +26,8 @@ _IDLE_SECONDS = 1.0
 class Slots:
     """The placement in force, and the one that is to follow."""
 
-    def __init__(self, roster: Roster, save: Callable[[], Awaitable[None]]) -> None:
-        self._roster, self._save = roster, save
+    def __init__(self, registry: Registry, save: Callable[[], Awaitable[None]]) -> None:
+        self._registry, self._save = registry, save
         self.placement: Placement | None = None
         self.target: Placement | None = None
 
@@ -50,13 +50,13 @@ class Slots:
     def set_first(self, placement: Placement) -> None:
         """The service begins with this one."""
         self.placement = placement
-        self._roster.post(Tabled(placement.slots))
+        self._registry.post(Tabled(placement.slots))
 
     def count_moves(self) -> tuple[int, int]:
         """Experts of the target that their new holders hold already, and all that had to move."""
         if self.target is None or self.placement is None:
             return 0, 0
-        missing = sum(len(self._lacking(key)) for key in self._roster.keys("expert"))
+        missing = sum(len(self._lacking(key)) for key in self._registry.keys("expert"))
         total = num_moves(self.placement.slots, self.target.slots)
         return max(0, total - missing), total
 
@@ -68,20 +68,20 @@ class Slots:
         Raises OperationError, with the target given up.
         """
         self.target = target
-        for key in self._roster.keys("expert"):
-            self._roster.seats[key].asked = None
+        for key in self._registry.keys("expert"):
+            self._registry.records[key].asked = None
         try:
             await self._save()
             loop = asyncio.get_running_loop()
             end = loop.time() + deadline_seconds
-            while lacking := [key for key in self._roster.keys("expert") if self._lacking(key)]:
+            while lacking := [key for key in self._registry.keys("expert") if self._lacking(key)]:
                 for key in lacking:
                     self._raise_if_failed(key)
                 if (reason := why_not(target)) is not None:
                     raise OperationError("placement", reason)
                 if loop.time() > end:
                     raise OperationError("placement", f"not loaded after {deadline_seconds:g} seconds")
-                await self._roster.change(_LOOK_SECONDS)
+                await self._registry.change(_LOOK_SECONDS)
         except BaseException:
             self.target = None
             raise
@@ -94,64 +94,64 @@ class Slots:
         assert self.target is not None
         self.placement, self.target = self.target, None
         await self._save()
-        self._roster.post(Tabled(self.placement.slots))
-        if not await self._roster.until(lambda: self._roster.state.is_switched, deadline_seconds):
+        self._registry.post(Tabled(self.placement.slots))
+        if not await self._registry.until(lambda: self._registry.state.is_switched, deadline_seconds):
             raise OperationError("placement", f"not in use everywhere after {deadline_seconds:g} seconds")
 
     async def run(self) -> None:
         """Hold and drop, for as long as the supervisor lives."""
         while True:
-            keys = self._roster.keys("expert")
-            aligned = await asyncio.gather(*(self._align(key, self._roster.seats[key]) for key in keys))
+            keys = self._registry.keys("expert")
+            aligned = await asyncio.gather(*(self._align(key, self._registry.records[key]) for key in keys))
             await asyncio.sleep(_LOOK_SECONDS)
             if self.target is None and not any(aligned):
-                await self._roster.change(_IDLE_SECONDS)
+                await self._registry.change(_IDLE_SECONDS)
 
-    async def _align(self, key: ActorKey, seat: Seat) -> bool:
+    async def _align(self, key: ActorKey, record: ActorRecord) -> bool:
         """Whether the actor holds too much or too little, of which it was told."""
-        state = self._roster.state.places.get(key)
-        if self.placement is None or state is None or not state.is_up or seat.actor is None:
+        state = self._registry.state.places.get(key)
+        if self.placement is None or state is None or not state.is_up or record.actor is None:
             return False
         if not self.wanted(key.index):
             # It gets experts again or is removed; what it still holds need not be read anew.
             return False
         target, missing, spare = self.target, self._missing(key), self._spare(key)
         if not missing and not spare:
-            seat.asked = None
+            record.asked = None
             return False
         try:
-            if missing and seat.asked != (state.incarnation, missing):
-                await seat.actor.hold(missing, CALL_SECONDS)
-            if spare and self.target is None and self._roster.state.is_switched:
-                await seat.actor.drop(spare, CALL_SECONDS)
-            seat.report = await seat.actor.report(CALL_SECONDS)
-            seat.pulse = await seat.actor.pulse(CALL_SECONDS)
+            if missing and record.asked != (state.incarnation, missing):
+                await record.actor.hold(missing, CALL_SECONDS)
+            if spare and self.target is None and self._registry.state.is_switched:
+                await record.actor.drop(spare, CALL_SECONDS)
+            record.report = await record.actor.report(CALL_SECONDS)
+            record.pulse = await record.actor.pulse(CALL_SECONDS)
             if self.target is target:
                 # What the pulse says is about what was asked for.
-                seat.asked = (state.incarnation, missing)
+                record.asked = (state.incarnation, missing)
         except UNANSWERED as error:
             logger.warning("%s: %s", key, error)
-        self._roster.notify()
+        self._registry.notify()
         return True
 
     def _missing(self, key: ActorKey) -> tuple[int, ...]:
-        return tuple(sorted(set(self.wanted(key.index)) - self._roster.held(key)))
+        return tuple(sorted(set(self.wanted(key.index)) - self._registry.held(key)))
 
     def _lacking(self, key: ActorKey) -> tuple[int, ...]:
         """What it does not hold of the target."""
         wanted = self.target.slots.get(key.index, ()) if self.target is not None else ()
-        return tuple(sorted(set(wanted) - self._roster.held(key)))
+        return tuple(sorted(set(wanted) - self._registry.held(key)))
 
     def _spare(self, key: ActorKey) -> tuple[int, ...]:
-        return tuple(sorted(self._roster.held(key) - set(self.wanted(key.index))))
+        return tuple(sorted(self._registry.held(key) - set(self.wanted(key.index))))
 
     def _raise_if_failed(self, key: ActorKey) -> None:
         """An actor that cannot load what it was asked for will not be able to do so later."""
-        seat, place = self._roster.seats[key], self._roster.state.places[key]
-        pulse = seat.pulse
+        record, place = self._registry.records[key], self._registry.state.places[key]
+        pulse = record.pulse
         if place.phase == "failed":
             raise CannotLoadError("placement", f"{key} cannot load: {place.error}")
         # A failure to load something else, asked for before, is no answer.
-        was_asked = seat.asked == (place.incarnation, self._missing(key))
+        was_asked = record.asked == (place.incarnation, self._missing(key))
         if was_asked and self._missing(key) and pulse is not None and pulse.progress.state == "failed":
             raise CannotLoadError("placement", f"{key} cannot load: {pulse.progress.error}")

@@ -92,7 +92,7 @@ def test_the_plain_course_is_the_kernels_own(
         for _ in range(3):
             assert torch.equal(step(num_rows, made.exchange), expected(num_rows))
         assert watched.num_dispatches == 0
-        assert not any(peer.owed for peer in made.exchange.roster.table.peers)
+        assert not any(peer.owed for peer in made.exchange.peers.table.peers)
 
 
 def test_routes_are_counted_as_elsewhere() -> None:
@@ -149,7 +149,7 @@ def test_a_change_of_holders_ends_the_kernels_wait_and_nothing_is_lost() -> None
 
         def move() -> None:
             time.sleep(0.2)
-            made.exchange.roster.announce(made.name({1: ALL}))
+            made.exchange.peers.announce(made.name({1: ALL}))
             made.attach(ScriptedPeer(1))
             made.settle({1: ALL})
 

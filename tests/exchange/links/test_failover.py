@@ -87,13 +87,13 @@ def test_a_membership_that_comes_while_a_layer_is_parked_takes_effect_in_it() ->
 def test_a_membership_that_is_coming_adds_holders_before_it_is_settled() -> None:
     with network({0: range(8), 1: range(8, 16)}) as net:
         Case(50).check(net.exchange)
-        net.exchange.roster.announce(net.name({0: ALL, 1: ALL}))
-        assert net.exchange.roster.table.owners is None
+        net.exchange.peers.announce(net.name({0: ALL, 1: ALL}))
+        assert net.exchange.peers.table.owners is None
         Case(50).check(net.exchange)
         net.settle({1: ALL})
         Case(50).check(net.exchange)
-        assert net.exchange.roster.lost() == ()
-        assert len(net.exchange.roster.table.peers) == 1
+        assert net.exchange.peers.lost() == ()
+        assert len(net.exchange.peers.table.peers) == 1
 
 
 def test_rows_that_wait_in_vain_raise_and_others_still_get_through() -> None:
@@ -103,7 +103,7 @@ def test_rows_that_wait_in_vain_raise_and_others_still_get_through() -> None:
         with pytest.raises(NoHolderError, match=r"no expert actor with experts 8, 9 in layer 0 for 0\.3 s"):
             case.check(net.exchange)
         assert 0.25 < time.monotonic() - started_at < 2
-        assert not net.exchange.is_ready and net.exchange.roster.lost() == ("expert-1",)
+        assert not net.exchange.is_ready and net.exchange.peers.lost() == ("expert-1",)
         Case(40, chosen=range(8)).check(net.exchange)
 
 
@@ -113,13 +113,13 @@ def test_a_late_answer_is_overtaken_by_a_replica_and_never_taken_for_a_fresh_one
         Case(1, ids=both_asked).check(net.exchange)
         seconds = Case(1, ids=both_asked).check(net.exchange)
         assert 0.08 < seconds < 1
-        assert net.exchange.roster.suspected() == ("expert-0",)
+        assert net.exchange.peers.suspected() == ("expert-0",)
         for _ in range(5):
             assert Case(7).check(net.exchange) < 0.5  # The suspect is not asked.
         num_before = net.peers[0].num_requests
         net.peers[0].released.set()
         deadline = time.monotonic() + 5
-        while net.exchange.roster.suspected():
+        while net.exchange.peers.suspected():
             assert time.monotonic() < deadline
             net.exchange.tend()
         for _ in range(10):
@@ -134,7 +134,7 @@ def test_without_a_replica_a_late_peer_is_suspected_and_waited_for() -> None:
         seen: list[tuple[str, ...]] = []
 
         def look() -> None:
-            seen.append(net.exchange.roster.suspected())
+            seen.append(net.exchange.peers.suspected())
             net.peers[0].released.set()
 
         timer = threading.Timer(0.5, look)
@@ -142,7 +142,7 @@ def test_without_a_replica_a_late_peer_is_suspected_and_waited_for() -> None:
         assert Case(4).check(net.exchange) >= 0.4
         timer.join()
         assert seen == [("expert-0",)]
-        assert net.exchange.roster.suspected() == ()
+        assert net.exchange.peers.suspected() == ()
 
 
 def test_a_peer_that_keeps_silent_is_dropped_at_the_deadline() -> None:
@@ -158,7 +158,7 @@ def test_a_link_that_ends_while_nothing_is_sent_is_seen_at_once() -> None:
         Case(9).check(net.exchange)
         net.peers[1]._own.end()
         deadline = time.monotonic() + 1
-        while net.exchange.roster.lost() != ("expert-1",):
+        while net.exchange.peers.lost() != ("expert-1",):
             assert time.monotonic() < deadline
         assert net.exchange.is_ready
         net.exchange.tend()

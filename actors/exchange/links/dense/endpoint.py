@@ -39,15 +39,15 @@ class DenseLinks:
             park=settings.park_deadline_seconds,
         )
         self.exchange = LinksExchange(site.num_experts, limits, context.load, context.on_change)
-        roster = self.exchange.roster
+        peers = self.exchange.peers
         self._listener = LinkListener(
             site.node_ip,
             context.store,
             context.incarnation,
             settings.connect_deadline_seconds,
             self._make_link,
-            roster.has_link,
-            roster.attach,
+            peers.has_link,
+            peers.attach,
         )
         context.use_exchange(self.exchange)
 
@@ -57,22 +57,22 @@ class DenseLinks:
         Raises DeadlineError naming those that did not come within the connect deadline; the others are in use
         then. Raises LinkError when `stop` is set meanwhile; the membership before is still in use then.
         """
-        roster = self.exchange.roster
+        peers = self.exchange.peers
         deadline = Deadline(seconds=self._settings.connect_deadline_seconds)
-        roster.announce(membership)
+        peers.announce(membership)
         self._listener.admit(membership)
-        missing = roster.wait_until_linked(membership, deadline, stop)
+        missing = peers.wait_until_linked(membership, deadline, stop)
         if missing and stop.is_set():
             raise LinkError(", ".join(missing), None, "given up while it came up")
-        roster.settle(membership)
+        peers.settle(membership)
         if missing:
             raise DeadlineError(", ".join(missing), None, "link", deadline.seconds)
 
     def lost(self) -> tuple[str, ...]:
-        return self.exchange.roster.lost()
+        return self.exchange.peers.lost()
 
     def suspected(self) -> tuple[str, ...]:
-        return self.exchange.roster.suspected()
+        return self.exchange.peers.suspected()
 
     def close(self) -> None:
         """Close the listener and end all links. The user of the exchange closes that."""

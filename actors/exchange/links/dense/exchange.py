@@ -26,7 +26,7 @@ from actors.exchange.interface import Handle
 from actors.exchange.links.dense.hedging import Hedging, WaitLimits
 from actors.exchange.links.dense.in_flight import Dispatch
 from actors.exchange.links.dense.kernel_exchange import LinkKernels
-from actors.exchange.links.dense.peers import Roster
+from actors.exchange.links.dense.peers import Peers
 from actors.exchange.links.dense.poller import Switchboard
 from actors.exchange.links.dense.receiver import Receiver
 from actors.exchange.links.dense.sender import Sender
@@ -48,16 +48,16 @@ class LinksExchange:
         self._on_change = on_change
         self._load = load
         self._poller = Switchboard()
-        self.roster = Roster(num_experts, self._note_change)
-        hedging = Hedging(self.roster, limits)
-        self._sender = Sender(self.roster, self._poller, num_experts, limits.park, hedging.expect)
-        self._receiver = Receiver(self.roster, self._sender, self._poller, hedging, limits.park)
+        self.peers = Peers(num_experts, self._note_change)
+        hedging = Hedging(self.peers, limits)
+        self._sender = Sender(self.peers, self._poller, num_experts, limits.park, hedging.expect)
+        self._receiver = Receiver(self.peers, self._sender, self._poller, hedging, limits.park)
         self.kernels = LinkKernels(self._sender, self._receiver, self._poller, hedging, load, self.dispatch)
 
     @property
     def is_ready(self) -> bool:
         """Whether every expert has a holder, as far as is known."""
-        return self.roster.table.is_complete
+        return self.peers.table.is_complete
 
     def dispatch(
         self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
@@ -102,7 +102,7 @@ class LinksExchange:
 
     def interrupt(self) -> None:
         """End all links; every call, also one under way, raises LinkError. From any thread; idempotent."""
-        self.roster.close()
+        self.peers.close()
 
     def close(self) -> None:
         self.interrupt()

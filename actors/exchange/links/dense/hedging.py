@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from actors.errors import DeadlineError
 from actors.exchange.links.dense.hedge_delay import Patience, PatienceLimits
 from actors.exchange.links.dense.in_flight import Request
-from actors.exchange.links.dense.peers import Peer, Roster
+from actors.exchange.links.dense.peers import Peer, Peers
 from actors.exchange.links.dense.sender import Sender
 
 logger = logging.getLogger(__name__)
@@ -39,12 +39,12 @@ class WaitLimits:
 class Hedging:
     """Watches the answers that peers owe. One thread uses it."""
 
-    def __init__(self, roster: Roster, limits: WaitLimits) -> None:
+    def __init__(self, peers: Peers, limits: WaitLimits) -> None:
         self.delay = Patience(PatienceLimits(shortest=limits.late, longest=limits.dead))
         """How long an answer may take before it is late."""
         self.check_at = math.inf
         """The earliest time at which an answer may be late, on the monotonic clock: call `check` then."""
-        self._roster = roster
+        self._peers = peers
         self._dead_seconds = limits.dead
 
     def expect(self, request: Request) -> None:
@@ -63,7 +63,7 @@ class Hedging:
         self.delay.learn(request.num_results, now - max(request.sent_at, peer.heard_at))
         peer.heard_at, peer.num_heard = now, peer.link.num_received
         if peer.is_suspected:
-            self._roster.suspect(peer, False)
+            self._peers.suspect(peer, False)
 
     def check(self, sender: Sender) -> None:
         """Drop peers that have kept silent for too long; send the rows of late answers elsewhere as well."""
@@ -83,7 +83,7 @@ class Hedging:
             return
         delay = self.delay.seconds(oldest.num_results)
         if not peer.is_suspected and now >= since + delay:
-            self._roster.suspect(peer, True)
+            self._peers.suspect(peer, True)
             sender.adopt()
         if peer.is_suspected:
             for request in list(peer.owed):

@@ -29,7 +29,7 @@ from actors.exchange.interface import Handle, KernelExchange
 from actors.exchange.links.backends.tcp_link import TcpLink
 from actors.exchange.links.dense.hedging import Hedging
 from actors.exchange.links.dense.in_flight import Dispatch, Request
-from actors.exchange.links.dense.peers import Peer, Table
+from actors.exchange.links.dense.peers import Peer, RoutingTable
 from actors.exchange.links.dense.poller import Switchboard
 from actors.exchange.links.dense.receiver import Receiver
 from actors.exchange.links.dense.sender import Sender
@@ -125,7 +125,7 @@ class LinkKernelExchange:
         num_layers: int,
         lines: list[_Line],
     ) -> None:
-        self.table: Table = sender.table
+        self.table: RoutingTable = sender.table
         """The table that this was made for."""
         self.num_layers = num_layers
         self._sender, self._poller, self._hedging = sender, poller, hedging

@@ -5,7 +5,7 @@
     settle      that membership is the only one; links to actors that it does not name are retired
     lose        a link has ended (sender.py)
 
-Every change makes a new `Table`, and no table is changed later.
+Every change makes a new `RoutingTable`, and no table is changed later.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Peer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Table:
+class RoutingTable:
     """Who can be asked. A peer is known by its place in `peers`."""
 
     peers: tuple[Peer, ...]
@@ -79,7 +79,7 @@ class Table:
         return np.flatnonzero(is_left)
 
 
-class Roster:
+class Peers:
     """Thread-safe. `on_change` is called after each change, from the thread that made it."""
 
     def __init__(self, num_experts: int, on_change: Callable[[], None]) -> None:
@@ -159,7 +159,7 @@ class Roster:
             peer.lacks |= frozenset(experts)
             self._update()
 
-    def take_changes(self) -> tuple[Table, list[Peer]]:
+    def take_changes(self) -> tuple[RoutingTable, list[Peer]]:
         """The newest table, and the peers that left it since the last call. The caller closes their links."""
         with self._changed:
             retired, self._retired = self._retired, []
@@ -211,7 +211,7 @@ class Roster:
         self._changed.notify_all()
         self._on_change()
 
-    def _make_table(self) -> Table:
+    def _make_table(self) -> RoutingTable:
         peers = tuple(self._peers[index] for index in sorted(self._peers))
         held = [
             frozenset(expert for member in self._members_of(peer) for expert in member.experts) - peer.lacks
@@ -224,7 +224,7 @@ class Roster:
             holders.append(tuple(sound or able))
         is_simple = all(len(able) == 1 for able in holders)
         owners = tuple(able[0] for able in holders) if is_simple else None
-        return Table(
+        return RoutingTable(
             peers=peers,
             holders=tuple(holders),
             owners=owners,

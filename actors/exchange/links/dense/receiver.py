@@ -13,7 +13,7 @@ import numpy as np
 from actors.errors import ExpertFailedError, LinkError, NoHolderError
 from actors.exchange.links.dense.hedging import Hedging
 from actors.exchange.links.dense.in_flight import Dispatch
-from actors.exchange.links.dense.peers import Peer, Roster
+from actors.exchange.links.dense.peers import Peer, Peers
 from actors.exchange.links.dense.poller import Switchboard
 from actors.exchange.links.dense.sender import Sender
 from actors.exchange.message import FAILURE, NOT_HELD, RESULTS, Message
@@ -28,11 +28,11 @@ class Receiver:
     """Waits for whatever happens on any link. One thread uses it."""
 
     def __init__(
-        self, roster: Roster, sender: Sender, poller: Switchboard, hedging: Hedging, park_seconds: float
+        self, peers: Peers, sender: Sender, poller: Switchboard, hedging: Hedging, park_seconds: float
     ) -> None:
         self.under_way: list[Dispatch] = []
         """Dispatches that wait for their combine."""
-        self._roster = roster
+        self._peers = peers
         self._sender = sender
         self._poller = poller
         self._hedging = hedging
@@ -42,9 +42,9 @@ class Receiver:
 
     def refresh(self) -> None:
         """Take in what other threads have changed since the last call. Raises LinkError after `close`."""
-        if self._roster.is_closed:
+        if self._peers.is_closed:
             raise LinkError("expert actors", None, "this exchange is closed")
-        if self._roster.table is not self._sender.table:
+        if self._peers.table is not self._sender.table:
             self._sender.adopt()
         if self._placed_by is not self._sender.table:
             self._placed_by = self._sender.table
@@ -121,7 +121,7 @@ class Receiver:
             dispatch.fulfil(request, message.payload())
         elif header.kind == NOT_HELD:
             logger.warning("%s does not hold experts %s", peer.name, message.failure())
-            self._roster.refuse(peer, [int(expert) for expert in message.failure().split(",")])
+            self._peers.refuse(peer, [int(expert) for expert in message.failure().split(",")])
             self._sender.adopt()
             self._sender.send_again(request)
         elif header.kind == FAILURE:

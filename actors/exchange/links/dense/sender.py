@@ -15,7 +15,7 @@ import torch
 
 from actors.errors import DeadlineError, LinkError
 from actors.exchange.links.dense.in_flight import Dispatch, Request, Targets
-from actors.exchange.links.dense.peers import Peer, Roster
+from actors.exchange.links.dense.peers import Peer, Peers
 from actors.exchange.links.dense.poller import Switchboard
 from actors.exchange.message import MAGIC, ROWS, Header, Message
 from actors.exchange.row_assignment import NOBODY, Ids, Share, assign_rows, portion_out, split_rows
@@ -33,16 +33,16 @@ class Sender:
 
     def __init__(
         self,
-        roster: Roster,
+        peers: Peers,
         poller: Switchboard,
         num_experts: int,
         park_seconds: float,
         on_send: Callable[[Request], None],
     ) -> None:
         """on_send: called for each request that is sent."""
-        self.table = roster.table
+        self.table = peers.table
         """The table by which rows are sent; `adopt` brings the newest."""
-        self._roster = roster
+        self._peers = peers
         self._poller = poller
         self._num_experts = num_experts
         self._park_seconds = park_seconds
@@ -52,14 +52,14 @@ class Sender:
 
     def adopt(self) -> None:
         """Use the newest table. What retired peers owe goes elsewhere, unless the exchange is closed."""
-        self.table, retired = self._roster.take_changes()
+        self.table, retired = self._peers.take_changes()
         for peer in retired:
             peer.is_gone = True
             self._poller.remove(peer)
             peer.link.close()
         for peer in self.table.peers:
             self._poller.add(peer)
-        if self._roster.is_closed:
+        if self._peers.is_closed:
             return
         for peer in retired:
             owed, peer.owed = peer.owed, deque()
@@ -223,7 +223,7 @@ class Sender:
         if not peer.is_gone:
             logger.warning("%s is dropped: %s", peer.name, error)
             peer.is_gone = True
-            self._roster.lose(peer)
+            self._peers.lose(peer)
             self.adopt()
 
     def next_sequence(self) -> int:
