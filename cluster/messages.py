@@ -92,7 +92,7 @@ class DenseAddresses(msgspec.Struct, frozen=True, kw_only=True):
     """While the service drains: how long running requests may go on, from now. None while it does not."""
 
 
-class Pulse(msgspec.Struct, frozen=True, kw_only=True):
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     """Sign of life of the process behind a dense or expert actor."""
 
     incarnation: str

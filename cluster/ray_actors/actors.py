@@ -27,7 +27,7 @@ from actors.errors import ActorError
 from actors.protocol.messages import ActorReport, Membership
 from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config.cluster_config import ClusterConfig
-from cluster.messages import Pulse
+from cluster.messages import Heartbeat
 from cluster.process import kill_process, process_start
 from cluster.ray_actors import placement_groups
 from cluster.ray_actors.actor_settings import CPUS_PER_ACTOR, Fleet, bundle, plan_actors
@@ -69,9 +69,9 @@ class HostedActor:
 
             self._actor = ExpertActor(settings)
 
-    def pulse(self) -> Pulse:
+    def heartbeat(self) -> Heartbeat:
         """Who is there and how far it is."""
-        return Pulse(
+        return Heartbeat(
             incarnation=self._actor.incarnation,
             pid=os.getpid(),
             node_ip=self._node_ip,
@@ -124,12 +124,12 @@ class RayActor:
 
     def __init__(self, handle: Any, name: str, node_id: str) -> None:
         self._handle, self._name, self._node_id = handle, name, node_id
-        self._pulse: Pulse | None = None
+        self._heartbeat: Heartbeat | None = None
 
-    async def pulse(self, deadline_seconds: float) -> Pulse:
-        pulse: Pulse = await self._answer(self._handle.pulse.remote(), deadline_seconds)
-        self._pulse = pulse
-        return pulse
+    async def heartbeat(self, deadline_seconds: float) -> Heartbeat:
+        heartbeat: Heartbeat = await self._answer(self._handle.heartbeat.remote(), deadline_seconds)
+        self._heartbeat = heartbeat
+        return heartbeat
 
     async def start_loading(self, experts: tuple[int, ...] | None, deadline_seconds: float) -> None:
         await self._answer(self._handle.start_loading.remote(experts), deadline_seconds)
@@ -155,16 +155,16 @@ class RayActor:
     async def stop(self, deadline_seconds: float) -> None:
         await self._answer(self._handle.stop.remote(), deadline_seconds)
 
-    async def replace(self, pulse: Pulse | None, deadline_seconds: float) -> None:
+    async def replace(self, heartbeat: Heartbeat | None, deadline_seconds: float) -> None:
         """By a signal, on the process's own node: Ray's kill waits for an answer of the process itself."""
-        if pulse is None:
+        if heartbeat is None:
             await _in_thread(lambda: ray.kill(self._handle, no_restart=False), deadline_seconds)
-        elif pulse.node_id == self._node_id:
-            kill_process(pulse.pid, pulse.started)
+        elif heartbeat.node_id == self._node_id:
+            kill_process(heartbeat.pid, heartbeat.started)
         else:
-            where = NodeAffinitySchedulingStrategy(pulse.node_id, soft=False)
+            where = NodeAffinitySchedulingStrategy(heartbeat.node_id, soft=False)
             task: Any = ray.remote(kill_process).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
-            reference = task.remote(pulse.pid, pulse.started)
+            reference = task.remote(heartbeat.pid, heartbeat.started)
             try:
                 await self._answer(reference, deadline_seconds)
             except (asyncio.TimeoutError, asyncio.CancelledError):
@@ -174,8 +174,8 @@ class RayActor:
 
     async def remove(self) -> None:
         ray.kill(self._handle, no_restart=True)
-        if self._pulse is not None and self._pulse.node_id == self._node_id:
-            kill_process(self._pulse.pid, self._pulse.started)
+        if self._heartbeat is not None and self._heartbeat.node_id == self._node_id:
+            kill_process(self._heartbeat.pid, self._heartbeat.started)
 
     async def _answer(self, reference: Awaitable[T], deadline_seconds: float | None) -> T:
         """The call's result. Raises ActorLostError, TimeoutError, or the actor's own ActorError."""

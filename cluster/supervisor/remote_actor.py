@@ -10,7 +10,7 @@ from actors.protocol import messages
 from actors.protocol.messages import ActorReport
 from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config.cluster_config import ClusterConfig
-from cluster.messages import Pulse
+from cluster.messages import Heartbeat
 
 
 class ActorLostError(Exception):
@@ -45,7 +45,7 @@ UNANSWERED = (ActorLostError, ActorError, asyncio.TimeoutError)
 class RemoteActor(Protocol):
     """A dense or expert actor in its process. Every call raises one of UNANSWERED."""
 
-    async def pulse(self, deadline_seconds: float) -> Pulse: ...
+    async def heartbeat(self, deadline_seconds: float) -> Heartbeat: ...
     async def start_loading(self, experts: tuple[int, ...] | None, deadline_seconds: float) -> None:
         """Begin to load; None is what the actor's settings say."""
 
@@ -60,7 +60,7 @@ class RemoteActor(Protocol):
         """Return or raise when the process ends or its connection does, without a deadline."""
 
     async def stop(self, deadline_seconds: float) -> None: ...
-    async def replace(self, pulse: Pulse | None, deadline_seconds: float) -> None:
+    async def replace(self, heartbeat: Heartbeat | None, deadline_seconds: float) -> None:
         """Kill the process that gave this pulse, even one that is stopped; another one takes its place.
 
         A process that is gone already is none of it. None kills whichever process is there.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from actors.protocol.messages import Progress
-from cluster.messages import Pulse
+from cluster.messages import Heartbeat
 from cluster.supervisor.membership.membership import ActorKey, Kind, Place
 from cluster.supervisor.membership.registry import Registry
 from cluster.supervisor.placement.placement import Placement
@@ -18,7 +18,7 @@ class PlaceNotes(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     incarnation: str | None
     restarts: int
-    pulse: Pulse | None
+    heartbeat: Heartbeat | None
     """Last sign of life, so that a process that hangs can be ended."""
 
     @property
@@ -57,7 +57,7 @@ def compose(
             index=key.index,
             incarnation=place.incarnation,
             restarts=place.restarts,
-            pulse=_identity(records[key].pulse) if place.incarnation is not None else None,
+            heartbeat=_identity(records[key].heartbeat) if place.incarnation is not None else None,
         )
         for key, place in sorted(state.places.items())
         if key in records
@@ -93,8 +93,10 @@ def places_of(notes: Notes) -> dict[ActorKey, Place]:
     }
 
 
-def _identity(pulse: Pulse | None) -> Pulse | None:
+def _identity(heartbeat: Heartbeat | None) -> Heartbeat | None:
     """Which process it is, without how far it is, which would be news every moment."""
-    if pulse is None:
+    if heartbeat is None:
         return None
-    return msgspec.structs.replace(pulse, progress=Progress(state="starting", bytes_done=0, bytes_total=0))
+    return msgspec.structs.replace(
+        heartbeat, progress=Progress(state="starting", bytes_done=0, bytes_total=0)
+    )

@@ -33,8 +33,10 @@ def _actor_view(registry: Registry, key: ActorKey) -> ActorView:
         name=actor_name(key),
         kind=key.kind,
         index=key.index,
-        pid=record.pulse.pid if record.pulse is not None and known.phase not in ("unseen", "absent") else 0,
-        node_ip=record.pulse.node_ip if record.pulse is not None else "",
+        pid=record.heartbeat.pid
+        if record.heartbeat is not None and known.phase not in ("unseen", "absent")
+        else 0,
+        node_ip=record.heartbeat.node_ip if record.heartbeat is not None else "",
         device=report.device if report is not None else settings.device,
         state=_state_word(known, report),
         restarts=known.restarts,
@@ -66,7 +68,7 @@ def _state_word(place: Place, report: ActorReport | None) -> str:
 
 
 def _progress(registry: Registry, key: ActorKey) -> Progress:
-    pulse, phase = registry.records[key].pulse, registry.state.places[key].phase
-    if pulse is None or phase in ("unseen", "absent"):
+    heartbeat, phase = registry.records[key].heartbeat, registry.state.places[key].phase
+    if heartbeat is None or phase in ("unseen", "absent"):
         return Progress(state="starting", bytes_done=0, bytes_total=0)
-    return pulse.progress
+    return heartbeat.progress

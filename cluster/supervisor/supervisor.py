@@ -146,7 +146,7 @@ class Supervisor:
         if known is not None:
             for place in known.places:
                 if place.key in records:
-                    records[place.key].pulse = place.pulse
+                    records[place.key].heartbeat = place.heartbeat
             places |= {key: place for key, place in snapshot.places_of(known).items() if key in records}
             self._slots.placement, self._slots.target = known.placement, known.target
             table = dict(known.placement.slots) if known.placement is not None else {}
@@ -216,7 +216,7 @@ class Supervisor:
             if not wanted:
                 return
             experts = wanted if wanted != record.settings.experts else None
-        if record.actor is None or record.pulse is None or record.pulse.progress.state != "starting":
+        if record.actor is None or record.heartbeat is None or record.heartbeat.progress.state != "starting":
             return
         # A failure is seen by the watcher as well.
         with contextlib.suppress(*UNANSWERED):

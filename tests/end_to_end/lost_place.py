@@ -54,7 +54,7 @@ async def _lose_and_find(cluster: Cluster) -> dict[str, Any]:
     settings = await pool.plan(ClusterConfig(expert_actors=1, dtype="float32"), "token", 1, "cpu")
     expert = next(item for item in settings if key_of(item).kind == "expert")
     actor = await pool.find_or_create(expert)
-    first = await actor.pulse(_WAIT_SECONDS)
+    first = await actor.heartbeat(_WAIT_SECONDS)
     cluster.remove_node(node, allow_graceful=False)
     await _until(lambda: _state() == "RESCHEDULING")
     seen: dict[str, Any] = {"busy_before": await _share_of_head()}
@@ -65,7 +65,7 @@ async def _lose_and_find(cluster: Cluster) -> dict[str, Any]:
     except ActorLostError as error:
         seen["error"] = str(error)
     seen["busy_after"] = await _share_of_head()
-    waiting = asyncio.ensure_future(_first_pulse(pool, expert))
+    waiting = asyncio.ensure_future(_first_heartbeat(pool, expert))
     await asyncio.sleep(0.1)
     cluster.add_node(**_EXPERT)
     seen["is_back"] = await waiting != first.incarnation
@@ -76,9 +76,9 @@ async def _lose_and_find(cluster: Cluster) -> dict[str, Any]:
     return seen
 
 
-async def _first_pulse(pool: RayPool, settings: DenseSettings | ExpertSettings) -> str:
+async def _first_heartbeat(pool: RayPool, settings: DenseSettings | ExpertSettings) -> str:
     actor = await pool.find_or_create(settings)
-    return (await actor.pulse(_WAIT_SECONDS)).incarnation
+    return (await actor.heartbeat(_WAIT_SECONDS)).incarnation
 
 
 async def _is_dead(actor: RemoteActor) -> bool:
@@ -86,7 +86,7 @@ async def _is_dead(actor: RemoteActor) -> bool:
     end = time.monotonic() + _WAIT_SECONDS
     while time.monotonic() < end:
         try:
-            await actor.pulse(_LOOK_SECONDS)
+            await actor.heartbeat(_LOOK_SECONDS)
         except ActorDeadError:
             return True
         except UNANSWERED:

@@ -11,7 +11,7 @@ from actors.errors import StaleEpochError
 from actors.protocol.messages import ActorReport, Membership, Progress
 from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config.cluster_config import ClusterConfig
-from cluster.messages import ActorView, Pulse
+from cluster.messages import ActorView, Heartbeat
 from cluster.ray_actors.actor_settings import Fleet, plan_actors
 from cluster.supervisor.membership.membership import ActorKey
 from cluster.supervisor.membership.registry import actor_name, key_of
@@ -89,10 +89,10 @@ class LocalActor:
             await asyncio.sleep(deadline_seconds)
             raise asyncio.TimeoutError
 
-    async def pulse(self, deadline_seconds: float) -> Pulse:
+    async def heartbeat(self, deadline_seconds: float) -> Heartbeat:
         await self._answer(deadline_seconds)
         progress = Progress(state=self.state, bytes_done=0, bytes_total=1, error=self.error)
-        return Pulse(incarnation=str(self.pid), pid=self.pid, node_ip="127.0.0.1", progress=progress)
+        return Heartbeat(incarnation=str(self.pid), pid=self.pid, node_ip="127.0.0.1", progress=progress)
 
     async def start_loading(self, experts: tuple[int, ...] | None, deadline_seconds: float) -> None:
         self.error, self.state = self.load_error, "failed" if self.load_error else "loaded"
@@ -157,10 +157,10 @@ class LocalActor:
 
     async def stop(self, deadline_seconds: float) -> None: ...
 
-    async def replace(self, pulse: Pulse | None, deadline_seconds: float) -> None:
+    async def replace(self, heartbeat: Heartbeat | None, deadline_seconds: float) -> None:
         self.num_begun_to_replace += 1
         await asyncio.sleep(self.replace_seconds)
-        if pulse is None or pulse.incarnation == str(self.pid):
+        if heartbeat is None or heartbeat.incarnation == str(self.pid):
             self.num_replaced += 1
             self.die()
 

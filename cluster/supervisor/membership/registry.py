@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from actors.protocol.messages import ActorReport
 from actors.protocol.settings import DenseSettings, ExpertSettings
-from cluster.messages import Pulse
+from cluster.messages import Heartbeat
 from cluster.supervisor.membership import membership
 from cluster.supervisor.membership.membership import ActorKey
 from cluster.supervisor.remote_actor import RemoteActor
@@ -17,10 +17,10 @@ from cluster.timeouts import within
 class ActorRecord:
     """One place, beside what membership knows of it."""
 
-    def __init__(self, settings: DenseSettings | ExpertSettings, pulse: Pulse | None = None) -> None:
+    def __init__(self, settings: DenseSettings | ExpertSettings, heartbeat: Heartbeat | None = None) -> None:
         self.settings = settings
         self.actor: RemoteActor | None = None
-        self.pulse = pulse
+        self.heartbeat = heartbeat
         """Last sign of life; of a process before the supervisor's own start where it was noted."""
         self.report: ActorReport | None = None
         self.listening: tuple[str, str, int, str, int] | None = None

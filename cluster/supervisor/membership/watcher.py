@@ -16,7 +16,7 @@ from typing import Any
 
 from actors.protocol.messages import ActorReport, Progress
 from cluster.config.cluster_config import ClusterConfig
-from cluster.messages import Pulse
+from cluster.messages import Heartbeat
 from cluster.supervisor.membership.membership import (
     ActorKey,
     Created,
@@ -67,29 +67,29 @@ class Watcher:
         """Follow one place; ends only when it is cancelled."""
         record = self._registry.records[key]
         while True:
-            pulse = await self._first_pulse(key, record)
-            if pulse is None:
+            heartbeat = await self._first_heartbeat(key, record)
+            if heartbeat is None:
                 await asyncio.sleep(_RECREATE_SECONDS)
                 continue
-            actor, record.pulse = record.actor, pulse
+            actor, record.heartbeat = record.actor, heartbeat
             assert actor is not None
-            await self._introduce(key, record, actor, pulse)
-            await self._follow(key, record, actor, pulse.incarnation)
+            await self._introduce(key, record, actor, heartbeat)
+            await self._follow(key, record, actor, heartbeat.incarnation)
             logger.warning("%s is lost", key)
             record.report = None
-            self._registry.post(Died(key, pulse.incarnation))
+            self._registry.post(Died(key, heartbeat.incarnation))
 
-    async def _first_pulse(self, key: ActorKey, record: ActorRecord) -> Pulse | None:
+    async def _first_heartbeat(self, key: ActorKey, record: ActorRecord) -> Heartbeat | None:
         """Find or create the actor and wait until its process answers; None where it does not."""
         # A process that was noted as running has had its time to start.
-        is_known = record.pulse is not None and self._registry.state.places[key].phase == "unseen"
+        is_known = record.heartbeat is not None and self._registry.state.places[key].phase == "unseen"
         try:
             if record.actor is None:
                 record.actor = await self._pool.find_or_create(record.settings)
             if is_known:
-                pulse = await record.actor.pulse(self._config.hung_after_seconds)
+                heartbeat = await record.actor.heartbeat(self._config.hung_after_seconds)
             else:
-                pulse = await self._pulse_of_new(key, record.actor)
+                heartbeat = await self._heartbeat_of_new(key, record.actor)
         except UNANSWERED as error:
             is_silent = isinstance(error, asyncio.TimeoutError)
             if self._registry.state.places[key].restarts == 0 and not is_silent:
@@ -97,16 +97,16 @@ class Watcher:
             logger.warning("%s does not answer: %r", key, error)
             self._registry.post(Missing(key))
             if record.actor is not None and is_silent:
-                await self._kill(key, record.actor, record.pulse if is_known else None)
+                await self._kill(key, record.actor, record.heartbeat if is_known else None)
             if not is_silent:
                 record.actor = None
             return None
         self._registry.failure = None
-        return pulse
+        return heartbeat
 
-    async def _pulse_of_new(self, key: ActorKey, actor: RemoteActor) -> Pulse:
+    async def _heartbeat_of_new(self, key: ActorKey, actor: RemoteActor) -> Heartbeat:
         """The process may still be starting, or be waiting for room: a service that serves does not wait for it."""
-        call = asyncio.ensure_future(actor.pulse(_START_SECONDS))
+        call = asyncio.ensure_future(actor.heartbeat(_START_SECONDS))
         try:
             done, _ = await asyncio.wait({call}, timeout=self._config.hung_after_seconds)
             if not done and self._registry.state.epoch > 0:
@@ -115,16 +115,18 @@ class Watcher:
         finally:
             call.cancel()
 
-    async def _introduce(self, key: ActorKey, record: ActorRecord, actor: RemoteActor, pulse: Pulse) -> None:
+    async def _introduce(
+        self, key: ActorKey, record: ActorRecord, actor: RemoteActor, heartbeat: Heartbeat
+    ) -> None:
         is_loaded = False
-        if pulse.progress.state != "starting":
+        if heartbeat.progress.state != "starting":
             # It was there before this supervisor; one that has an epoch serves, even while it loads further experts.
             with contextlib.suppress(*UNANSWERED):
                 record.report = await actor.report(CALL_SECONDS)
                 is_loaded = record.report.epoch >= 0
                 self._registry.post(EpochSeen(record.report.epoch))
-        is_loaded = is_loaded or pulse.progress.state in ("loaded", "ready")
-        self._registry.post(Created(key, pulse.incarnation, is_loaded))
+        is_loaded = is_loaded or heartbeat.progress.state in ("loaded", "ready")
+        self._registry.post(Created(key, heartbeat.incarnation, is_loaded))
 
     async def _follow(self, key: ActorKey, record: ActorRecord, actor: RemoteActor, incarnation: str) -> None:
         """Watch one process until it is known to be gone."""
@@ -143,7 +145,7 @@ class Watcher:
                     end = asyncio.create_task(_ignoring_errors(actor.wait_for_end()))
                 asked = record.asked
                 try:
-                    pulse = await self._pulse(record, actor)
+                    heartbeat = await self._heartbeat(record, actor)
                 except ActorDeadError:
                     record.actor = None
                     return
@@ -153,20 +155,20 @@ class Watcher:
                     is_hung = isinstance(error, asyncio.TimeoutError) and not is_cut
                     if is_hung and (killing is None or killing.done()):
                         logger.error("%s gives no sign of life and is killed", key)
-                        killing = asyncio.create_task(self._kill(key, actor, record.pulse))
+                        killing = asyncio.create_task(self._kill(key, actor, record.heartbeat))
                     continue
-                if pulse.incarnation != incarnation:
+                if heartbeat.incarnation != incarnation:
                     return
                 if killing is not None:
                     killing.cancel()
                 record.is_silent = False
                 if record.asked is asked:
                     # Otherwise it may tell of what was asked for before.
-                    record.pulse = pulse
+                    record.heartbeat = heartbeat
                 self._registry.post(Heard(key, incarnation))
                 phase = self._registry.state.places[key].phase
                 if phase == "loading":
-                    await self._note_loading(key, record, actor, pulse.progress)
+                    await self._note_loading(key, record, actor, heartbeat.progress)
                 elif phase in ("loaded", "joined") and loop.time() - reported_at >= _REPORT_PAUSE_SECONDS:
                     reported_at = loop.time()
                     await self._take_report(key, record, actor, incarnation)
@@ -188,14 +190,14 @@ class Watcher:
         finally:
             suspicion.cancel()
 
-    async def _pulse(self, record: ActorRecord, actor: RemoteActor) -> Pulse:
+    async def _heartbeat(self, record: ActorRecord, actor: RemoteActor) -> Heartbeat:
         patience = self._config.hung_after_seconds
         if record.suspicion.is_set():
             record.suspicion.clear()
             patience /= 2
-        if record.pulse is not None and record.pulse.progress.state in ("starting", "loading"):
+        if record.heartbeat is not None and record.heartbeat.progress.state in ("starting", "loading"):
             patience = max(patience, _LOADING_SECONDS)
-        call = asyncio.ensure_future(actor.pulse(patience + _GRACE_SECONDS))
+        call = asyncio.ensure_future(actor.heartbeat(patience + _GRACE_SECONDS))
         try:
             await asyncio.wait({call}, timeout=patience)
             return await within(_GRACE_SECONDS, call)
@@ -243,9 +245,9 @@ class Watcher:
             report is not None and report.epoch == state.epoch and _is_well(report) for report in reports
         )
 
-    async def _kill(self, key: ActorKey, actor: RemoteActor, pulse: Pulse | None) -> None:
+    async def _kill(self, key: ActorKey, actor: RemoteActor, heartbeat: Heartbeat | None) -> None:
         try:
-            await actor.replace(pulse, _KILL_SECONDS)
+            await actor.replace(heartbeat, _KILL_SECONDS)
         except UNANSWERED as error:
             # A node that is cut off ends nothing that it is told to; Ray's own health check decides on it.
             logger.warning("%s cannot be killed now: %r", key, error)

@@ -253,9 +253,11 @@ class Operations:
         counts = slot_counts(len(indices), self._config.expert_replicas, self._config.redundant_slots)
         holders = []
         for index, num_slots in zip(indices, counts, strict=True):
-            pulse = self._registry.records[ActorKey("expert", index)].pulse
+            heartbeat = self._registry.records[ActorKey("expert", index)].heartbeat
             holders.append(
-                Holder(index=index, node=pulse.node_ip if pulse is not None else "", num_slots=num_slots)
+                Holder(
+                    index=index, node=heartbeat.node_ip if heartbeat is not None else "", num_slots=num_slots
+                )
             )
         return holders
 

@@ -102,7 +102,7 @@ class Replacing:
         present = self._slots.placement
         assert present is not None
         nodes = {
-            key.index: record.pulse.node_ip if record.pulse is not None else ""
+            key.index: record.heartbeat.node_ip if record.heartbeat is not None else ""
             for key, record in self._registry.records.items()
             if key.kind == "expert" and key.index not in away
         }

@@ -28,9 +28,9 @@ async def restart_actor(
         await _empty(registry, record)
     record.is_leaving = False
     try:
-        if record.actor is None or record.pulse is None or before is None:
+        if record.actor is None or record.heartbeat is None or before is None:
             raise OperationError("restart", f"{key} is not there")
-        await record.actor.replace(record.pulse, CALL_SECONDS)
+        await record.actor.replace(record.heartbeat, CALL_SECONDS)
     except UNANSWERED as error:
         raise OperationError("restart", f"{key} cannot be ended: {error}") from error
 

@@ -125,7 +125,7 @@ class Slots:
             if spare and self.target is None and self._registry.state.is_switched:
                 await record.actor.drop(spare, CALL_SECONDS)
             record.report = await record.actor.report(CALL_SECONDS)
-            record.pulse = await record.actor.pulse(CALL_SECONDS)
+            record.heartbeat = await record.actor.heartbeat(CALL_SECONDS)
             if self.target is target:
                 # What the pulse says is about what was asked for.
                 record.asked = (state.incarnation, missing)
@@ -148,10 +148,15 @@ class Slots:
     def _raise_if_failed(self, key: ActorKey) -> None:
         """An actor that cannot load what it was asked for will not be able to do so later."""
         record, place = self._registry.records[key], self._registry.state.places[key]
-        pulse = record.pulse
+        heartbeat = record.heartbeat
         if place.phase == "failed":
             raise CannotLoadError("placement", f"{key} cannot load: {place.error}")
         # A failure to load something else, asked for before, is no answer.
         was_asked = record.asked == (place.incarnation, self._missing(key))
-        if was_asked and self._missing(key) and pulse is not None and pulse.progress.state == "failed":
-            raise CannotLoadError("placement", f"{key} cannot load: {pulse.progress.error}")
+        if (
+            was_asked
+            and self._missing(key)
+            and heartbeat is not None
+            and heartbeat.progress.state == "failed"
+        ):
+            raise CannotLoadError("placement", f"{key} cannot load: {heartbeat.progress.error}")
