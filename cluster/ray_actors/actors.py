@@ -38,7 +38,7 @@ from cluster.timeouts import within
 
 logger = logging.getLogger(__name__)
 
-_NOTES_KEY = "notes"
+_SNAPSHOT_KEY = "notes"
 _CALLS_AT_ONCE = 32
 """Threads of a hosted actor that answer calls: joins of several epochs may be waiting while pulses go on."""
 _HEAD_SECONDS = 30.0
@@ -266,19 +266,23 @@ class RayPool:
     async def release(self) -> None:
         """Give the reserved places back, and forget the notes."""
         await _in_thread(placement_groups.remove_all, _HEAD_SECONDS)
-        await _in_thread(lambda: internal_kv._internal_kv_del(_NOTES_KEY, namespace=NAMESPACE), _HEAD_SECONDS)
+        await _in_thread(
+            lambda: internal_kv._internal_kv_del(_SNAPSHOT_KEY, namespace=NAMESPACE), _HEAD_SECONDS
+        )
 
-    async def save(self, notes: bytes) -> None:
+    async def save(self, snapshot: bytes) -> None:
         """In the head's key-value store: it outlives every actor, and a restart of a head that keeps its state."""
         await _in_thread(
-            lambda: internal_kv._internal_kv_put(_NOTES_KEY, notes, overwrite=True, namespace=NAMESPACE),
+            lambda: internal_kv._internal_kv_put(
+                _SNAPSHOT_KEY, snapshot, overwrite=True, namespace=NAMESPACE
+            ),
             _HEAD_SECONDS,
         )
 
     async def load(self) -> bytes | None:
         """What was saved last."""
         found: bytes | None = await _in_thread(
-            lambda: internal_kv._internal_kv_get(_NOTES_KEY, namespace=NAMESPACE), _HEAD_SECONDS
+            lambda: internal_kv._internal_kv_get(_SNAPSHOT_KEY, namespace=NAMESPACE), _HEAD_SECONDS
         )
         return found
 

@@ -93,7 +93,7 @@ class ActorPool(Protocol):
     async def release(self) -> None:
         """Give the machines' resources back, and forget the notes."""
 
-    async def save(self, notes: bytes) -> None:
+    async def save(self, snapshot: bytes) -> None:
         """Keep these in place of the ones before."""
 
     async def load(self) -> bytes | None:

@@ -11,7 +11,7 @@ from cluster.supervisor.membership.registry import Registry
 from cluster.supervisor.placement.placement import Placement
 
 
-class PlaceNotes(msgspec.Struct, frozen=True, kw_only=True):
+class PlaceSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """One place."""
 
     kind: Kind
@@ -27,7 +27,7 @@ class PlaceNotes(msgspec.Struct, frozen=True, kw_only=True):
         return ActorKey(self.kind, self.index)
 
 
-class Notes(msgspec.Struct, frozen=True, kw_only=True):
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Written whenever one of them changes."""
 
     actor_hash: str
@@ -35,7 +35,7 @@ class Notes(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     """Of all actors."""
     epoch: int
-    places: tuple[PlaceNotes, ...]
+    places: tuple[PlaceSnapshot, ...]
     placement: Placement | None
     target: Placement | None
     """What an operation was about to put in place of `placement`."""
@@ -48,11 +48,11 @@ class Notes(msgspec.Struct, frozen=True, kw_only=True):
 
 def compose(
     actor_hash: str, device: str, registry: Registry, placement: Placement | None, target: Placement | None
-) -> Notes:
+) -> Snapshot:
     """The notes of this moment."""
     state, records = registry.state, registry.records
     places = tuple(
-        PlaceNotes(
+        PlaceSnapshot(
             kind=key.kind,
             index=key.index,
             incarnation=place.incarnation,
@@ -62,7 +62,7 @@ def compose(
         for key, place in sorted(state.places.items())
         if key in records
     )
-    return Notes(
+    return Snapshot(
         actor_hash=actor_hash,
         device=device,
         epoch=state.epoch,
@@ -72,24 +72,24 @@ def compose(
     )
 
 
-def encode(notes: Notes) -> bytes:
+def encode(snapshot: Snapshot) -> bytes:
     """As JSON, which an operator can read."""
-    return msgspec.json.encode(notes)
+    return msgspec.json.encode(snapshot)
 
 
-def decode(content: bytes, actor_hash: str) -> Notes | None:
-    """Notes of a service with the same actors; None for any others."""
+def decode(content: bytes, actor_hash: str) -> Snapshot | None:
+    """Snapshot of a service with the same actors; None for any others."""
     try:
-        notes: Notes = msgspec.json.decode(content, type=Notes)
+        snapshot: Snapshot = msgspec.json.decode(content, type=Snapshot)
     except msgspec.MsgspecError:
         return None
-    return notes if notes.actor_hash == actor_hash else None
+    return snapshot if snapshot.actor_hash == actor_hash else None
 
 
-def places_of(notes: Notes) -> dict[ActorKey, Place]:
+def places_of(snapshot: Snapshot) -> dict[ActorKey, Place]:
     """What is known of each place before it was looked at."""
     return {
-        place.key: Place(incarnation=place.incarnation, restarts=place.restarts) for place in notes.places
+        place.key: Place(incarnation=place.incarnation, restarts=place.restarts) for place in snapshot.places
     }
 
 

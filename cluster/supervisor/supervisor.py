@@ -33,7 +33,7 @@ from cluster.supervisor.operations.rebalance_trigger import RecentLoads
 from cluster.supervisor.operations.replacement import Replacing
 from cluster.supervisor.placement.reconciler import Slots
 from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED, ActorPool
-from cluster.supervisor.snapshot import Notes
+from cluster.supervisor.snapshot import Snapshot
 from cluster.supervisor.status import actor_views, startup
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Supervisor:
         self._recent = RecentLoads()
         self._device: str | None = None
         """Of all actors, once it is chosen."""
-        self._saved: Notes | None = None
+        self._saved: Snapshot | None = None
         self._saving = asyncio.Lock()
         self._registry = Registry(self._carry_out)
         self._rounds = Rounds(self._registry, config.connect_deadline_seconds)
@@ -171,8 +171,8 @@ class Supervisor:
         self._spawn(self._operations.rebalance_when_worth_it())
         self._spawn(self._replacing.run())
 
-    async def _look_around(self) -> tuple[Notes | None, list[DenseSettings | ExpertSettings]]:
-        """Notes of an earlier life, and settings of all actors once there is room for them.
+    async def _look_around(self) -> tuple[Snapshot | None, list[DenseSettings | ExpertSettings]]:
+        """Snapshot of an earlier life, and settings of all actors once there is room for them.
 
         Nodes of a cluster that starts join one by one, and its head may be away.
         """

@@ -159,7 +159,7 @@ def test_progress_ends_with_everything_done() -> None:
 
 
 class CountingReader(DummyReader):
-    """Notes what is read of it."""
+    """Snapshot what is read of it."""
 
     def __init__(self) -> None:
         super().__init__(config())

@@ -153,7 +153,7 @@ async def test_a_new_supervisor_does_not_wait_for_an_actor_that_waits_for_room(
     gone.die()
     gone.is_stopped = True
     await until(lambda: pool.actors[DENSE].epoch == 2)
-    await until(lambda: not gone.is_dead and b'"incarnation":null' in (pool.notes or b""))
+    await until(lambda: not gone.is_dead and b'"incarnation":null' in (pool.snapshot or b""))
     await kill(supervisor)
     second = new_supervisor(pool, **REPLICATED)
     try:

@@ -57,7 +57,7 @@ async def test_a_new_supervisor_finishes_what_was_begun(supervisor: Supervisor, 
     pool.expert(0).hold_seconds = 0.5
     scaling = asyncio.create_task(supervisor.operate(Scale(expert_actors=1)))
     await until(lambda: pool.expert(0).state == "loading")
-    assert json.loads(pool.notes or b"")["target"]["version"] == 2
+    assert json.loads(pool.snapshot or b"")["target"]["version"] == 2
     await kill(supervisor)
     scaling.cancel()
     second = new_supervisor(pool)
@@ -91,7 +91,7 @@ async def test_a_head_that_is_away_stops_nothing(supervisor: Supervisor, pool: L
     supervisor.start()
     await until_ready(supervisor)
     pool.is_head_away = False
-    await until(lambda: pool.notes is not None)
+    await until(lambda: pool.snapshot is not None)
 
 
 @supervised()

@@ -174,7 +174,7 @@ class LocalPool:
         self.is_released = False
         self.load_error: str | None = None
         self.failing_plans = 0
-        self.notes: bytes | None = None
+        self.snapshot: bytes | None = None
         self.is_head_away = False
         self.room = 100
 
@@ -201,15 +201,15 @@ class LocalPool:
         assert self.actors.pop(key_of(settings)).is_removed
 
     async def release(self) -> None:
-        self.is_released, self.notes = True, None
+        self.is_released, self.snapshot = True, None
 
-    async def save(self, notes: bytes) -> None:
+    async def save(self, snapshot: bytes) -> None:
         if self.is_head_away:
             raise ActorLostError("head", "restarting")
-        self.notes = notes
+        self.snapshot = snapshot
 
     async def load(self) -> bytes | None:
-        return self.notes
+        return self.snapshot
 
     def expert(self, index: int) -> LocalActor:
         return self.actors[ActorKey("expert", index)]
