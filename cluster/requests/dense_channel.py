@@ -28,7 +28,7 @@ from actors.protocol.messages import (
     Welcome,
 )
 from cluster.messages import DenseAddress
-from cluster.requests.failure_detector import TICK_SECONDS, Silence
+from cluster.requests.failure_detector import TICK_SECONDS, FailureDetector
 from cluster.requests.load_balancer import Candidate
 from cluster.requests.prefix_affinity import HeldPrefixes
 from cluster.timeouts import within
@@ -61,7 +61,7 @@ class DenseChannel:
         self.prefixes = HeldPrefixes()
         self._hello = hello
         self._on_change = on_change
-        self._silence = Silence(silence_seconds)
+        self._detector = FailureDetector(silence_seconds)
         self._writer: asyncio.StreamWriter | None = None
         self._sinks: dict[str, Sink] = {}
         self._num_submitted = 0
@@ -141,7 +141,7 @@ class DenseChannel:
             self.max_model_len, self.load = welcome.max_model_len, welcome.load
             self.prefix_rule = welcome.prefix_rule
             self._num_submitted = self._num_reported = 0
-            self._silence.begin()
+            self._detector.begin()
             self._writer = writer
             self._note_ready(welcome.is_ready)
             await self._listen(reader)
@@ -158,8 +158,8 @@ class DenseChannel:
             while not listening.done():
                 await asyncio.wait({listening}, timeout=TICK_SECONDS)
                 now = loop.time()
-                if self._silence.passed(now - last):
-                    raise OSError(f"silent for more than {self._silence.allowed_seconds:.2f} s")
+                if self._detector.passed(now - last):
+                    raise OSError(f"silent for more than {self._detector.allowed_seconds:.2f} s")
                 last = now
             listening.result()
         finally:
@@ -171,7 +171,7 @@ class DenseChannel:
             frame = await read_frame(reader)
             if not isinstance(frame, StepOutput):
                 raise FrameError(f"the dense actor sent {type(frame).__name__}")
-            self._silence.heard()
+            self._detector.heard()
             self._take(frame)
 
     def _take(self, output: StepOutput) -> None:

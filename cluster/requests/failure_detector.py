@@ -21,7 +21,7 @@ _FORGET_SECONDS = 30.0
 """After this time a long silence counts for 1/e of what it was."""
 
 
-class Silence:
+class FailureDetector:
     """Of one dense actor, over all connections to it."""
 
     def __init__(self, least_seconds: float) -> None:
