@@ -30,7 +30,7 @@ from actors.protocol.messages import (
 from cluster.messages import DenseAddress
 from cluster.requests.failure_detector import TICK_SECONDS, FailureDetector
 from cluster.requests.load_balancer import Candidate
-from cluster.requests.prefix_affinity import HeldPrefixes
+from cluster.requests.prefix_affinity import PrefixIndex
 from cluster.timeouts import within
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class DenseChannel:
         """As the actor said last."""
         self.prefix_rule: PrefixRule | None = None
         """Which sequences share prefixes there; None where none do."""
-        self.prefixes = HeldPrefixes()
+        self.prefixes = PrefixIndex()
         self._hello = hello
         self._on_change = on_change
         self._detector = FailureDetector(silence_seconds)

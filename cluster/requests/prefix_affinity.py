@@ -13,7 +13,7 @@ MAX_BLOCKS = 256
 _MAX_HASHES = 16_384
 
 
-class HeldPrefixes:
+class PrefixIndex:
     """The blocks of one dense actor that were used last, by name (`actors.protocol.prefix_hash`)."""
 
     def __init__(self, max_hashes: int = _MAX_HASHES) -> None:

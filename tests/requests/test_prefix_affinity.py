@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from actors.protocol.messages import PrefixRule
 from actors.protocol.prefix_hash import extend_chain, prefix_root, prompt_hashes
-from cluster.requests.prefix_affinity import HeldPrefixes
+from cluster.requests.prefix_affinity import PrefixIndex
 
 RULE = PrefixRule(block_size=4, long_rope_threshold=20)
 TEXTS = st.lists(st.integers(0, 1), max_size=30)
@@ -36,7 +36,7 @@ def test_a_chain_may_be_made_in_pieces_and_is_cut_where_asked() -> None:
 
 
 def test_what_was_submitted_is_held_up_to_the_first_difference() -> None:
-    held = HeldPrefixes()
+    held = PrefixIndex()
     held.note([b"a", b"b", b"c"])
     assert [held.num_held(names) for names in ([b"a", b"b"], [b"a", b"x", b"c"], [b"x"], [])] == [2, 1, 0, 0]
     held.forget()
@@ -47,7 +47,7 @@ def test_what_was_submitted_is_held_up_to_the_first_difference() -> None:
 def test_memory_is_bounded_and_the_prefix_used_last_is_held_as_far_as_it_fits(
     texts: list[list[int]], max_hashes: int
 ) -> None:
-    held = HeldPrefixes(max_hashes)
+    held = PrefixIndex(max_hashes)
     names = [extend_chain(b"", text, 1) for text in texts]
     for chain in names:
         held.note(chain)
