@@ -31,7 +31,7 @@ from cluster.supervisor.operations.messages import Operation
 from cluster.supervisor.operations.operations import Operations
 from cluster.supervisor.operations.rebalance_trigger import RecentLoads
 from cluster.supervisor.operations.replacement import Replacing
-from cluster.supervisor.placement.reconciler import Slots
+from cluster.supervisor.placement.reconciler import PlacementReconciler
 from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED, ActorPool
 from cluster.supervisor.snapshot import Snapshot
 from cluster.supervisor.status import actor_views, startup
@@ -62,9 +62,9 @@ class Supervisor:
         self._rounds = Rounds(self._registry, config.connect_deadline_seconds)
         self._addresses = AddressBoard(self._registry, token)
         self._watcher = Watcher(config, self._registry, pool, self._note_load)
-        self._slots = Slots(self._registry, self._save)
-        self._operations = Operations(config, self._registry, self._slots, self._addresses, self)
-        self._replacing = Replacing(config, self._registry, self._slots, self._operations, self.loads)
+        self._reconciler = PlacementReconciler(self._registry, self._save)
+        self._operations = Operations(config, self._registry, self._reconciler, self._addresses, self)
+        self._replacing = Replacing(config, self._registry, self._reconciler, self._operations, self.loads)
 
     def start(self) -> None:
         """Begin to create, load and watch all actors, in the running event loop."""
@@ -89,7 +89,7 @@ class Supervisor:
     async def view(self) -> ClusterView:
         """All actors as they are now; one that does not answer within a second as it was last seen."""
         await asyncio.gather(*(self.refresh(key) for key in list(self._registry.records)))
-        placement = self._slots.placement
+        placement = self._reconciler.placement
         return ClusterView(
             model=self._config.model_id,
             epoch=self._registry.state.epoch,
@@ -148,7 +148,7 @@ class Supervisor:
                 if place.key in records:
                     records[place.key].heartbeat = place.heartbeat
             places |= {key: place for key, place in snapshot.places_of(known).items() if key in records}
-            self._slots.placement, self._slots.target = known.placement, known.target
+            self._reconciler.placement, self._reconciler.target = known.placement, known.target
             table = dict(known.placement.slots) if known.placement is not None else {}
         epoch = known.epoch if known is not None else 0
         self._registry.begin(membership.first(places, table, epoch), records)
@@ -158,13 +158,13 @@ class Supervisor:
             self._save_always(),
             self._tend(),
             self._addresses.follow(),
-            self._slots.run(),
+            self._reconciler.run(),
             self._operate(),
         ):
             self._spawn(work)
 
     async def _operate(self) -> None:
-        if self._slots.placement is None:
+        if self._reconciler.placement is None:
             await self._operations.place_first()
         self._spawn(self._operations.resume())
         self._spawn(self._operations.tidy())
@@ -230,9 +230,9 @@ class Supervisor:
             place = self._registry.state.places.get(key)
             return place is None or place.phase != "loading" or place.incarnation != incarnation
 
-        while not is_gone() and not self._slots.wanted(key.index):
+        while not is_gone() and not self._reconciler.wanted(key.index):
             await self._registry.change(_LOOK_SECONDS)
-        return () if is_gone() else self._slots.wanted(key.index)
+        return () if is_gone() else self._reconciler.wanted(key.index)
 
     def _note_load(self, incarnation: str, report: ActorReport) -> None:
         now = asyncio.get_running_loop().time()
@@ -245,8 +245,8 @@ class Supervisor:
                 self._config.actor_hash(),
                 self._device or "",
                 self._registry,
-                self._slots.placement,
-                self._slots.target,
+                self._reconciler.placement,
+                self._reconciler.target,
             )
             if current == self._saved:
                 return

@@ -23,7 +23,7 @@ from cluster.supervisor.operations.messages import Drain, Operation, Rebalance, 
 from cluster.supervisor.operations.rebalance_trigger import Hysteresis
 from cluster.supervisor.operations.rolling_restart import restart_actor
 from cluster.supervisor.placement.placement import Holder, Placement, among, gain, place, slot_counts
-from cluster.supervisor.placement.reconciler import Slots
+from cluster.supervisor.placement.reconciler import PlacementReconciler
 from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED, OperationError
 
 logger = logging.getLogger(__name__)
@@ -66,19 +66,19 @@ class Operations:
         self,
         config: ClusterConfig,
         registry: Registry,
-        slots: Slots,
+        slots: PlacementReconciler,
         addresses: AddressBoard,
         manager: ActorManager,
     ) -> None:
-        self._config, self._registry, self._slots = config, registry, slots
+        self._config, self._registry, self._reconciler = config, registry, slots
         self._addresses, self._manager = addresses, manager
         self._current: OperationView | None = None
 
     @property
     def current(self) -> OperationView | None:
         """What is under way."""
-        if self._current is not None and self._slots.target is not None:
-            done, total = self._slots.count_moves()
+        if self._current is not None and self._reconciler.target is not None:
+            done, total = self._reconciler.count_moves()
             return OperationView(name=self._current.name, step="loading experts", done=done, total=total)
         return self._current
 
@@ -90,7 +90,7 @@ class Operations:
         if self._config.expert_replicas > 1 or self._config.redundant_slots:
             await self._registry.until(lambda: self._are_seen(experts), _CREATE_SECONDS)
         holders = self._holders([key.index for key in experts])
-        self._slots.set_first(place(holders, None, None, self._config.expert_replicas))
+        self._reconciler.set_first(place(holders, None, None, self._config.expert_replicas))
 
     async def operate(self, operation: Operation) -> None:
         """Carry out an operation. Raises ValueError, OperationError.
@@ -123,8 +123,8 @@ class Operations:
 
     async def _restart(self) -> None:
         async with self.alone("restart"):
-            if self._slots.replaced:
-                names = ", ".join(f"expert-{index}" for index in sorted(self._slots.replaced))
+            if self._reconciler.replaced:
+                names = ", ".join(f"expert-{index}" for index in sorted(self._reconciler.replaced))
                 raise OperationError("restart", f"{names} stays away")
             keys = [*self._registry.keys("expert"), *self._registry.keys("dense")]
             for done, key in enumerate(keys):
@@ -137,12 +137,12 @@ class Operations:
 
     async def resume(self) -> None:
         """Finish what a supervisor that died had begun."""
-        target = self._slots.target
+        target = self._reconciler.target
         if target is None and not self._unplaced():
             return
         try:
             async with self.alone("resume"):
-                await self.move(target or self._slots.placement)
+                await self.move(target or self._reconciler.placement)
         except OperationError as error:
             logger.error("%s", error)
 
@@ -162,7 +162,7 @@ class Operations:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(10.0, interval / 4))
-            present, loads = self._slots.placement, self._manager.loads()
+            present, loads = self._reconciler.placement, self._manager.loads()
             if present is None or loads is None or self._current is not None:
                 continue
             other = await self.choose(len(present.slots))
@@ -179,11 +179,11 @@ class Operations:
         Raises ValueError where none is left.
         """
         if absent is None:
-            absent = self._slots.replaced | {
+            absent = self._reconciler.replaced | {
                 index for index in range(num_experts) if self._manager.is_away(index)
             }
         there = [index for index in range(num_experts) if index not in absent]
-        holders, loads, present = self._holders(there), self._manager.loads(), self._slots.placement
+        holders, loads, present = self._holders(there), self._manager.loads(), self._reconciler.placement
         placed = await asyncio.to_thread(place, holders, loads, present, self._config.expert_replicas)
         return among(placed, present, absent & set(range(num_experts)))
 
@@ -193,13 +193,13 @@ class Operations:
         Raises OperationError, also where `why_not` says that it is of no use any longer.
         """
         try:
-            if target is not None and target != self._slots.placement:
-                await self._slots.prepare(
+            if target is not None and target != self._reconciler.placement:
+                await self._reconciler.prepare(
                     target,
                     self._config.load_deadline_seconds,
                     lambda placement: self._who_is_away(placement) or why_not(),
                 )
-                await self._slots.commit(
+                await self._reconciler.commit(
                     _SWITCH_CALLS * (self._config.connect_deadline_seconds + CALL_SECONDS)
                 )
         finally:
@@ -268,9 +268,9 @@ class Operations:
         return None
 
     def _unplaced(self) -> list[ActorKey]:
-        if self._slots.placement is None:
+        if self._reconciler.placement is None:
             return []
-        return [key for key in self._registry.keys("expert") if not self._slots.has_place(key.index)]
+        return [key for key in self._registry.keys("expert") if not self._reconciler.has_place(key.index)]
 
     def _are_seen(self, keys: list[ActorKey]) -> bool:
         return all(self._registry.state.places[key].phase not in ("unseen", "absent") for key in keys)
@@ -290,7 +290,7 @@ class Operations:
     async def alone(self, name: str) -> AsyncIterator[None]:
         if self._current is not None:
             raise OperationError(name, f"{self._current.name} is under way: wait until it is done")
-        if self._registry.keys("expert") and self._slots.placement is None:
+        if self._registry.keys("expert") and self._reconciler.placement is None:
             raise OperationError(name, "the service is starting")
         self._current = OperationView(name=name, step="beginning")
         try:

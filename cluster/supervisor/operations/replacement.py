@@ -18,7 +18,7 @@ from cluster.supervisor.membership.registry import Registry
 from cluster.supervisor.operations.absences import Absences
 from cluster.supervisor.operations.operations import Operations
 from cluster.supervisor.placement.placement import num_moves, stand_in
-from cluster.supervisor.placement.reconciler import Slots
+from cluster.supervisor.placement.reconciler import PlacementReconciler
 from cluster.supervisor.remote_actor import CannotLoadError, OperationError
 
 logger = logging.getLogger(__name__)
@@ -33,12 +33,12 @@ class Replacing:
         self,
         config: ClusterConfig,
         registry: Registry,
-        slots: Slots,
+        slots: PlacementReconciler,
         operations: Operations,
         loads: Callable[[], list[list[float]] | None],
     ) -> None:
         self._num_replicas = config.expert_replicas
-        self._registry, self._slots, self._operations, self._loads = registry, slots, operations, loads
+        self._registry, self._reconciler, self._operations, self._loads = registry, slots, operations, loads
         self._absences = Absences(after_seconds=config.replace_after_seconds)
 
     def is_away(self, index: int) -> bool:
@@ -55,7 +55,7 @@ class Replacing:
                 is_busy = work is not None and not work.done()
                 if is_busy or not self._may_begin():
                     continue
-                away = self._absences.decide(self._slots.replaced, _now())
+                away = self._absences.decide(self._reconciler.replaced, _now())
                 if away is not None:
                     work = asyncio.create_task(self._change(away))
         finally:
@@ -67,7 +67,7 @@ class Replacing:
         keys = self._registry.keys("expert")
         alive = {key.index for key in keys if self._is_alive(key)}
         up = {key.index for key in keys if key.index in alive and self._registry.state.places[key].is_up}
-        return self._absences.watch({key.index for key in keys}, alive, up, self._slots.replaced, _now())
+        return self._absences.watch({key.index for key in keys}, alive, up, self._reconciler.replaced, _now())
 
     def _is_alive(self, key: ActorKey) -> bool:
         place = self._registry.state.places.get(key)
@@ -76,11 +76,11 @@ class Replacing:
 
     def _may_begin(self) -> bool:
         """A service that never served is to start as it was asked to, or to say why it cannot."""
-        has_served = self._slots.placement is not None and self._registry.state.epoch > 0
+        has_served = self._reconciler.placement is not None and self._registry.state.epoch > 0
         return has_served and self._operations.current is None
 
     async def _change(self, away: frozenset[int]) -> None:
-        before = self._slots.replaced
+        before = self._reconciler.replaced
         try:
             async with self._operations.alone("replace"):
                 if away < before:
@@ -95,11 +95,11 @@ class Replacing:
             logger.exception("placing experts without %s failed", _names(away))
             self._absences = self._absences.failed(before - away, _now())
         else:
-            self._absences = self._absences.switched(before, self._slots.replaced, _now())
+            self._absences = self._absences.switched(before, self._reconciler.replaced, _now())
 
     async def _take_over(self, away: frozenset[int], new: frozenset[int]) -> None:
         """Raises OperationError. Does nothing where the others hold everything as often as they can."""
-        present = self._slots.placement
+        present = self._reconciler.placement
         assert present is not None
         nodes = {
             key.index: record.heartbeat.node_ip if record.heartbeat is not None else ""

@@ -26,7 +26,7 @@ class Board:
     indices: tuple[int, ...]
     nodes: tuple[str, ...]
     capacities: tuple[int, ...]
-    """Slots of each actor, at most E."""
+    """PlacementReconciler of each actor, at most E."""
     num_experts: int
     num_replicas: int
     """Replicas that every expert has, at most A."""

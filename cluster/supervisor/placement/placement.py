@@ -56,7 +56,7 @@ def spread_experts(num_actors: int, num_experts: int = NUM_EXPERTS) -> tuple[tup
 
 
 def slot_counts(num_actors: int, num_replicas: int, num_redundant: int) -> tuple[int, ...]:
-    """Slots of each actor: an even share of all replicas, and `num_redundant` more; never more than there are experts."""
+    """PlacementReconciler of each actor: an even share of all replicas, and `num_redundant` more; never more than there are experts."""
     shares = _even(NUM_EXPERTS * num_replicas, num_actors)
     return tuple(min(NUM_EXPERTS, share + num_redundant) for share in shares)
 

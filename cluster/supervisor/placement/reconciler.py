@@ -23,7 +23,7 @@ _LOOK_SECONDS = 0.2
 _IDLE_SECONDS = 1.0
 
 
-class Slots:
+class PlacementReconciler:
     """The placement in force, and the one that is to follow."""
 
     def __init__(self, registry: Registry, save: Callable[[], Awaitable[None]]) -> None:
