@@ -54,7 +54,7 @@ class Removed:
 
 
 @dataclass(frozen=True, slots=True)
-class Tabled:
+class PlacementChanged:
     """From the next round on, rows go to the experts' holders according to this table."""
 
     table: Table
@@ -150,7 +150,9 @@ class EpochSeen:
 
 
 AboutProcess: TypeAlias = Created | Loaded | LoadFailed | Died | Silent | Heard | Unlinked
-Event: TypeAlias = AboutProcess | Added | Removed | Missing | Tabled | RoundEnded | Steady | EpochSeen
+Event: TypeAlias = (
+    AboutProcess | Added | Removed | Missing | PlacementChanged | RoundEnded | Steady | EpochSeen
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +261,7 @@ def advance(state: Membership, event: Event) -> tuple[Membership, tuple[Decision
 
 def _take_in(state: Membership, event: Event) -> tuple[Membership, tuple[Decision, ...]]:
     match event:
-        case Tabled(table):
+        case PlacementChanged(table):
             return replace(state, table=dict(table)), ()
         case EpochSeen(epoch):
             # Actors refuse what is not newer, so a round of a lower epoch has to be held again.

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from cluster.supervisor.membership.membership import ActorKey, Tabled
+from cluster.supervisor.membership.membership import ActorKey, PlacementChanged
 from cluster.supervisor.membership.registry import ActorRecord, Registry
 from cluster.supervisor.placement.placement import Placement, num_moves
 from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED, CannotLoadError, OperationError
@@ -50,7 +50,7 @@ class PlacementReconciler:
     def set_first(self, placement: Placement) -> None:
         """The service begins with this one."""
         self.placement = placement
-        self._registry.post(Tabled(placement.slots))
+        self._registry.post(PlacementChanged(placement.slots))
 
     def count_moves(self) -> tuple[int, int]:
         """Experts of the target that their new holders hold already, and all that had to move."""
@@ -94,7 +94,7 @@ class PlacementReconciler:
         assert self.target is not None
         self.placement, self.target = self.target, None
         await self._save()
-        self._registry.post(Tabled(self.placement.slots))
+        self._registry.post(PlacementChanged(self.placement.slots))
         if not await self._registry.until(lambda: self._registry.state.is_switched, deadline_seconds):
             raise OperationError("placement", f"not in use everywhere after {deadline_seconds:g} seconds")
 

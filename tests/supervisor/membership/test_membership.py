@@ -20,6 +20,7 @@ from cluster.supervisor.membership.membership import (
     Membership,
     Missing,
     Place,
+    PlacementChanged,
     Removed,
     RoundEnded,
     Silent,
@@ -27,7 +28,6 @@ from cluster.supervisor.membership.membership import (
     StartRound,
     Steady,
     Table,
-    Tabled,
     Unlinked,
     advance,
     first,
@@ -96,7 +96,7 @@ def test_the_first_round_waits_for_replicas_too_unless_one_has_died() -> None:
 def test_no_round_begins_without_a_table() -> None:
     state, decisions = run(empty(table={}), *[event for key in ONCE for event in loaded(key)])
     assert not [item for item in decisions if isinstance(item, StartRound)] and not state.is_ready
-    assert run(state, Tabled(TABLE))[1] == [StartRound(1, 0)]
+    assert run(state, PlacementChanged(TABLE))[1] == [StartRound(1, 0)]
 
 
 def test_a_service_without_expert_actors_needs_no_table() -> None:
@@ -171,14 +171,14 @@ def test_a_silent_actor_is_left_out_until_it_is_heard() -> None:
 
 def test_a_silent_dense_actor_may_still_use_the_old_table() -> None:
     state, _ = run(ready(double()), Silent(DENSE, "a"))
-    state, _ = run(end(state), Tabled({**DOUBLE_TABLE, 0: (0, 2)}))
+    state, _ = run(end(state), PlacementChanged({**DOUBLE_TABLE, 0: (0, 2)}))
     state = end(state)
     assert not state.is_switched
     assert run(state, Died(DENSE, "a"))[0].is_switched
 
 
 def test_another_table_leads_to_a_round_that_dense_actors_switch_in() -> None:
-    state, decisions = run(ready(), Tabled({0: (0, 1, 2), 1: (2, 3)}))
+    state, decisions = run(ready(), PlacementChanged({0: (0, 1, 2), 1: (2, 3)}))
     assert decisions == [StartRound(2, 0)] and not state.is_switched
     state, _ = run(state, RoundEnded(2, frozenset({EXPERT_0, EXPERT_1})))
     assert not state.is_switched
@@ -188,12 +188,12 @@ def test_another_table_leads_to_a_round_that_dense_actors_switch_in() -> None:
 def test_an_added_actor_takes_part_once_the_table_gives_it_experts() -> None:
     state, decisions = run(ready(), Added(EXPERT_2), *loaded(EXPERT_2))
     assert decisions == [StartLoading(EXPERT_2)]
-    state, decisions = run(state, Tabled({0: (0, 1), 1: (2,), 2: (3,)}))
+    state, decisions = run(state, PlacementChanged({0: (0, 1), 1: (2,), 2: (3,)}))
     assert decisions == [StartRound(2, 0)] and EXPERT_2 in state.called
 
 
 def test_a_removed_actor_is_left_out_first() -> None:
-    state, decisions = run(ready(double()), Tabled({0: (0, 1), 1: (1, 2)}))
+    state, decisions = run(ready(double()), PlacementChanged({0: (0, 1), 1: (1, 2)}))
     assert decisions == [StartRound(2, 0)] and EXPERT_2 not in state.called
     state, decisions = run(end(state), Removed(EXPERT_2), Died(EXPERT_2, "a"))
     assert decisions == [] and EXPERT_2 not in state.places and state.is_ready
@@ -253,7 +253,7 @@ def test_a_new_supervisor_goes_on_above_the_epoch_that_it_finds() -> None:
 
 
 def test_a_round_below_an_epoch_that_an_actor_has_seen_is_held_again() -> None:
-    state, _ = run(ready(), Tabled({0: (0, 1, 2), 1: (2, 3)}))
+    state, _ = run(ready(), PlacementChanged({0: (0, 1, 2), 1: (2, 3)}))
     state, decisions = run(state, EpochSeen(9))
     assert decisions == [StartRound(10, 0)]
     assert end(state).is_switched
@@ -272,7 +272,7 @@ events = st.one_of(
     st.builds(Missing, keys),
     st.builds(Added, keys),
     st.builds(Removed, keys),
-    st.builds(Tabled, tables),
+    st.builds(PlacementChanged, tables),
     st.builds(Unlinked, keys, incarnations, st.integers(0, 8)),
     st.builds(RoundEnded, st.integers(0, 8), st.frozensets(keys)),
     st.builds(Steady, st.integers(0, 8)),
