@@ -252,7 +252,7 @@ class RayPool:
         raise ActorLostError(name, "the cluster has no room for it now")
 
     async def tend(self) -> None:
-        lost = await _in_thread(placement_groups.homeless, _HEAD_SECONDS)
+        lost = await _in_thread(placement_groups.unplaced, _HEAD_SECONDS)
         for name in sorted(lost.keys() & self._names):
             logger.warning("%s has lost its node and is placed anew", name)
             # With the claims that it had: the labels of nodes that are gone are not among those that `plan` sees.

@@ -39,12 +39,12 @@ def reserve(bundles: Mapping[str, Mapping[str, float]], seconds: float) -> None:
     """
     new = ask_for(bundles)
     end = time.monotonic() + seconds
-    homeless = [name for name, group in new.items() if not group.wait(max(1, int(end - time.monotonic())))]
-    if homeless:
+    unplaced = [name for name, group in new.items() if not group.wait(max(1, int(end - time.monotonic())))]
+    if unplaced:
         for group in new.values():
             remove_placement_group(group)
-        claims = bundles[homeless[0]]
-        raise ActorLostError(", ".join(homeless), f"the cluster has no room for {claims} each")
+        claims = bundles[unplaced[0]]
+        raise ActorLostError(", ".join(unplaced), f"the cluster has no room for {claims} each")
 
 
 def ask_for(bundles: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def remove_all() -> None:
         remove(item["name"])
 
 
-def homeless() -> dict[str, dict[str, float]]:
+def unplaced() -> dict[str, dict[str, float]]:
     """Names of those that have lost their node and have no other one yet -> what they claim of one."""
     return {item["name"]: dict(item["bundles"][0]) for item in _live() if item["state"] == "RESCHEDULING"}
 

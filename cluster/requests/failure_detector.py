@@ -16,7 +16,7 @@ _MOST_CREDIT_SECONDS = 0.2
 """What one call counts at most; whoever comes later than that was asleep."""
 _STRETCH = 3.0
 """Allowed silence, in units of the longest that ended by itself."""
-_PATIENCE_GROWTH = 1.5
+_TIMEOUT_GROWTH = 1.5
 _FORGET_SECONDS = 30.0
 """After this time a long silence counts for 1/e of what it was."""
 
@@ -57,5 +57,5 @@ class FailureDetector:
     def begin(self) -> None:
         """A new connection. Where silence ended the one before, a little more is allowed, should that have been wrong."""
         if self._quiet > self.allowed_seconds:
-            self._longest = _PATIENCE_GROWTH * self.allowed_seconds / _STRETCH
+            self._longest = _TIMEOUT_GROWTH * self.allowed_seconds / _STRETCH
         self._quiet = 0.0

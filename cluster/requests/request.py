@@ -47,7 +47,7 @@ class _Run:
 
 
 @dataclass(frozen=True, slots=True)
-class _News:
+class _Delta:
     """Of one attempt to compute a sequence; without a delta nothing more will come of it."""
 
     run: _Run
@@ -61,13 +61,13 @@ class _Change:
 
 
 @dataclass(frozen=True, slots=True)
-class _OutOfPatience:
+class _ResumeTimedOut:
     """Sequences have been without a dense actor for too long, if they still are."""
 
     wait: int
 
 
-_Event: TypeAlias = _News | _Change | _OutOfPatience | ClientError
+_Event: TypeAlias = _Delta | _Change | _ResumeTimedOut | ClientError
 
 
 class Request:
@@ -79,10 +79,10 @@ class Request:
         self._request_id, self._channels, self._deadlines = request_id, channels, deadlines
         self._runs = {order.index: _Run(order) for order in orders}
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
-        self._homeless: list[_Run] = []
+        self._unplaced: list[_Run] = []
         """Sequences that no dense actor computes."""
         self._num_waits = 0
-        self._patience: asyncio.TimerHandle | None = None
+        self._resume_timer: asyncio.TimerHandle | None = None
 
     async def deltas(self) -> AsyncGenerator[tuple[int, SequenceDelta], None]:
         """(index of the sequence, what is new), in the order of arrival, until all sequences have finished.
@@ -101,7 +101,7 @@ class Request:
             self._place(list(self._runs.values()))
             while not all(run.is_finished for run in self._runs.values()):
                 event = await self._events.get()
-                if not isinstance(event, _News):
+                if not isinstance(event, _Delta):
                     self._react(event)
                 elif not event.run.is_finished and event.attempt == event.run.attempt:
                     if event.delta is not None:
@@ -127,16 +127,16 @@ class Request:
         """End with this error."""
         self._events.put_nowait(error)
 
-    def _react(self, event: _Change | _OutOfPatience | ClientError) -> None:
+    def _react(self, event: _Change | _ResumeTimedOut | ClientError) -> None:
         match event:
             case ClientError():
                 raise event
-            case _OutOfPatience():
-                if self._homeless and event.wait == self._num_waits:
+            case _ResumeTimedOut():
+                if self._unplaced and event.wait == self._num_waits:
                     raise ServerUnavailable("no dense actor is ready")
             case _Change():
-                homeless, self._homeless = self._homeless, []
-                self._place([run for run in homeless if not run.is_finished])
+                unplaced, self._unplaced = self._unplaced, []
+                self._place([run for run in unplaced if not run.is_finished])
 
     def _take(self, run: _Run, delta: SequenceDelta) -> SequenceDelta:
         if delta.finish_reason == "error":
@@ -157,20 +157,20 @@ class Request:
         for run in runs:
             channel = self._channels.choose([*run.order.prompt_ids, *run.output_ids], run.order.cache_salt)
             if channel is None:
-                self._homeless.append(run)
+                self._unplaced.append(run)
             else:
                 self._submit(run, channel)
-        if not self._homeless:
+        if not self._unplaced:
             self._end_wait()
-        elif self._patience is None:
+        elif self._resume_timer is None:
             loop, seconds = asyncio.get_running_loop(), self._deadlines.resume_seconds
-            event = _OutOfPatience(self._num_waits)
-            self._patience = loop.call_later(seconds, self._events.put_nowait, event)
+            event = _ResumeTimedOut(self._num_waits)
+            self._resume_timer = loop.call_later(seconds, self._events.put_nowait, event)
 
     def _end_wait(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+        if self._resume_timer is not None:
+            self._resume_timer.cancel()
+            self._resume_timer = None
             self._num_waits += 1
 
     def _submit(self, run: _Run, channel: DenseChannel) -> None:
@@ -189,8 +189,8 @@ class Request:
 
     def _sink(self, run: _Run) -> Sink:
         attempt = run.attempt
-        return lambda delta: self._events.put_nowait(_News(run, attempt, delta))
+        return lambda delta: self._events.put_nowait(_Delta(run, attempt, delta))
 
     def _note_change(self) -> None:
-        if self._homeless:
+        if self._unplaced:
             self._events.put_nowait(_Change())
