@@ -1,6 +1,6 @@
 """What one ingress replica does, whichever door a request came through.
 
-    parsed request -> open() -> Answer -> pieces(): admission, prompts, dense actors, text
+    parsed request -> open() -> Generation -> pieces(): admission, prompts, dense actors, text
 
 `cluster.ingress.supervisor_follower` keeps a channel to each dense actor.
 """
@@ -49,7 +49,7 @@ _LONG_PROMPT_CHARS = 20_000
 """Prompts longer than this are tokenized on another thread, so that streams go on meanwhile."""
 
 
-class Answer:
+class Generation:
     """One accepted request. Iterate over `pieces` once; closing the iterator frees everything that it holds."""
 
     def __init__(
@@ -95,7 +95,7 @@ class Service:
         self._tasks: list[asyncio.Task[None]] = []
         bounds = Bounds(max_requests=config.max_waiting_requests, max_tokens=config.max_waiting_tokens)
         self._admission = Admission(bounds)
-        self._answers: set[Answer] = set()
+        self._answers: set[Generation] = set()
         """Under way."""
         self._drain_end: asyncio.TimerHandle | None = None
 
@@ -162,7 +162,7 @@ class Service:
         except Exception as error:
             raise ServerUnavailable("the supervisor cannot be reached") from error
 
-    async def open(self, parsed: ParsedRequest, deadline_seconds: float | None = None) -> Answer:
+    async def open(self, parsed: ParsedRequest, deadline_seconds: float | None = None) -> Generation:
         """Accept a request. Raises ClientError: wrong, too many, not ready.
 
         `deadline_seconds` is the client's own, where it has one.
@@ -183,9 +183,9 @@ class Service:
         head = ResponseHead(
             response_id=response_id(parsed.kind, request_id), created=int(time.time()), model=name
         )
-        return Answer(parsed, head, sequences, run)
+        return Generation(parsed, head, sequences, run)
 
-    async def pieces(self, answer: Answer) -> AsyncGenerator[tuple[SequenceRequest, OutputPiece], None]:
+    async def pieces(self, answer: Generation) -> AsyncGenerator[tuple[SequenceRequest, OutputPiece], None]:
         """The pieces of an answer, counted as a request under way for as long as the iteration lasts."""
         num_tokens = _num_tokens(answer.sequences)
         self._admission.begin(num_tokens)

@@ -15,7 +15,7 @@ from cluster.errors import ModelNotFound, ServerUnavailable
 from cluster.ingress.admin import Admin
 from cluster.ingress.admin_bodies import parse_operation
 from cluster.ingress.http.route import EventStream, Handler, HttpRequest, HttpResponse
-from cluster.ingress.service import DRAIN_RETRY_SECONDS, Answer, Service
+from cluster.ingress.service import DRAIN_RETRY_SECONDS, Generation, Service
 from cluster.openai.encoding import SSE_DONE, decode_body, sse_frame
 from cluster.openai.limits import Limits
 from cluster.openai.models import check_model, model_card, models_response
@@ -109,7 +109,7 @@ class Handlers:
         tokenizer = service.model.tokenizer
         return HttpResponse(value=full_response(answer.parsed.kind, answer.head, choices, tokenizer))
 
-    async def _frames(self, answer: Answer) -> AsyncGenerator[bytes, None]:
+    async def _frames(self, answer: Generation) -> AsyncGenerator[bytes, None]:
         chunks = StreamChunks(answer.parsed, answer.head, answer.sequences, self._service.model.tokenizer)
         opening = [sse_frame(body) for body in chunks.opening()]
         async with contextlib.aclosing(self._service.pieces(answer)) as pieces:

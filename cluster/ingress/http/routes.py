@@ -81,7 +81,7 @@ def _openai_routes(handlers: Handlers, limits: Limits) -> tuple[Route, ...]:
         Route(
             method="POST",
             path="/v1/chat/completions",
-            summary="Answer a conversation",
+            summary="Generation a conversation",
             body=bodies.chat_body(limits),
             answer=answers.generation("chat.completion"),
             is_streamed=True,
