@@ -46,7 +46,7 @@ class _UseExchange:
     exchange: Exchange
 
 
-_Order: TypeAlias = Submit | Cancel | _Leave | _UseExchange
+_Command: TypeAlias = Submit | Cancel | _Leave | _UseExchange
 
 
 class Engine:
@@ -75,7 +75,7 @@ class Engine:
         self._exchange: Exchange | None = None
         self._sequences: dict[tuple[int, str], Sequence] = {}
         self._num_arrivals = 0
-        self._inbox: list[tuple[int, _Order]] = []
+        self._inbox: list[tuple[int, _Command]] = []
         self._wake = threading.Condition()
         self._has_news = False
         self._is_stopping = False
@@ -106,7 +106,7 @@ class Engine:
     def load(self) -> Load:
         """A snapshot, from any thread. What was submitted and is not taken up yet counts as waiting."""
         scheduler = self._scheduler
-        num_submitted = sum(isinstance(order, Submit) for _, order in tuple(self._inbox))
+        num_submitted = sum(isinstance(command, Submit) for _, command in tuple(self._inbox))
         return Load(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting) + num_submitted,
@@ -130,11 +130,11 @@ class Engine:
         speculator = self._speculator
         return (speculator.num_proposed, speculator.num_accepted) if speculator is not None else (0, 0)
 
-    def submit(self, connection: int, order: Submit) -> None:
-        self._put(connection, order)
+    def submit(self, connection: int, submit: Submit) -> None:
+        self._put(connection, submit)
 
-    def cancel(self, connection: int, order: Cancel) -> None:
-        self._put(connection, order)
+    def cancel(self, connection: int, cancel: Cancel) -> None:
+        self._put(connection, cancel)
 
     def leave(self, connection: int) -> None:
         """Forget all sequences of a connection."""
@@ -150,14 +150,14 @@ class Engine:
             self._has_news = True
             self._wake.notify()
 
-    def _put(self, connection: int, order: _Order) -> None:
+    def _put(self, connection: int, command: _Command) -> None:
         with self._wake:
-            self._inbox.append((connection, order))
+            self._inbox.append((connection, command))
             self._wake.notify()
 
     def step_once(self) -> None:
         """One turn of the loop: orders, plan, step, news. The loop's own thread calls it, or a test in its place."""
-        self._take_orders()
+        self._take_commands()
         chunks = self._plan() if self.is_ready else []
         if chunks:
             self._step(chunks)
@@ -197,21 +197,21 @@ class Engine:
                 self._wake.wait(_TICK_SECONDS)
             self._has_news = False
 
-    def _take_orders(self) -> None:
+    def _take_commands(self) -> None:
         with self._wake:
-            orders, self._inbox = self._inbox, []
-        for connection, order in orders:
-            self._carry_out(connection, order)
+            commands, self._inbox = self._inbox, []
+        for connection, command in commands:
+            self._carry_out(connection, command)
 
     def _has_work(self) -> bool:
         return bool(self._scheduler.running or self._scheduler.waiting) and self.is_ready
 
-    def _carry_out(self, connection: int, order: _Order) -> None:
-        match order:
+    def _carry_out(self, connection: int, command: _Command) -> None:
+        match command:
             case Submit():
-                self._admit(connection, order)
+                self._admit(connection, command)
             case Cancel():
-                if sequence := self._sequences.get((connection, order.sequence_id)):
+                if sequence := self._sequences.get((connection, command.sequence_id)):
                     self._forget(sequence)
             case _Leave():
                 for sequence in [s for s in self._sequences.values() if s.owner == connection]:
@@ -219,26 +219,26 @@ class Engine:
             case _UseExchange():
                 if self._exchange is not None:
                     self._exchange.close()
-                self._exchange = order.exchange
+                self._exchange = command.exchange
 
-    def _admit(self, connection: int, order: Submit) -> None:
+    def _admit(self, connection: int, submit: Submit) -> None:
         """A sequence id that its connection has used already is replaced: the later order counts."""
-        if present := self._sequences.get((connection, order.sequence_id)):
+        if present := self._sequences.get((connection, submit.sequence_id)):
             self._forget(present)
         sequence = Sequence(
-            sequence_id=order.sequence_id,
+            sequence_id=submit.sequence_id,
             owner=connection,
-            prompt_ids=order.prompt_ids,
-            output_ids=order.output_ids,
-            params=order.params,
+            prompt_ids=submit.prompt_ids,
+            output_ids=submit.output_ids,
+            params=submit.params,
             arrival=self._num_arrivals,
-            priority=order.priority,
-            cache_salt=order.cache_salt,
-            is_resumed=bool(order.output_ids),
-            needs_prompt_logprobs=order.params.prompt_logprobs is not None and not order.output_ids,
+            priority=submit.priority,
+            cache_salt=submit.cache_salt,
+            is_resumed=bool(submit.output_ids),
+            needs_prompt_logprobs=submit.params.prompt_logprobs is not None and not submit.output_ids,
         )
         self._num_arrivals += 1
-        self._sequences[connection, order.sequence_id] = sequence
+        self._sequences[connection, submit.sequence_id] = sequence
         self._scheduler.add(sequence)
 
     def _forget(self, sequence: Sequence) -> None:

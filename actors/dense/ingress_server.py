@@ -151,10 +151,10 @@ class Front:
             case _:
                 raise FrameError(f"{type(frame).__name__} is not for a dense actor")
 
-    def _refusal(self, order: Submit) -> str | None:
+    def _refusal(self, submit: Submit) -> str | None:
         """Why the sequence cannot be computed at all; the ingress checks the same before it asks."""
-        num_tokens = len(order.prompt_ids) + order.params.max_tokens
-        if not order.prompt_ids:
+        num_tokens = len(submit.prompt_ids) + submit.params.max_tokens
+        if not submit.prompt_ids:
             return "the prompt has no tokens"
         if num_tokens > self._max_model_len:
             return f"prompt and max_tokens make {num_tokens} tokens, the limit is {self._max_model_len}"

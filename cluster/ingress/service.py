@@ -64,8 +64,11 @@ class Generation:
 
     async def pieces(self, model: ModelContext) -> AsyncGenerator[tuple[SequenceRequest, OutputPiece], None]:
         """What is new of each choice, in the order of arrival. Raises ClientError."""
-        assemblers = {order.index: ChoiceAssembler(model.tokenizer, order) for order in self.sequences}
-        orders = {order.index: order for order in self.sequences}
+        assemblers = {
+            sequence_request.index: ChoiceAssembler(model.tokenizer, sequence_request)
+            for sequence_request in self.sequences
+        }
+        sequence_requests = {sequence_request.index: sequence_request for sequence_request in self.sequences}
         async with contextlib.aclosing(self._run.deltas()) as deltas:
             async for index, delta in deltas:
                 piece = assemblers[index].push(delta)
@@ -73,7 +76,7 @@ class Generation:
                     continue
                 if piece.needs_cancel:
                     self._run.finish(index)
-                yield orders[index], piece
+                yield sequence_requests[index], piece
 
 
 class Service:
@@ -252,7 +255,7 @@ def _read_context(source: ModelSource) -> ModelContext:
 
 def _num_tokens(sequences: tuple[SequenceRequest, ...]) -> int:
     """What a request weighs at admission."""
-    return sum(len(order.prompt_ids) + SEQUENCE_TOKENS for order in sequences)
+    return sum(len(sequence_request.prompt_ids) + SEQUENCE_TOKENS for sequence_request in sequences)
 
 
 def _draw_seed() -> int:

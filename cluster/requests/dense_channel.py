@@ -86,14 +86,14 @@ class DenseChannel:
             held_tokens=self.prefixes.num_held(hashes) * block_size,
         )
 
-    def submit(self, order: Submit, sink: Sink) -> None:
+    def submit(self, submit: Submit, sink: Sink) -> None:
         """Begin a sequence. Its sink may hear of the loss at once."""
         if self._writer is None:
             asyncio.get_running_loop().call_soon(sink, None)
             return
-        self._sinks[order.sequence_id] = sink
+        self._sinks[submit.sequence_id] = sink
         self._num_submitted += 1
-        _write(self._writer, order)
+        _write(self._writer, submit)
 
     def cancel(self, sequence_id: str) -> None:
         """Forget a sequence; its sink hears nothing more."""

@@ -36,8 +36,8 @@ class Deadlines:
 class _Run:
     """One sequence and where it is being computed."""
 
-    def __init__(self, order: SequenceRequest) -> None:
-        self.order = order
+    def __init__(self, sequence_request: SequenceRequest) -> None:
+        self.sequence_request = sequence_request
         self.output_ids: list[int] = []
         self.has_prompt_logprobs = False
         self.is_finished = False
@@ -74,10 +74,16 @@ class Request:
     """One client request of one or more sequences. Iterate over `deltas` once, and close it at the end."""
 
     def __init__(
-        self, request_id: str, orders: Sequence[SequenceRequest], channels: Channels, deadlines: Deadlines
+        self,
+        request_id: str,
+        sequence_requests: Sequence[SequenceRequest],
+        channels: Channels,
+        deadlines: Deadlines,
     ) -> None:
         self._request_id, self._channels, self._deadlines = request_id, channels, deadlines
-        self._runs = {order.index: _Run(order) for order in orders}
+        self._runs = {
+            sequence_request.index: _Run(sequence_request) for sequence_request in sequence_requests
+        }
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
         self._unplaced: list[_Run] = []
         """Sequences that no dense actor computes."""
@@ -105,7 +111,7 @@ class Request:
                     self._react(event)
                 elif not event.run.is_finished and event.attempt == event.run.attempt:
                     if event.delta is not None:
-                        yield event.run.order.index, self._take(event.run, event.delta)
+                        yield event.run.sequence_request.index, self._take(event.run, event.delta)
                     else:
                         self._place([event.run])
         finally:
@@ -155,7 +161,9 @@ class Request:
     def _place(self, runs: list[_Run]) -> None:
         """Submit these sequences, each where it is computed soonest, or let them wait until that is possible."""
         for run in runs:
-            channel = self._channels.choose([*run.order.prompt_ids, *run.output_ids], run.order.cache_salt)
+            channel = self._channels.choose(
+                [*run.sequence_request.prompt_ids, *run.output_ids], run.sequence_request.cache_salt
+            )
             if channel is None:
                 self._unplaced.append(run)
             else:
@@ -176,16 +184,16 @@ class Request:
     def _submit(self, run: _Run, channel: DenseChannel) -> None:
         run.attempt += 1
         run.channel = channel
-        run.sequence_id = f"{self._request_id}-{run.order.index}-{run.attempt}"
-        order = Submit(
+        run.sequence_id = f"{self._request_id}-{run.sequence_request.index}-{run.attempt}"
+        sequence_request = Submit(
             sequence_id=run.sequence_id,
-            prompt_ids=list(run.order.prompt_ids),
-            params=run.order.params,
+            prompt_ids=list(run.sequence_request.prompt_ids),
+            params=run.sequence_request.params,
             output_ids=list(run.output_ids),
-            priority=run.order.priority,
-            cache_salt=run.order.cache_salt,
+            priority=run.sequence_request.priority,
+            cache_salt=run.sequence_request.cache_salt,
         )
-        channel.submit(order, self._sink(run))
+        channel.submit(sequence_request, self._sink(run))
 
     def _sink(self, run: _Run) -> Sink:
         attempt = run.attempt

@@ -55,20 +55,27 @@ def messages_body(messages: Sequence[serving_pb2.Message]) -> list[dict[str, str
 
 
 def piece_response(
-    head: ResponseHead, request_id: str, order: SequenceRequest, piece: OutputPiece, tokenizer: Tokenizer
+    head: ResponseHead,
+    request_id: str,
+    sequence_request: SequenceRequest,
+    piece: OutputPiece,
+    tokenizer: Tokenizer,
 ) -> serving_pb2.GenerateResponse:
     """One response of a stream, without usage."""
-    num_top, num_prompt_top = order.output.logprobs or 0, order.output.prompt_logprobs or 0
+    num_top, num_prompt_top = (
+        sequence_request.output.logprobs or 0,
+        sequence_request.output.prompt_logprobs or 0,
+    )
     response = serving_pb2.GenerateResponse(
         request_id=request_id,
         model=head.model,
-        index=order.index,
-        text=order.echo_text + piece.text if piece.is_first else piece.text,
+        index=sequence_request.index,
+        text=sequence_request.echo_text + piece.text if piece.is_first else piece.text,
         token_ids=piece.token_ids,
         logprobs=[_token_logprob(entry, num_top, tokenizer) for entry in piece.logprobs],
         finish_reason=_FINISH_REASONS.get(piece.finish_reason or "", serving_pb2.FINISH_REASON_UNSPECIFIED),
     )
-    if order.output.prompt_logprobs is not None:
+    if sequence_request.output.prompt_logprobs is not None:
         response.prompt_logprobs.extend(
             _token_logprob(entry, num_prompt_top, tokenizer) for entry in piece.prompt_logprobs or ()
         )

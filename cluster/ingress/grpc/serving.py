@@ -90,9 +90,9 @@ class ServingMethods:
         count = UsageCount(answer.sequences)
         num_open = len(answer.sequences)
         async with contextlib.aclosing(service.pieces(answer)) as pieces:
-            async for order, piece in pieces:
-                response = piece_response(answer.head, request_id, order, piece, tokenizer)
-                count.add(order, piece)
+            async for sequence_request, piece in pieces:
+                response = piece_response(answer.head, request_id, sequence_request, piece, tokenizer)
+                count.add(sequence_request, piece)
                 num_open -= piece.finish_reason is not None
                 if num_open == 0:
                     response.usage.CopyFrom(usage_message(count.total))

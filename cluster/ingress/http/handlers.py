@@ -101,11 +101,16 @@ class Handlers:
         answer = await service.open(parsed, timeout_seconds)
         if answer.parsed.stream:
             return EventStream(frames=self._frames(answer))
-        collected: dict[int, list[OutputPiece]] = {order.index: [] for order in answer.sequences}
+        collected: dict[int, list[OutputPiece]] = {
+            sequence_request.index: [] for sequence_request in answer.sequences
+        }
         async with contextlib.aclosing(service.pieces(answer)) as open_pieces:
-            async for order, piece in open_pieces:
-                collected[order.index].append(piece)
-        choices = [(order, merged(collected[order.index])) for order in answer.sequences]
+            async for sequence_request, piece in open_pieces:
+                collected[sequence_request.index].append(piece)
+        choices = [
+            (sequence_request, merged(collected[sequence_request.index]))
+            for sequence_request in answer.sequences
+        ]
         tokenizer = service.model.tokenizer
         return HttpResponse(value=full_response(answer.parsed.kind, answer.head, choices, tokenizer))
 
@@ -113,8 +118,8 @@ class Handlers:
         chunks = StreamChunks(answer.parsed, answer.head, answer.sequences, self._service.model.tokenizer)
         opening = [sse_frame(body) for body in chunks.opening()]
         async with contextlib.aclosing(self._service.pieces(answer)) as pieces:
-            async for order, piece in pieces:
-                yield b"".join([*opening, sse_frame(chunks.chunk(order, piece))])
+            async for sequence_request, piece in pieces:
+                yield b"".join([*opening, sse_frame(chunks.chunk(sequence_request, piece))])
                 opening.clear()
         yield b"".join([*(sse_frame(body) for body in chunks.closing()), SSE_DONE])
 
