@@ -15,7 +15,7 @@ from actors.checkpoint.open import open_model
 from actors.checkpoint.read_quantized import dense_quantization, serving_quantization
 from actors.checkpoint.weights import ProgressCallback, read_dense, serving_dtype
 from actors.dense.engine import Engine
-from actors.dense.ingress_server import Front
+from actors.dense.ingress_server import IngressServer
 from actors.dense.kv_cache import KVCache, bytes_per_token
 from actors.dense.model import DenseModel
 from actors.dense.scheduling.block_pool import BlockPool
@@ -210,7 +210,7 @@ class _Loaded:
         scheduler = Scheduler(limits, pool)
         cache = KVCache(config, capacity.num_blocks, settings.block_size, self._dtype, self._device)
         rule = PrefixRule(block_size=settings.block_size, long_rope_threshold=limits.long_rope_threshold)
-        self.front = Front(
+        self.ingress_server = IngressServer(
             settings.cluster_token,
             capacity.max_model_len,
             rule if settings.enable_prefix_caching else None,
@@ -218,7 +218,7 @@ class _Loaded:
         pace = PrefillPace(settings.max_step_stretch, settings.max_batch_tokens)
         park_seconds = settings.exchange.park_deadline_seconds
         self.engine = Engine(
-            model, cache, scheduler, self.front.emit, pace, park_seconds, settings.speculative_tokens
+            model, cache, scheduler, self.ingress_server.emit, pace, park_seconds, settings.speculative_tokens
         )
 
     def listen(self, settings: DenseSettings, incarnation: str) -> tuple[str, int, str, int]:
@@ -235,15 +235,15 @@ class _Loaded:
                 on_change=self.engine.look,
             )
         )
-        front_host, front_port = self.front.start(self.engine, settings.node_ip)
+        ingress_host, ingress_port = self.ingress_server.start(self.engine, settings.node_ip)
         self.engine.start()
-        return front_host, front_port, store_host, store_port
+        return ingress_host, ingress_port, store_host, store_port
 
     def close(self) -> None:
         if self.endpoint is not None:
             self.endpoint.close()
         self.engine.stop()
-        self.front.stop()
+        self.ingress_server.stop()
 
     def _exchange_context(self, settings: DenseSettings) -> Site:
         return Site(

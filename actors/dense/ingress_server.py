@@ -34,7 +34,7 @@ _MAX_UNSENT_BYTES = 64 * 1024 * 1024
 """What may wait for an ingress that does not read; past it the connection is given up."""
 
 
-class Front:
+class IngressServer:
     """Serves on a thread of its own. `engine` must be set before `start`."""
 
     def __init__(self, token: str, max_model_len: int, prefix_rule: PrefixRule | None = None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.dense.ingress_server import Front
+from actors.dense.ingress_server import IngressServer
 from actors.protocol.framing import Frame, encode_frame, read_frame
 from actors.protocol.messages import Cancel, Hello, StepOutput, Submit, Welcome
 from tests.dense.local_engine import LocalEngine, greedy
@@ -23,15 +23,15 @@ class LiveServer:
     """A front with its engine running behind it."""
 
     def __init__(self, directory: Path) -> None:
-        self.front = Front(TOKEN, MAX_MODEL_LEN)
-        self.local = LocalEngine(directory, emit=self.front.emit)
-        self.address = self.front.start(self.local.engine, "127.0.0.1")
+        self.ingress_server = IngressServer(TOKEN, MAX_MODEL_LEN)
+        self.local = LocalEngine(directory, emit=self.ingress_server.emit)
+        self.address = self.ingress_server.start(self.local.engine, "127.0.0.1")
         self.local.engine.start()
         self.local.engine.use_exchange(self.local.exchange)
 
     def close(self) -> None:
         self.local.engine.stop()
-        self.front.stop()
+        self.ingress_server.stop()
 
 
 @pytest.fixture
