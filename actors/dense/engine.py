@@ -17,7 +17,7 @@ from typing import TypeAlias
 from actors.dense.fault_isolation import compute_apart
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
-from actors.dense.model_runner import Steps
+from actors.dense.model_runner import ModelRunner
 from actors.dense.scheduling.prefill_budget import PrefillPace
 from actors.dense.scheduling.scheduler import Chunk, Scheduler
 from actors.dense.scheduling.sequence import Sequence
@@ -64,7 +64,7 @@ class Engine:
     ) -> None:
         """park_seconds: how long sequences wait here between two steps while some expert has no holder. max_drafts: of one
         sequence in one step; 0 is no speculation."""
-        self._steps = Steps(model, cache)
+        self._model_runner = ModelRunner(model, cache)
         self._results = StepResults(emit, model.config.eos_token_ids)
         self._scheduler = scheduler
         self._pace = pace
@@ -280,7 +280,7 @@ class Engine:
 
     def _compute(self, chunks: list[Chunk]) -> None:
         assert self._exchange is not None
-        drawn = self._steps.compute(chunks, self._exchange)
+        drawn = self._model_runner.compute(chunks, self._exchange)
         # From here on nothing raises, so that a step is either taken note of or can be computed again.
         self._scheduler.commit(chunks)
         for sequence, logprobs in drawn.prompt_logprobs:

@@ -45,7 +45,7 @@ class DenseModel:
         self._normalise = make_norm(config, self.dtype, self.device)
         self._add_norm = make_add_norm(config, self.device, self._normalise)
         self.captured = make_captured(self._compute, self.device)
-        """Steps that are repeated as CUDA graphs; None where there are none."""
+        """ModelRunner that are repeated as CUDA graphs; None where there are none."""
         self._decode_layers = DecodeLayers.make(config, self._embed, self._layers)
         self.decode_head = DecodeHead.make(config, self._norm, self._lm_head)
         """Draws tokens; None where `logits` and a sampler do."""

@@ -25,7 +25,7 @@ _PROMPT_LOGITS_ROWS = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Drawn:
+class StepOutputs:
     """What came of a step."""
 
     samples: list[tuple[Chunk, list[Sample]]]
@@ -33,7 +33,7 @@ class Drawn:
     prompt_logprobs: list[tuple[Sequence, list[TokenLogprobs]]]
 
 
-class Steps:
+class ModelRunner:
     """The model of a dense actor, its cache and its sampler."""
 
     def __init__(self, model: DenseModel, cache: KVCache) -> None:
@@ -41,7 +41,7 @@ class Steps:
         self._sample = make_sampler(model.device)
         self._draw = model.decode_head or self._draw_from_logits
 
-    def compute(self, chunks: list[Chunk], exchange: Exchange) -> Drawn:
+    def compute(self, chunks: list[Chunk], exchange: Exchange) -> StepOutputs:
         """Raises ExchangeError, and whatever a sequence that cannot be computed makes the model raise."""
         model = self._model
         chunks = sorted(chunks, key=model.is_narrow, reverse=True)
@@ -49,7 +49,7 @@ class Steps:
         placed = list(zip(chunks, _last_rows(chunks), strict=True))
         prompt_logprobs = self._prompt_logprobs(placed, x)
         samples = self._samples([(chunk, last) for chunk, last in placed if chunk.samples], x)
-        return Drawn(samples=samples, prompt_logprobs=prompt_logprobs)
+        return StepOutputs(samples=samples, prompt_logprobs=prompt_logprobs)
 
     def _samples(self, ends: list[tuple[Chunk, int]], x: torch.Tensor) -> list[tuple[Chunk, list[Sample]]]:
         """Of chunks that sample, with their last rows."""

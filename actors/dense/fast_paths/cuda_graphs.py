@@ -1,4 +1,4 @@
-"""Steps that only decode, with all experts in this process: one CUDA graph per size, instead of hundreds of launches.
+"""ModelRunner that only decode, with all experts in this process: one CUDA graph per size, instead of hundreds of launches.
 
 Legend: B rows of a step, H hidden, W blocks of its longest sequence, all of them padded.
 

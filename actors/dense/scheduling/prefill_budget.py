@@ -27,7 +27,7 @@ _WEIGHT = 0.25
 """Of the newest measurement in a running mean."""
 _MOST_OUTLIER = 4.0
 _MEASURE_EVERY = 32
-"""Steps with prompts after which the decoding alone is measured again."""
+"""ModelRunner with prompts after which the decoding alone is measured again."""
 _LEAST_TOKENS = 16
 """Prompts make progress however slow the machine is."""
 
