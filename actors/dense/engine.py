@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from actors.dense.fault_isolation import compute_apart
+from actors.dense.fault_isolation import compute_isolated
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
 from actors.dense.model_runner import ModelRunner
@@ -250,7 +250,7 @@ class Engine:
     def _step(self, chunks: list[Chunk]) -> None:
         began = time.monotonic()
         try:
-            compute_apart(chunks, self._compute, self._fail)
+            compute_isolated(chunks, self._compute, self._fail)
         except NoHolderError as error:
             logger.warning("step %d failed: %s", self.num_steps, error)
             self._parked_since = began

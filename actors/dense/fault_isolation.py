@@ -20,7 +20,7 @@ from actors.errors import ExchangeError, ExpertFailedError
 logger = logging.getLogger(__name__)
 
 
-def compute_apart(
+def compute_isolated(
     chunks: list[Chunk],
     compute: Callable[[list[Chunk]], None],
     fail: Callable[[Chunk, Exception], None],
@@ -42,7 +42,7 @@ def compute_apart(
     is_all_well = True
     for part in parts:
         if is_all_well or len(chunks) > 1:  # The second half of one chunk builds on the first.
-            is_all_well &= compute_apart(part, compute, fail)
+            is_all_well &= compute_isolated(part, compute, fail)
     return is_all_well
 
 
