@@ -20,7 +20,7 @@ from actors.dense.kv_cache import KVCache, bytes_per_token
 from actors.dense.model import DenseModel
 from actors.dense.scheduling.block_pool import BlockPool
 from actors.dense.scheduling.kv_capacity import Demand, free_cache_bytes, plan_capacity
-from actors.dense.scheduling.prefill_budget import PrefillPace
+from actors.dense.scheduling.prefill_budget import PrefillBudget
 from actors.dense.scheduling.scheduler import Scheduler, SchedulerLimits
 from actors.errors import LinkError, StaleEpochError
 from actors.exchange.context import DenseContext, Site
@@ -215,10 +215,16 @@ class _Loaded:
             capacity.max_model_len,
             rule if settings.enable_prefix_caching else None,
         )
-        pace = PrefillPace(settings.max_step_stretch, settings.max_batch_tokens)
+        prefill_budget = PrefillBudget(settings.max_step_stretch, settings.max_batch_tokens)
         park_seconds = settings.exchange.park_deadline_seconds
         self.engine = Engine(
-            model, cache, scheduler, self.ingress_server.emit, pace, park_seconds, settings.speculative_tokens
+            model,
+            cache,
+            scheduler,
+            self.ingress_server.emit,
+            prefill_budget,
+            park_seconds,
+            settings.speculative_tokens,
         )
 
     def listen(self, settings: DenseSettings, incarnation: str) -> tuple[str, int, str, int]:

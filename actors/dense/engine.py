@@ -18,7 +18,7 @@ from actors.dense.fault_isolation import compute_isolated
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
 from actors.dense.model_runner import ModelRunner
-from actors.dense.scheduling.prefill_budget import PrefillPace
+from actors.dense.scheduling.prefill_budget import PrefillBudget
 from actors.dense.scheduling.scheduler import Chunk, Scheduler
 from actors.dense.scheduling.sequence import Sequence
 from actors.dense.speculation.speculator import Speculator
@@ -58,7 +58,7 @@ class Engine:
         cache: KVCache,
         scheduler: Scheduler,
         emit: Emit,
-        pace: PrefillPace,
+        prefill_budget: PrefillBudget,
         park_seconds: float,
         max_drafts: int = 0,
     ) -> None:
@@ -67,7 +67,7 @@ class Engine:
         self._model_runner = ModelRunner(model, cache)
         self._results = StepResults(emit, model.config.eos_token_ids)
         self._scheduler = scheduler
-        self._pace = pace
+        self._prefill_budget = prefill_budget
         self._park_seconds = park_seconds
         self._speculator = Speculator(max_drafts, scheduler.limits, scheduler.pool) if max_drafts else None
         self._parked_since: float | None = None
@@ -176,7 +176,7 @@ class Engine:
             bool(s.output_ids) and s.num_uncomputed > 1 for s in [*scheduler.running, *scheduler.waiting]
         )
         num_prefills = num_places - num_decodes + (_INTERRUPTED_COUNTS - 1) * sum(interrupted)
-        chunks = scheduler.plan(self._pace.max_prefill_tokens(num_decodes, num_prefills))
+        chunks = scheduler.plan(self._prefill_budget.max_prefill_tokens(num_decodes, num_prefills))
         # Beside prompts there are no drafts, nor in a step that only decodes so that its time can be measured.
         is_all = len(chunks) == len(scheduler.running) and not scheduler.waiting
         if self._speculator is None or not chunks or not is_all:
@@ -267,7 +267,7 @@ class Engine:
         sizes = [chunk.num_tokens for chunk in chunks]
         num_prefill_tokens = sum(size for size in sizes if size > 1)
         if not any(chunk.drafts for chunk in chunks):
-            self._pace.note_step(sizes.count(1), num_prefill_tokens, seconds)
+            self._prefill_budget.note_step(sizes.count(1), num_prefill_tokens, seconds)
         if self._speculator is not None and num_prefill_tokens == 0:
             self._speculator.note_step(chunks, seconds)
 

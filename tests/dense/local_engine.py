@@ -15,7 +15,7 @@ from actors.dense.engine import Engine
 from actors.dense.kv_cache import KVCache
 from actors.dense.model import DenseModel
 from actors.dense.scheduling.block_pool import BlockPool
-from actors.dense.scheduling.prefill_budget import PrefillPace
+from actors.dense.scheduling.prefill_budget import PrefillBudget
 from actors.dense.scheduling.scheduler import Scheduler, SchedulerLimits
 from actors.dense.step_results import Emit
 from actors.exchange.interface import Exchange
@@ -59,9 +59,9 @@ class LocalEngine:
         )
         self.pool = BlockPool(num_blocks, block_size, shares_prefixes)
         self.scheduler = Scheduler(limits, self.pool)
-        pace = PrefillPace(2.0, max_batch_tokens)
+        prefill_budget = PrefillBudget(2.0, max_batch_tokens)
         self.engine = Engine(
-            self.model, cache, self.scheduler, emit or self._note, pace, park_seconds, max_drafts
+            self.model, cache, self.scheduler, emit or self._note, prefill_budget, park_seconds, max_drafts
         )
         self.exchange: Exchange = LocalExchange(experts.forward, combined=experts.combined)
         self.deltas: dict[str, list[SequenceDelta]] = {}

@@ -32,7 +32,7 @@ _LEAST_TOKENS = 16
 """Prompts make progress however slow the machine is."""
 
 
-class PrefillPace:
+class PrefillBudget:
     """Told of every step; `max_prefill_tokens` is for the next one."""
 
     def __init__(self, max_stretch: float, max_batch_tokens: int) -> None:
