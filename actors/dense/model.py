@@ -17,7 +17,7 @@ from actors.checkpoint.weights import DenseWeights, LayerWeights
 from actors.dense.batch import IsNarrow, StepBatch, build_batch, has_one_token
 from actors.dense.fast_paths.cpu_head import DecodeHead
 from actors.dense.fast_paths.cpu_step import DecodeLayers
-from actors.dense.fast_paths.cuda_graphs import Experts, make_captured
+from actors.dense.fast_paths.cuda_graphs import Experts, make_cuda_graphs
 from actors.dense.kv_cache import KVCache
 from actors.dense.layers.attention import Attention
 from actors.dense.layers.layer import Layer
@@ -44,7 +44,7 @@ class DenseModel:
         self._attention = Attention(config, self.dtype, self.device)
         self._normalise = make_norm(config, self.dtype, self.device)
         self._add_norm = make_add_norm(config, self.device, self._normalise)
-        self.captured = make_captured(self._compute, self.device)
+        self.captured = make_cuda_graphs(self._compute, self.device)
         """ModelRunner that are repeated as CUDA graphs; None where there are none."""
         self._decode_layers = DecodeLayers.make(config, self._embed, self._layers)
         self.decode_head = DecodeHead.make(config, self._norm, self._lm_head)

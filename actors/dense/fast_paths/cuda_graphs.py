@@ -39,7 +39,7 @@ Experts: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], t
 """(layer, rows [B, H], expert ids, weights) -> what the experts add, [B, H]."""
 
 
-class CapturedSteps:
+class CudaGraphs:
     """The graphs of one model. One thread uses it."""
 
     def __init__(
@@ -112,13 +112,13 @@ class CapturedSteps:
         return True
 
 
-def make_captured(
+def make_cuda_graphs(
     compute: Callable[[StepBatch, KVCache, Experts], torch.Tensor], device: torch.device
-) -> CapturedSteps | None:
+) -> CudaGraphs | None:
     """None where steps cannot be captured."""
     if not has_triton(device):
         return None
-    return CapturedSteps(compute, device)
+    return CudaGraphs(compute, device)
 
 
 class _Inputs:
