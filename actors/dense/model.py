@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import DenseWeights, LayerWeights
 from actors.dense.batch import IsNarrow, StepBatch, build_batch, has_one_token
-from actors.dense.fast_paths.cpu_head import DecodeHead
-from actors.dense.fast_paths.cpu_step import DecodeLayers
+from actors.dense.fast_paths.cpu_head import CpuHead
+from actors.dense.fast_paths.cpu_step import CpuStep
 from actors.dense.fast_paths.cuda_graphs import Experts, make_cuda_graphs
 from actors.dense.kv_cache import KVCache
 from actors.dense.layers.attention import Attention
@@ -46,12 +46,10 @@ class DenseModel:
         self._add_norm = make_add_norm(config, self.device, self._normalise)
         self.captured = make_cuda_graphs(self._compute, self.device)
         """ModelRunner that are repeated as CUDA graphs; None where there are none."""
-        self._decode_layers = DecodeLayers.make(config, self._embed, self._layers)
-        self.decode_head = DecodeHead.make(config, self._norm, self._lm_head)
+        self._cpu_step = CpuStep.make(config, self._embed, self._layers)
+        self.decode_head = CpuHead.make(config, self._norm, self._lm_head)
         """Draws tokens; None where `logits` and a sampler do."""
-        self.is_narrow: IsNarrow = (
-            has_one_token if self._decode_layers is None else self._decode_layers.is_narrow
-        )
+        self.is_narrow: IsNarrow = has_one_token if self._cpu_step is None else self._cpu_step.is_narrow
         """Which chunks' tokens are to be decoding rows."""
         self._norm_and_route = make_norm_and_route(config, self.dtype, self.device, self._add_norm)
         self._rope = RotaryEmbedding(config.rope, config.head_dim, self.device)
@@ -64,8 +62,8 @@ class DenseModel:
         It may be overwritten by the next call. Raises ExchangeError, and IndexError for a token that the model does not
         have; nothing but this step's own cache rows has changed then.
         """
-        if self._decode_layers is not None and self.is_narrow(chunks[-1]):
-            return self._decode_layers.forward(chunks, cache, exchange)
+        if self._cpu_step is not None and self.is_narrow(chunks[-1]):
+            return self._cpu_step.forward(chunks, cache, exchange)
         batch = build_batch(chunks, cache.block_size, self.config.sliding_window, self.is_narrow)
         return self.forward(batch, cache, exchange)
 

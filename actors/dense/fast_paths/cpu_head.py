@@ -25,7 +25,7 @@ from actors.kernels.threads import num_threads
 from actors.linear import KernelProduct, Product
 
 
-class DecodeHead:
+class CpuHead:
     """The norm, the head and the sampler of one model. `make` it, where device, dtype and shapes allow. One thread uses it."""
 
     def __init__(self, kernels: Kernels, config: ModelConfig, norm: Norm, product: KernelProduct) -> None:
@@ -37,12 +37,12 @@ class DecodeHead:
         self._use_room(1)
 
     @staticmethod
-    def make(config: ModelConfig, norm: Norm, product: Product) -> DecodeHead | None:
+    def make(config: ModelConfig, norm: Norm, product: Product) -> CpuHead | None:
         """None where the kernels do not take device, dtype or shapes."""
         kernels = norm_kernels(config, norm.weight.dtype, norm.weight.device)
         if kernels is None or not isinstance(product, KernelProduct):
             return None
-        return DecodeHead(kernels, config, norm, product)
+        return CpuHead(kernels, config, norm, product)
 
     def __call__(self, x: torch.Tensor, rows: list[int], sequences: list[Sequence]) -> list[Sample]:
         """One token per row of x [*, H] that is named, for the position after the last token of its sequence [R]."""

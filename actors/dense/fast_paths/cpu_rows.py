@@ -37,7 +37,7 @@ class Routed(NamedTuple):
     """[B, 2] float32."""
 
 
-class StepRows:
+class CpuRows:
     """Room for the rows of one model's steps; `fill` it for each. One thread uses it."""
 
     def __init__(self, kernels: Kernels, config: ModelConfig, embedding: torch.Tensor) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from actors.checkpoint.config import ModelConfig
-from actors.dense.fast_paths.cpu_rows import StepRows
+from actors.dense.fast_paths.cpu_rows import CpuRows
 from actors.dense.kv_cache import KVCache
 from actors.dense.layers.layer import Layer
 from actors.dense.layers.norm import norm_kernels, norm_weights
@@ -31,7 +31,7 @@ _UNFINISHED = 16
 """What the kernels return when they have stopped within a layer's exchange."""
 
 
-class DecodeLayers:
+class CpuStep:
     """All layers of one model. `make` it, where device, dtype and shapes allow."""
 
     def __init__(
@@ -41,14 +41,14 @@ class DecodeLayers:
         self._layers = layers
         self._decode_layer = kernels.decode_layer
         self._decode_step = kernels.decode_step
-        self._rows = StepRows(kernels, config, embedding)
+        self._rows = CpuRows(kernels, config, embedding)
         self._most_work = _MOST_WORK if torch.cpu._is_amx_tile_supported() else None
         self._cache: KVCache | None = None
         """The one that the weights below know the addresses of."""
         self._weights: ctypes.Array[LayerWeights] = (LayerWeights * 0)()
 
     @staticmethod
-    def make(config: ModelConfig, embedding: torch.Tensor, layers: Sequence[Layer]) -> DecodeLayers | None:
+    def make(config: ModelConfig, embedding: torch.Tensor, layers: Sequence[Layer]) -> CpuStep | None:
         """None where the kernels do not take device, dtype or shapes. embedding: [V, H]."""
         kernels = norm_kernels(config, embedding.dtype, embedding.device)
         if kernels is None or not kernels.can_attend(config.head_dim) or config.num_experts > _MAX_EXPERTS:
@@ -56,7 +56,7 @@ class DecodeLayers:
         products = [product for layer in layers for product in (layer.qkv, layer.out, layer.gate)]
         if not all(isinstance(product, KernelProduct) for product in products):
             return None
-        return DecodeLayers(kernels, config, embedding, layers)
+        return CpuStep(kernels, config, embedding, layers)
 
     def is_narrow(self, chunk: Chunk) -> bool:
         """Whether the kernels are the fastest to take the chunk's tokens as decoding rows."""

@@ -9,7 +9,7 @@ import torch
 
 from actors.checkpoint.dummy.dummy_reader import DummyReader
 from actors.checkpoint.weights import read_dense
-from actors.dense.fast_paths.cpu_head import DecodeHead
+from actors.dense.fast_paths.cpu_head import CpuHead
 from actors.dense.layers.norm import norm_kernels
 from actors.dense.model import DenseModel
 from actors.dense.sampling.cpu_choice import choose_by_kernels
@@ -78,5 +78,5 @@ def test_tokens_and_reports_are_the_samplers(
 
 def test_the_kernels_draw_wherever_they_can() -> None:
     weights = read_dense(DummyReader(CONFIG), CONFIG, torch.float32, "cpu")
-    assert DecodeHead.make(CONFIG, weights.norm, make_product(*weights.lm_head)) is not None
-    assert DecodeHead.make(CONFIG, weights.norm, lambda x: x) is None
+    assert CpuHead.make(CONFIG, weights.norm, make_product(*weights.lm_head)) is not None
+    assert CpuHead.make(CONFIG, weights.norm, lambda x: x) is None

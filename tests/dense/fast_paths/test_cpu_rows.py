@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from actors.dense.batch import build_batch
-from actors.dense.fast_paths.cpu_rows import StepRows
+from actors.dense.fast_paths.cpu_rows import CpuRows
 from actors.dense.kv_cache import KVCache
 from actors.dense.layers.norm import norm_kernels
 from actors.dense.layers.rope import RotaryEmbedding
@@ -25,7 +25,7 @@ VOCABULARY = 1000
 pytestmark = pytest.mark.skipif(norm_kernels(CONFIG, torch.float32, CPU) is None, reason="no kernels here")
 
 
-def made(dtype: torch.dtype, window: int | None = None) -> tuple[StepRows, KVCache, torch.Tensor]:
+def made(dtype: torch.dtype, window: int | None = None) -> tuple[CpuRows, KVCache, torch.Tensor]:
     config = replace(CONFIG, sliding_window=window)
     embedding = torch.randn((VOCABULARY, config.hidden_size), generator=torch.Generator().manual_seed(1)).to(
         dtype
@@ -33,7 +33,7 @@ def made(dtype: torch.dtype, window: int | None = None) -> tuple[StepRows, KVCac
     kernels = load()
     assert kernels is not None
     cache = KVCache(config, NUM_BLOCKS, BLOCK_SIZE, dtype, CPU)
-    return StepRows(kernels, config, embedding), cache, embedding
+    return CpuRows(kernels, config, embedding), cache, embedding
 
 
 def at(address: int, like: torch.Tensor) -> torch.Tensor:

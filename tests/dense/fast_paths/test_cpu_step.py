@@ -15,7 +15,7 @@ from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.reader import CheckpointReader
 from actors.checkpoint.weights import Norm, read_dense
 from actors.dense.batch import build_batch, has_one_token
-from actors.dense.fast_paths.cpu_step import DecodeLayers
+from actors.dense.fast_paths.cpu_step import CpuStep
 from actors.dense.kv_cache import KVCache
 from actors.dense.layers.norm import make_norm, norm_kernels
 from actors.dense.model import DenseModel
@@ -166,9 +166,9 @@ def test_another_cache_is_another_cache(part: Part) -> None:
 
 def test_the_kernels_serve_wherever_they_can(part: Part) -> None:
     shape = (part.config.vocab_size, part.config.hidden_size)
-    assert DecodeLayers.make(part.config, torch.empty(shape, dtype=part.dtype), []) is not None
-    assert DecodeLayers.make(part.config, torch.empty(shape, dtype=torch.float16), []) is None
-    assert DecodeLayers.make(part.config, torch.empty(shape, dtype=part.dtype, device="meta"), []) is None
+    assert CpuStep.make(part.config, torch.empty(shape, dtype=part.dtype), []) is not None
+    assert CpuStep.make(part.config, torch.empty(shape, dtype=torch.float16), []) is None
+    assert CpuStep.make(part.config, torch.empty(shape, dtype=part.dtype, device="meta"), []) is None
 
 
 def test_the_norm_is_torchs(part: Part) -> None:

@@ -19,7 +19,7 @@ from tests.gpu.device import DEVICE, MARKS
 from actors import linear
 from actors.dense import model
 from actors.dense.fast_paths import cuda_graphs
-from actors.dense.fast_paths.cpu_step import DecodeLayers
+from actors.dense.fast_paths.cpu_step import CpuStep
 from actors.dense.layers import attention, norm, norm_and_route, router
 from actors.expert import experts
 from tests.dense.local_engine import LocalEngine, greedy
@@ -68,7 +68,7 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "has_triton", yes)
     monkeypatch.setattr(model, "make_product", product)
     monkeypatch.setattr(cuda_graphs, "CudaCapture", Rerun)
-    monkeypatch.setattr(DecodeLayers, "make", no_kernels)
+    monkeypatch.setattr(CpuStep, "make", no_kernels)
 
 
 @pytest.mark.parametrize("name", ["like-the-real-one", "window-16"])
