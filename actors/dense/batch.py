@@ -27,7 +27,7 @@ import torch
 from actors.dense.scheduling.scheduler import Chunk
 from actors.gpu.host_to_device import to_device
 
-IsNarrow: TypeAlias = Callable[[Chunk], bool]
+IsShort: TypeAlias = Callable[[Chunk], bool]
 
 _Numbers: TypeAlias = npt.NDArray[np.int64]
 
@@ -146,24 +146,24 @@ def build_batch(
     chunks: list[Chunk],
     block_size: int,
     sliding_window: int | None,
-    is_narrow: IsNarrow = has_one_token,
+    is_short: IsShort = has_one_token,
 ) -> StepBatch:
     """Lay out the chunks, of which the narrow ones must come first, on the host."""
-    narrow = list(takewhile(is_narrow, chunks))
-    wide = chunks[len(narrow) :]
-    assert not any(map(is_narrow, wide))
+    short_chunks = list(takewhile(is_short, chunks))
+    long_chunks = chunks[len(short_chunks) :]
+    assert not any(map(is_short, long_chunks))
     counts = [chunk.num_rows for chunk in chunks]
     first_rows = list(accumulate(counts, initial=0))
     positions, is_long = _positions(chunks, counts, first_rows)
     slots: list[_Numbers] = []
     decode: DecodeRows | None = None
-    if narrow:
-        table = _block_table(narrow, counts)
+    if short_chunks:
+        table = _block_table(short_chunks, counts)
         own = positions[: len(table)]
         slots.append(_own_slots(table, own, block_size))
         decode = _decode_rows(table, own, block_size, sliding_window)
     prefills: list[PrefillRows] = []
-    for chunk, first_row in zip(wide, first_rows[len(narrow) :], strict=False):
+    for chunk, first_row in zip(long_chunks, first_rows[len(short_chunks) :], strict=False):
         context = _cache_rows(chunk, block_size)
         slots.append(context[chunk.start :])
         prefills.append(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.weights import DenseWeights, LayerWeights
-from actors.dense.batch import IsNarrow, StepBatch, build_batch, has_one_token
+from actors.dense.batch import IsShort, StepBatch, build_batch, has_one_token
 from actors.dense.fast_paths.cpu_head import CpuHead
 from actors.dense.fast_paths.cpu_step import CpuStep
 from actors.dense.fast_paths.cuda_graphs import Experts, make_cuda_graphs
@@ -49,7 +49,7 @@ class DenseModel:
         self._cpu_step = CpuStep.make(config, self._embed, self._layers)
         self.decode_head = CpuHead.make(config, self._norm, self._lm_head)
         """Draws tokens; None where `logits` and a sampler do."""
-        self.is_narrow: IsNarrow = has_one_token if self._cpu_step is None else self._cpu_step.is_narrow
+        self.is_short: IsShort = has_one_token if self._cpu_step is None else self._cpu_step.is_short
         """Which chunks' tokens are to be decoding rows."""
         self._norm_and_route = make_norm_and_route(config, self.dtype, self.device, self._add_norm)
         self._rope = RotaryEmbedding(config.rope, config.head_dim, self.device)
@@ -62,9 +62,9 @@ class DenseModel:
         It may be overwritten by the next call. Raises ExchangeError, and IndexError for a token that the model does not
         have; nothing but this step's own cache rows has changed then.
         """
-        if self._cpu_step is not None and self.is_narrow(chunks[-1]):
+        if self._cpu_step is not None and self.is_short(chunks[-1]):
             return self._cpu_step.forward(chunks, cache, exchange)
-        batch = build_batch(chunks, cache.block_size, self.config.sliding_window, self.is_narrow)
+        batch = build_batch(chunks, cache.block_size, self.config.sliding_window, self.is_short)
         return self.forward(batch, cache, exchange)
 
     @torch.inference_mode()

@@ -44,7 +44,7 @@ class ModelRunner:
     def compute(self, chunks: list[Chunk], exchange: Exchange) -> StepOutputs:
         """Raises ExchangeError, and whatever a sequence that cannot be computed makes the model raise."""
         model = self._model
-        chunks = sorted(chunks, key=model.is_narrow, reverse=True)
+        chunks = sorted(chunks, key=model.is_short, reverse=True)
         x = model.step(chunks, self._cache, exchange)
         placed = list(zip(chunks, _last_rows(chunks), strict=True))
         prompt_logprobs = self._prompt_logprobs(placed, x)

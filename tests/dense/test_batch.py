@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from actors.dense.batch import IsNarrow, build_batch, has_one_token
+from actors.dense.batch import IsShort, build_batch, has_one_token
 from actors.dense.scheduling.scheduler import Chunk
 from actors.dense.scheduling.sequence import Sequence
 from actors.protocol.messages import SamplingParams
@@ -44,20 +44,20 @@ def random_chunks(seed: int) -> list[Chunk]:
     draw = random.Random(seed)
     decoding = [random_chunk(draw, 1, draw.choice([0, 0, 2])) for _ in range(draw.randrange(6))]
     short = [random_chunk(draw, draw.randint(2, 3), 0) for _ in range(draw.randrange(3))]
-    wide = [random_chunk(draw, draw.randint(4, 30), 0) for _ in range(draw.randrange(3))]
-    return [*decoding, *short, *wide] or [random_chunk(draw, 1, 0)]
+    long_chunk = [random_chunk(draw, draw.randint(4, 30), 0) for _ in range(draw.randrange(3))]
+    return [*decoding, *short, *long_chunk] or [random_chunk(draw, 1, 0)]
 
 
 def slot(sequence: Sequence, position: int) -> int:
     return sequence.blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
 
 
-@pytest.mark.parametrize("is_narrow", [has_one_token, is_short])
+@pytest.mark.parametrize("is_short", [has_one_token, is_short])
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("seed", range(20))
-def test_each_row_is_its_chunks(seed: int, window: int | None, is_narrow: IsNarrow) -> None:
+def test_each_row_is_its_chunks(seed: int, window: int | None, is_short: IsShort) -> None:
     chunks = random_chunks(seed)
-    batch = build_batch(chunks, BLOCK_SIZE, window, is_narrow)
+    batch = build_batch(chunks, BLOCK_SIZE, window, is_short)
     rows = [
         (chunk, position)
         for chunk in chunks
@@ -73,22 +73,22 @@ def test_each_row_is_its_chunks(seed: int, window: int | None, is_narrow: IsNarr
     numbers = (batch.token_ids, batch.positions, batch.is_long, batch.slots)
     assert all(part.dtype == torch.int64 and part.is_contiguous() for part in numbers)
 
-    narrow = [(chunk, position) for chunk, position in rows if is_narrow(chunk)]
-    assert (batch.decode is None) == (not narrow)
+    short_chunk = [(chunk, position) for chunk, position in rows if is_short(chunk)]
+    assert (batch.decode is None) == (not short_chunk)
     if batch.decode is not None:
         parts = (batch.decode.block_table, batch.decode.starts, batch.decode.ends)
         assert all(part.dtype == torch.int32 and part.is_contiguous() for part in parts)
-        ends = [position + 1 for _, position in narrow]
+        ends = [position + 1 for _, position in short_chunk]
         starts = [0 if window is None else max(0, end - window) for end in ends]
         assert batch.decode.ends.tolist() == ends
         assert batch.decode.starts.tolist() == starts
         assert batch.decode.most_visible == max(end - start for start, end in zip(starts, ends, strict=True))
-        for table_row, (chunk, _) in zip(batch.decode.block_table.tolist(), narrow, strict=True):
+        for table_row, (chunk, _) in zip(batch.decode.block_table.tolist(), short_chunk, strict=True):
             blocks = list(chunk.sequence.blocks)
             assert table_row == blocks + [0] * (len(table_row) - len(blocks))
 
-    first_row = len(narrow)
-    for prefill, chunk in zip(batch.prefills, [c for c in chunks if not is_narrow(c)], strict=True):
+    first_row = len(short_chunk)
+    for prefill, chunk in zip(batch.prefills, [c for c in chunks if not is_short(c)], strict=True):
         assert (prefill.first_row, prefill.start, prefill.end) == (first_row, chunk.start, chunk.end)
         assert prefill.slots.tolist() == [slot(chunk.sequence, position) for position in range(chunk.end)]
         first_row += chunk.num_tokens

@@ -20,9 +20,9 @@ pytestmark = MARKS
 @pytest.mark.parametrize("jitter", [0.0, 0.01, 0.4])
 def test_it_chooses_and_weighs_as_the_router_does(num_tokens: int, jitter: float, dtype: torch.dtype) -> None:
     draw = torch.Generator().manual_seed(num_tokens)
-    wide = torch.randn(num_tokens, 16, generator=draw) * 4
+    long_chunk = torch.randn(num_tokens, 16, generator=draw) * 4
     close = (torch.randn(num_tokens, 16, generator=draw) * 0.02 + 1).round(decimals=2)
-    for scores in (wide, close, -close, wide.round(), torch.zeros(num_tokens, 16)):
+    for scores in (long_chunk, close, -close, long_chunk.round(), torch.zeros(num_tokens, 16)):
         scores = scores.to(dtype)
         expected_ids, expected_weights = router.route(scores, jitter)
         ids, weights = route(scores.to(DEVICE), jitter)

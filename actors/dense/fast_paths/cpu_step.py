@@ -58,7 +58,7 @@ class CpuStep:
             return None
         return CpuStep(kernels, config, embedding, layers)
 
-    def is_narrow(self, chunk: Chunk) -> bool:
+    def is_short(self, chunk: Chunk) -> bool:
         """Whether the kernels are the fastest to take the chunk's tokens as decoding rows."""
         if self._most_work is None or chunk.num_tokens == 1:
             return True

@@ -115,9 +115,9 @@ def prefill_in_pieces(
     part.step([Chunk(decoding, 0, length - 1)], cache)
     rows, start = [], 0
     for size in sizes:
-        narrow = Chunk(prompt, start, start + size)
-        assert part.model.is_narrow(narrow)
-        out = part.step([Chunk(decoding, length - 1, length), narrow], cache)
+        short_chunk = Chunk(prompt, start, start + size)
+        assert part.model.is_short(short_chunk)
+        out = part.step([Chunk(decoding, length - 1, length), short_chunk], cache)
         rows.append(out[1:])
         start += size
     return torch.cat((*rows, out[:1]))
@@ -128,13 +128,13 @@ def test_a_narrow_chunk_computes_what_a_wide_one_does(part: Part) -> None:
         pytest.skip("scores that are rounded elsewhere may choose another expert")
     prompt = sequence(0, 40, 0)
     chunk = Chunk(prompt, 0, len(prompt.prompt_ids))
-    narrow = part.step([chunk], KVCache(part.config, len(prompt.blocks), BLOCK_SIZE, part.dtype, CPU))
-    wide = part.model.forward(
+    short_chunk = part.step([chunk], KVCache(part.config, len(prompt.blocks), BLOCK_SIZE, part.dtype, CPU))
+    long_chunk = part.model.forward(
         build_batch([chunk], BLOCK_SIZE, part.config.sliding_window, has_one_token),
         KVCache(part.config, len(prompt.blocks), BLOCK_SIZE, part.dtype, CPU),
         LocalExchange(part.experts.forward),
     )
-    torch.testing.assert_close(narrow, wide, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(short_chunk, long_chunk, rtol=1e-4, atol=1e-4)
 
 
 def test_long_prompts_are_wide_where_the_processor_multiplies_in_tiles(
@@ -144,10 +144,10 @@ def test_long_prompts_are_wide_where_the_processor_multiplies_in_tiles(
     for has_tiles in (False, True):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has_tiles=has_tiles: has_tiles)
         model = part.make_model()
-        assert model.is_narrow(Chunk(made, 0, 10))
-        assert model.is_narrow(Chunk(made, 99_999, 100_000))
-        assert model.is_narrow(Chunk(made, 0, 4_000)) != has_tiles
-        assert model.is_narrow(Chunk(made, 99_900, 100_000)) != has_tiles
+        assert model.is_short(Chunk(made, 0, 10))
+        assert model.is_short(Chunk(made, 99_999, 100_000))
+        assert model.is_short(Chunk(made, 0, 4_000)) != has_tiles
+        assert model.is_short(Chunk(made, 99_900, 100_000)) != has_tiles
 
 
 def test_another_cache_is_another_cache(part: Part) -> None:
