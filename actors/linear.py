@@ -84,11 +84,11 @@ def _has_packed_products(dtype: torch.dtype) -> bool:
 
 
 def _quantized(weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> Product:
-    few_bits = quantize(weight, kind, group_size(kind, (weight.shape[1],)))
+    quantized = quantize(weight, kind, group_size(kind, (weight.shape[1],)))
     kernels = kernels_for(weight.dtype, weight.shape[1])
     if kernels is not None:
-        return KernelProduct(kernels, few_bits, bias, weight.dtype)
-    product = make_quantized_product(few_bits)
+        return KernelProduct(kernels, quantized, bias, weight.dtype)
+    product = make_quantized_product(quantized)
     return product if bias is None else lambda x: product(x) + bias
 
 

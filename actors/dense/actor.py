@@ -169,8 +169,8 @@ class _Loaded:
         config, reader = open_model(settings.source, all_tensors if is_local else dense_tensor_names)
         dtype = serving_dtype(settings.dtype, config)
         meter = _TwoParts(progress)
-        few_bits = dense_quantization(settings.dense_quantization, config, device)
-        model = DenseModel(config, read_dense(reader, config, dtype, device, meter.first), few_bits)
+        quantized = dense_quantization(settings.dense_quantization, config, device)
+        model = DenseModel(config, read_dense(reader, config, dtype, device, meter.first), quantized)
         quantization = (
             serving_quantization(settings.expert_quantization, config, device) if is_local else None
         )
@@ -181,7 +181,7 @@ class _Loaded:
             else None
         )
         self._config, self._dtype, self._device = config, dtype, device
-        self.products = product_name(dtype, device, few_bits)
+        self.products = product_name(dtype, device, quantized)
         if quantization is not None:
             self.products += f", experts {product_name(dtype, device, quantization)}"
         self.endpoint: DenseEndpoint | None = None

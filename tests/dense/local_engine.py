@@ -47,8 +47,8 @@ class LocalEngine:
     ) -> None:
         self.config = ModelConfig.from_directory(directory)
         reader = CheckpointReader(directory)
-        few_bits = dense_quantization(dense_kind, self.config, torch.device(device))
-        self.model = DenseModel(self.config, read_dense(reader, self.config, dtype, device), few_bits)
+        quantized = dense_quantization(dense_kind, self.config, torch.device(device))
+        self.model = DenseModel(self.config, read_dense(reader, self.config, dtype, device), quantized)
         kind = serving_quantization(quantization, self.config, torch.device(device))
         experts = GroupedExperts.load(reader, self.config, range(16), dtype, device, quantization=kind)
         cache = KVCache(self.config, num_blocks, block_size, dtype, torch.device(device))

@@ -95,12 +95,12 @@ def compile_all(config: ModelConfig, dtype: torch.dtype) -> None:
         torch.ones(1, 2),
     )
     one_token(x[:1], ids, weights, slots, whole)
-    for few_bits, per_scale in ((torch.int8, 64), (torch.float8_e4m3fn, None)):
+    for quantized, per_scale in ((torch.int8, 64), (torch.float8_e4m3fn, None)):
         stacks = []
         for shape in shapes:
             scales = torch.zeros(1, 1, 1, dtype=torch.bfloat16)
             num_scales = 1 if per_scale is None else shape[2] // per_scale
-            stacks.append(Stack(number.to(few_bits).expand(shape), scales.expand(*shape[:2], num_scales)))
+            stacks.append(Stack(number.to(quantized).expand(shape), scales.expand(*shape[:2], num_scales)))
         compile_experts(Stacks(*stacks), hidden, dtype, (1, 64, 128, 256, 2048))
         one_token(x[:1], ids, weights, slots, Stacks(*stacks))
 
