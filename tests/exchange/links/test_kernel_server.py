@@ -133,7 +133,7 @@ def test_a_message_that_comes_in_pieces_is_answered_when_it_is_whole() -> None:
                 link._socket.sendall(data[before:end])
                 before = end
                 time.sleep(0.02)
-                server.ring()  # Whatever is there of it changes hands.
+                server.wake()  # Whatever is there of it changes hands.
                 time.sleep(0.02)
             question.check(wait_for(link))
 
@@ -219,7 +219,7 @@ def test_new_tables_are_taken_when_the_bell_is_rung_and_without_any_the_interpre
     with serving(interpreter) as (server, (link,)):
         for seed, (tables, num_calls) in enumerate(((None, 1), (kept, 1), (None, 2), (kept, 2))):
             interpreter.tables = tables
-            server.ring()
+            server.wake()
             time.sleep(0.1)
             question = some_question(seed)
             question.ask(link)

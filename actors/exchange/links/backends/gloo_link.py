@@ -39,7 +39,7 @@ class GlooLink:
         self._group = group
         self._other = 1 - group.rank()
         self._format = message_format
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK)
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK)
         self._is_ended = False
         self._failure: LinkError | None = None
         self._free: deque[Message] = deque()
@@ -58,7 +58,7 @@ class GlooLink:
             thread.start()
 
     def fileno(self) -> int:
-        return self._bell
+        return self._wakeup
 
     def outgoing(self) -> Message:
         if self._free:
@@ -87,11 +87,11 @@ class GlooLink:
             self._spare.append(self._current)
             self._current = None
         with suppress(BlockingIOError):
-            os.eventfd_read(self._bell)
+            os.eventfd_read(self._wakeup)
         if self._arrived:
             self._current = self._arrived.popleft()
             if self._arrived or self._failure is not None:
-                os.eventfd_write(self._bell, 1)  # Whoever stops asking here finds it readable again.
+                os.eventfd_write(self._wakeup, 1)  # Whoever stops asking here finds it readable again.
         elif self._failure is not None:
             raise self._failure
         return self._current
@@ -108,9 +108,9 @@ class GlooLink:
         self._sent.put(None)
         for thread in self._threads:
             thread.join(_CLOSE_SECONDS)
-        if self._bell >= 0:
-            os.close(self._bell)
-            self._bell = -1
+        if self._wakeup >= 0:
+            os.close(self._wakeup)
+            self._wakeup = -1
 
     def _receive_all(self) -> None:
         try:
@@ -124,7 +124,7 @@ class GlooLink:
                     raise LinkError(self.peer, None, f"sent {fault}")
                 self._arrived.append(message)
                 self.num_received += 1
-                os.eventfd_write(self._bell, 1)
+                os.eventfd_write(self._wakeup, 1)
         except RuntimeError as error:
             self._fail(LinkError(self.peer, None, "closed" if self._is_ended else reason(error)))
         except LinkError as error:
@@ -140,4 +140,4 @@ class GlooLink:
 
     def _fail(self, error: LinkError) -> None:
         self._failure = error
-        os.eventfd_write(self._bell, 1)
+        os.eventfd_write(self._wakeup, 1)

@@ -27,7 +27,7 @@ from actors.exchange.links.dense.hedging import Hedging, WaitLimits
 from actors.exchange.links.dense.in_flight import Dispatch
 from actors.exchange.links.dense.kernel_exchange import LinkKernels
 from actors.exchange.links.dense.peers import Peers
-from actors.exchange.links.dense.poller import Switchboard
+from actors.exchange.links.dense.poller import LinkPoller
 from actors.exchange.links.dense.receiver import Receiver
 from actors.exchange.links.dense.sender import Sender
 
@@ -47,7 +47,7 @@ class LinksExchange:
         """on_change: called, from any thread, when the links or what is held behind them have changed."""
         self._on_change = on_change
         self._load = load
-        self._poller = Switchboard()
+        self._poller = LinkPoller()
         self.peers = Peers(num_experts, self._note_change)
         hedging = Hedging(self.peers, limits)
         self._sender = Sender(self.peers, self._poller, num_experts, limits.park, hedging.expect)
@@ -110,5 +110,5 @@ class LinksExchange:
         self._poller.close()
 
     def _note_change(self) -> None:
-        self._poller.ring()
+        self._poller.wake()
         self._on_change()

@@ -30,7 +30,7 @@ from actors.exchange.links.backends.tcp_link import TcpLink
 from actors.exchange.links.dense.hedging import Hedging
 from actors.exchange.links.dense.in_flight import Dispatch, Request
 from actors.exchange.links.dense.peers import Peer, RoutingTable
-from actors.exchange.links.dense.poller import Switchboard
+from actors.exchange.links.dense.poller import LinkPoller
 from actors.exchange.links.dense.receiver import Receiver
 from actors.exchange.links.dense.sender import Sender
 from actors.exchange.message import MAGIC, Message
@@ -50,7 +50,7 @@ class LinkKernels:
         self,
         sender: Sender,
         receiver: Receiver,
-        poller: Switchboard,
+        poller: LinkPoller,
         hedging: Hedging,
         load: ExpertLoad,
         dispatch: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], Handle],
@@ -119,7 +119,7 @@ class LinkKernelExchange:
     def __init__(
         self,
         sender: Sender,
-        poller: Switchboard,
+        poller: LinkPoller,
         hedging: Hedging,
         load: ExpertLoad,
         num_layers: int,
@@ -161,7 +161,7 @@ class LinkKernelExchange:
             num_peers=num_peers,
             num_experts=num_experts,
             magic=MAGIC,
-            wakeup=poller.bell,
+            wakeup=poller.wakeup,
         )
         self.combined: torch.Tensor | None = None
         """[B, H]: where the kernels leave the last complete layer's result."""

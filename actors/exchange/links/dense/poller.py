@@ -13,14 +13,14 @@ _READ = select.POLLIN
 _WRITE = select.POLLOUT
 
 
-class Switchboard:
+class LinkPoller:
     """One thread polls; any may ring."""
 
     def __init__(self) -> None:
         self._poll = select.poll()
-        self.bell = os.eventfd(0, os.EFD_NONBLOCK)
+        self.wakeup = os.eventfd(0, os.EFD_NONBLOCK)
         """Descriptor that is readable once somebody has rung; -1 when this is closed."""
-        self._poll.register(self.bell, _READ)
+        self._poll.register(self.wakeup, _READ)
         self._peers: dict[int, Peer] = {}
         """By descriptor."""
         self._descriptors: dict[Peer, int] = {}
@@ -49,18 +49,18 @@ class Switchboard:
     def wait(self, seconds: float) -> Iterator[tuple[Peer, bool]]:
         """(peer, whether it takes more bytes) of links on which something happens; empty at the time or the bell."""
         for descriptor, events in self._poll.poll(seconds * 1000):
-            if descriptor == self.bell:
+            if descriptor == self.wakeup:
                 with suppress(BlockingIOError):
-                    os.eventfd_read(self.bell)
+                    os.eventfd_read(self.wakeup)
             elif (peer := self._peers.get(descriptor)) is not None:
                 yield peer, bool(events & _WRITE)
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """From any thread: end a wait under way, or the next one."""
-        if self.bell >= 0:
-            os.eventfd_write(self.bell, 1)
+        if self.wakeup >= 0:
+            os.eventfd_write(self.wakeup, 1)
 
     def close(self) -> None:
-        bell, self.bell = self.bell, -1
-        if bell >= 0:
-            os.close(bell)
+        wakeup, self.wakeup = self.wakeup, -1
+        if wakeup >= 0:
+            os.close(wakeup)

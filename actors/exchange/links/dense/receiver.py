@@ -14,7 +14,7 @@ from actors.errors import ExpertFailedError, LinkError, NoHolderError
 from actors.exchange.links.dense.hedging import Hedging
 from actors.exchange.links.dense.in_flight import Dispatch
 from actors.exchange.links.dense.peers import Peer, Peers
-from actors.exchange.links.dense.poller import Switchboard
+from actors.exchange.links.dense.poller import LinkPoller
 from actors.exchange.links.dense.sender import Sender
 from actors.exchange.message import FAILURE, NOT_HELD, RESULTS, Message
 
@@ -28,7 +28,7 @@ class Receiver:
     """Waits for whatever happens on any link. One thread uses it."""
 
     def __init__(
-        self, peers: Peers, sender: Sender, poller: Switchboard, hedging: Hedging, park_seconds: float
+        self, peers: Peers, sender: Sender, poller: LinkPoller, hedging: Hedging, park_seconds: float
     ) -> None:
         self.under_way: list[Dispatch] = []
         """Dispatches that wait for their combine."""

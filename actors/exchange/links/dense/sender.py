@@ -16,7 +16,7 @@ import torch
 from actors.errors import DeadlineError, LinkError
 from actors.exchange.links.dense.in_flight import Dispatch, Request, Targets
 from actors.exchange.links.dense.peers import Peer, Peers
-from actors.exchange.links.dense.poller import Switchboard
+from actors.exchange.links.dense.poller import LinkPoller
 from actors.exchange.message import MAGIC, ROWS, Header, Message
 from actors.exchange.row_assignment import NOBODY, Ids, Share, assign_rows, portion_out, split_rows
 
@@ -34,7 +34,7 @@ class Sender:
     def __init__(
         self,
         peers: Peers,
-        poller: Switchboard,
+        poller: LinkPoller,
         num_experts: int,
         park_seconds: float,
         on_send: Callable[[Request], None],

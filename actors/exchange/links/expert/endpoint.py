@@ -36,7 +36,7 @@ class ExpertLinks:
         self._links: dict[int, tuple[str, Link]] = {}
         """By index of the dense actor: the incarnation that the membership named, and the link."""
         self._server = LinkServer(experts.serve, site.settings.deadline_seconds, experts.tables)
-        experts.on_change = self._server.ring
+        experts.on_change = self._server.wake
 
     def join(self, membership: Membership, stop: threading.Event) -> None:
         """Return when all dense actors of the membership are linked, by links that work or by new ones.

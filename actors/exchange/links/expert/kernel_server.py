@@ -34,7 +34,7 @@ class _Line:
 class DirectService:
     """What the kernels know of links and experts. Made anew when either have changed; one thread uses it."""
 
-    def __init__(self, tables: ServeTables, links: list[TcpLink], bell: int) -> None:
+    def __init__(self, tables: ServeTables, links: list[TcpLink], wakeup: int) -> None:
         self.tables = tables
         """What it was made for."""
         self._lines = [_Line(link=link, outgoing=link.outgoing()) for link in links]
@@ -65,19 +65,19 @@ class DirectService:
             width=tables.width,
             row_bytes=message_format.row_bytes,
             magic=MAGIC,
-            wakeup=bell,
+            wakeup=wakeup,
             is_bf16=tables.is_bf16,
             num_threads=tables.num_threads,
         )
 
     @staticmethod
-    def make(tables: ServeTables, links: Iterable[Link], bell: int) -> DirectService | None:
+    def make(tables: ServeTables, links: Iterable[Link], wakeup: int) -> DirectService | None:
         """None where there is no link, or one that the kernels do not know."""
         listed = list(links)
         known = [link for link in listed if isinstance(link, TcpLink)]
         if not known or len(known) < len(listed) or len(known) > _MAX_LINKS:
             return None
-        return DirectService(tables, known, bell)
+        return DirectService(tables, known, wakeup)
 
     def run(self) -> None:
         """Returns when something is not as usual, or the bell was rung. No link may have anything unsent."""

@@ -51,9 +51,9 @@ class LinkServer:
         """Of the two lists below."""
         self._new: list[Link] = []
         self._unwanted: list[Link] = []
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK)
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK)
         self._poll = select.poll()
-        self._poll.register(self._bell, select.POLLIN)
+        self._poll.register(self._wakeup, select.POLLIN)
         self._links: dict[int, Link] = {}
         """By descriptor."""
         self._stuck: dict[int, float] = {}
@@ -67,30 +67,30 @@ class LinkServer:
     def add(self, link: Link) -> None:
         with self._guard:
             self._new.append(link)
-        self.ring()
+        self.wake()
 
     def remove(self, link: Link) -> None:
         """End a link; what is being computed for it is dropped."""
         link.end()
         with self._guard:
             self._unwanted.append(link)
-        self.ring()
+        self.wake()
 
     def close(self) -> None:
         """End all links and wait for what is being computed. Idempotent."""
         self._is_closed = True
-        self.ring()
+        self.wake()
         self._thread.join()
         with self._guard:
-            bell, self._bell = self._bell, -1
-        if bell >= 0:
-            os.close(bell)
+            wakeup, self._wakeup = self._wakeup, -1
+        if wakeup >= 0:
+            os.close(wakeup)
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Have the thread look at everything anew. From any thread."""
         with self._guard:
-            if self._bell >= 0:
-                os.eventfd_write(self._bell, 1)
+            if self._wakeup >= 0:
+                os.eventfd_write(self._wakeup, 1)
 
     def _run(self) -> None:
         try:
@@ -111,7 +111,7 @@ class LinkServer:
         tables = self._tables()
         if self._direct is None or self._direct.tables is not tables:
             self._direct = (
-                None if tables is None else DirectService.make(tables, self._links.values(), self._bell)
+                None if tables is None else DirectService.make(tables, self._links.values(), self._wakeup)
             )
         direct = self._direct
         if direct is None or self._waiting or self._stuck:
@@ -131,9 +131,9 @@ class LinkServer:
         """Take at most one message from each link; wait for one only if none is waiting already."""
         timeout = 0 if self._waiting else self._milliseconds_to_deadline()
         for descriptor, events in self._poll.poll(timeout):
-            if descriptor == self._bell:
+            if descriptor == self._wakeup:
                 with suppress(BlockingIOError):
-                    os.eventfd_read(self._bell)
+                    os.eventfd_read(self._wakeup)
                 self._take_changes()
                 continue
             link = self._links.get(descriptor)
