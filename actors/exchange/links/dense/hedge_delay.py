@@ -18,17 +18,17 @@ _FADING = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PatienceLimits:
+class HedgeLimits:
     """Seconds."""
 
     shortest: float
     longest: float
 
 
-class Patience:
+class HedgeDelay:
     """Learns from answers of one kind of peer."""
 
-    def __init__(self, limits: PatienceLimits) -> None:
+    def __init__(self, limits: HedgeLimits) -> None:
         self._limits = limits
         self._peaks: dict[int, float] = {}
 

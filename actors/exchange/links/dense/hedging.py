@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 
 from actors.errors import DeadlineError
-from actors.exchange.links.dense.hedge_delay import Patience, PatienceLimits
+from actors.exchange.links.dense.hedge_delay import HedgeDelay, HedgeLimits
 from actors.exchange.links.dense.in_flight import Request
 from actors.exchange.links.dense.peers import Peer, Peers
 from actors.exchange.links.dense.sender import Sender
@@ -40,7 +40,7 @@ class Hedging:
     """Watches the answers that peers owe. One thread uses it."""
 
     def __init__(self, peers: Peers, limits: WaitLimits) -> None:
-        self.delay = Patience(PatienceLimits(shortest=limits.late, longest=limits.dead))
+        self.delay = HedgeDelay(HedgeLimits(shortest=limits.late, longest=limits.dead))
         """How long an answer may take before it is late."""
         self.check_at = math.inf
         """The earliest time at which an answer may be late, on the monotonic clock: call `check` then."""

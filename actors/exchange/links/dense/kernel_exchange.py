@@ -134,7 +134,7 @@ class LinkKernelExchange:
         self._holders = np.full((num_experts, num_peers), NOBODY, dtype=np.int32)
         for expert, able in enumerate(sender.table.holders):
             self._holders[expert, : len(able)] = able
-        self._patience = array("q", bytes(8 * _NUM_SIZES))
+        self._hedge_delay = array("q", bytes(8 * _NUM_SIZES))
         self._answers = array("q", bytes(16 * num_layers * num_peers))
         self._counts = load.table(num_layers)
         self._owners = np.zeros(num_experts, dtype=np.int32)
@@ -153,7 +153,7 @@ class LinkKernelExchange:
         self.task = ExchangeTask(
             peers=ctypes.addressof(self._peers),
             holders=self._holders.ctypes.data,
-            hedge_delay_ns=self._patience.buffer_info()[0],
+            hedge_delay_ns=self._hedge_delay.buffer_info()[0],
             answers=self._answers.buffer_info()[0],
             expert_rows=self._counts.ctypes.data,
             places=self._places.ctypes.data,
@@ -178,7 +178,7 @@ class LinkKernelExchange:
         """Prepare a step of sequences whose rows are like x [B, H]."""
         seconds = self._hedging.delay.seconds
         for size in range(1, (2 * len(x)).bit_length() + 1):
-            self._patience[size] = int(seconds(1 << (size - 1)) * 1e9)
+            self._hedge_delay[size] = int(seconds(1 << (size - 1)) * 1e9)
         if self._counts is not (counts := self._load.table(self.num_layers)):
             self._counts = counts
             self.task.expert_rows = counts.ctypes.data
