@@ -31,7 +31,7 @@ class _Line:
     outgoing: Message
 
 
-class DirectService:
+class KernelServer:
     """What the kernels know of links and experts. Made anew when either have changed; one thread uses it."""
 
     def __init__(self, tables: ServeTables, links: list[TcpLink], wakeup: int) -> None:
@@ -71,13 +71,13 @@ class DirectService:
         )
 
     @staticmethod
-    def make(tables: ServeTables, links: Iterable[Link], wakeup: int) -> DirectService | None:
+    def make(tables: ServeTables, links: Iterable[Link], wakeup: int) -> KernelServer | None:
         """None where there is no link, or one that the kernels do not know."""
         listed = list(links)
         known = [link for link in listed if isinstance(link, TcpLink)]
         if not known or len(known) < len(listed) or len(known) > _MAX_LINKS:
             return None
-        return DirectService(tables, known, wakeup)
+        return KernelServer(tables, known, wakeup)
 
     def run(self) -> None:
         """Returns when something is not as usual, or the bell was rung. No link may have anything unsent."""

@@ -22,7 +22,7 @@ import torch
 
 from actors.errors import LinkError
 from actors.exchange.interface import NotHeldError, Serve
-from actors.exchange.links.expert.kernel_server import DirectService
+from actors.exchange.links.expert.kernel_server import KernelServer
 from actors.exchange.links.link import Link
 from actors.exchange.message import FAILURE, NOT_HELD, RESULTS, ROWS, Message
 from actors.kernels.serve import ServeTables
@@ -44,7 +44,7 @@ class LinkServer:
         """
         self._serve = serve
         self._tables = tables
-        self._direct: DirectService | None = None
+        self._direct: KernelServer | None = None
         """For the present links and tables."""
         self._deadline_seconds = deadline_seconds
         self._guard = threading.Lock()
@@ -111,7 +111,7 @@ class LinkServer:
         tables = self._tables()
         if self._direct is None or self._direct.tables is not tables:
             self._direct = (
-                None if tables is None else DirectService.make(tables, self._links.values(), self._wakeup)
+                None if tables is None else KernelServer.make(tables, self._links.values(), self._wakeup)
             )
         direct = self._direct
         if direct is None or self._waiting or self._stuck:
