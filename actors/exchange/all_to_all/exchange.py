@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from actors.errors import ExchangeError, LinkError
-from actors.exchange.all_to_all.fair_lock import Turn
+from actors.exchange.all_to_all.fair_lock import FairLock
 from actors.exchange.all_to_all.group import Group
 from actors.exchange.all_to_all.wire_format import (
     TICK,
@@ -85,12 +85,12 @@ class AllToAllExchange:
         self._sequence = 0
         self._last: _Answers | None = None
         self._failure: ExchangeError | None = None
-        self._turn = Turn()  # In order: else the ticking thread would take one round after the other.
+        self._lock = FairLock()  # In order: else the ticking thread would take one round after the other.
         self._closing = threading.Event()
         alone = deadline_seconds / _TICKS_PER_DEADLINE
         self._tick_seconds = alone if self._num_dense == 1 else min(alone, _SHARED_TICK_SECONDS)
         self._last_round_at = time.monotonic()
-        self._is_others_turn = False
+        self._is_others_round = False
         """Whether the last round was for others only."""
         self._ticker = threading.Thread(target=self._tick, name="all-to-all-ticks", daemon=True)
         self._ticker.start()
@@ -154,7 +154,7 @@ class AllToAllExchange:
         ]
         received = exchange_headers(self._group, headers, self._epoch, layer, self._format.device)
         is_idle = is_empty(received[: self._num_dense])
-        self._is_others_turn = not (is_idle or shares)
+        self._is_others_round = not (is_idle or shares)
         if is_idle:
             return _empty_answers(layer, rows, self._format.num_choices)
         self._exchange_bodies(layer, rows, of_rank, weights, sent_tokens)
@@ -205,9 +205,9 @@ class AllToAllExchange:
             (0, self._format.hidden_size), dtype=self._format.dtype, device=self._format.device
         )
         weights = np.empty((0, self._format.num_choices), np.float32)
-        while self._is_others_turn or not self._closing.wait(self._tick_seconds / 2):
+        while self._is_others_round or not self._closing.wait(self._tick_seconds / 2):
             is_early = time.monotonic() - self._last_round_at < self._tick_seconds / 2
-            if is_early and not self._is_others_turn:
+            if is_early and not self._is_others_round:
                 continue
             try:
                 self._guarded(lambda: self._round(_NO_LAYER, rows, [], weights))
@@ -216,7 +216,7 @@ class AllToAllExchange:
 
     def _guarded(self, act: Callable[[], _T]) -> _T:
         """Run with the group to itself; after an error there is no further use of it."""
-        with self._turn:
+        with self._lock:
             if self._failure is not None:
                 raise self._failure
             try:

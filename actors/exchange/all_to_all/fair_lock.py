@@ -6,7 +6,7 @@ import threading
 from collections import deque
 
 
-class Turn:
+class FairLock:
     """First come, first served. Use as a context manager."""
 
     def __init__(self) -> None:

@@ -3,21 +3,21 @@ from __future__ import annotations
 import threading
 import time
 
-from actors.exchange.all_to_all.fair_lock import Turn
+from actors.exchange.all_to_all.fair_lock import FairLock
 
 
 def test_turns_are_taken_in_the_order_of_asking() -> None:
-    turn, order = Turn(), list[int]()
+    lock, order = FairLock(), list[int]()
 
     def take(number: int) -> None:
-        with turn:
+        with lock:
             order.append(number)
 
     threads = [threading.Thread(target=take, args=(number,)) for number in range(8)]
-    with turn:
+    with lock:
         for number, thread in enumerate(threads):
             thread.start()
-            while len(turn._waiting) <= number:
+            while len(lock._waiting) <= number:
                 time.sleep(0.001)
     for thread in threads:
         thread.join()
@@ -25,11 +25,11 @@ def test_turns_are_taken_in_the_order_of_asking() -> None:
 
 
 def test_only_one_holds_it_at_a_time() -> None:
-    turn, holders, most = Turn(), list[int](), list[int]()
+    lock, holders, most = FairLock(), list[int](), list[int]()
 
     def take() -> None:
         for _ in range(50):
-            with turn:
+            with lock:
                 holders.append(1)
                 time.sleep(0)
                 most.append(len(holders))
