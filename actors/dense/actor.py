@@ -23,7 +23,7 @@ from actors.dense.scheduling.kv_capacity import Demand, free_cache_bytes, plan_c
 from actors.dense.scheduling.prefill_budget import PrefillBudget
 from actors.dense.scheduling.scheduler import Scheduler, SchedulerLimits
 from actors.errors import LinkError, StaleEpochError
-from actors.exchange.context import DenseContext, Site
+from actors.exchange.context import DenseContext, ExchangeContext
 from actors.exchange.expert_load import ExpertLoad
 from actors.exchange.rendezvous import host_store
 from actors.exchange.transports import DenseEndpoint, has_expert_actors, open_dense
@@ -251,8 +251,8 @@ class _Loaded:
         self.engine.stop()
         self.ingress_server.stop()
 
-    def _exchange_context(self, settings: DenseSettings) -> Site:
-        return Site(
+    def _exchange_context(self, settings: DenseSettings) -> ExchangeContext:
+        return ExchangeContext(
             settings=settings.exchange,
             node_ip=settings.node_ip,
             hidden_size=self._config.hidden_size,

@@ -14,7 +14,7 @@ from actors.protocol.settings import ExchangeSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Site:
+class ExchangeContext:
     """What dense and expert actors have in common: where they are, and what rows look like."""
 
     settings: ExchangeSettings
@@ -33,7 +33,7 @@ class Site:
 class DenseContext:
     """What a dense actor brings to its transport."""
 
-    exchange_context: Site
+    exchange_context: ExchangeContext
     index: int
     """Of this actor among the dense actors."""
     incarnation: str
@@ -54,7 +54,7 @@ class DenseContext:
 class ExpertContext:
     """What an expert actor brings to its transport."""
 
-    exchange_context: Site
+    exchange_context: ExchangeContext
     index: int
     """Of this actor among the expert actors."""
     incarnation: str

@@ -10,7 +10,7 @@ import torch
 
 from actors.background_load import Loading
 from actors.errors import LinkError, StaleEpochError
-from actors.exchange.context import ExpertContext, Site
+from actors.exchange.context import ExchangeContext, ExpertContext
 from actors.exchange.transports import ExpertEndpoint, open_expert
 from actors.expert.expert_store import HeldExperts
 from actors.kernels.threads import share_cores
@@ -142,8 +142,8 @@ class ExpertActor:
             return self._endpoint.lost(membership)
         return tuple(f"dense-{dense.index}" for dense in membership.dense)
 
-    def _exchange_context(self, held: HeldExperts) -> Site:
-        return Site(
+    def _exchange_context(self, held: HeldExperts) -> ExchangeContext:
+        return ExchangeContext(
             settings=self._settings.exchange,
             node_ip=self._settings.node_ip,
             hidden_size=held.hidden_size,

@@ -22,7 +22,7 @@ import torch
 from actors.checkpoint.config import ModelConfig
 from actors.checkpoint.dummy.dummy_reader import DummyReader
 from actors.checkpoint.dummy.presets import preset_config
-from actors.exchange.context import DenseContext, Site
+from actors.exchange.context import DenseContext, ExchangeContext
 from actors.exchange.expert_load import ExpertLoad
 from actors.exchange.interface import Exchange
 from actors.exchange.links.dense.endpoint import DenseLinks
@@ -191,14 +191,14 @@ class DenseSide:
         self.index = index
         self.incarnation = uuid.uuid4().hex
         self.settings = settings
-        self.site = site_of(settings, dtype)
-        self.load = ExpertLoad(self.site.num_experts)
+        self.context = context_of(settings, dtype)
+        self.load = ExpertLoad(self.context.num_experts)
         self.store, host, port = host_store(NODE_IP)
         self.member = DenseMember(index=index, store_host=host, store_port=port, incarnation=self.incarnation)
         self._exchange: Exchange | None = None
         self._endpoint = open_dense(
             DenseContext(
-                exchange_context=self.site,
+                exchange_context=self.context,
                 index=index,
                 incarnation=self.incarnation,
                 store=self.store,
@@ -321,9 +321,9 @@ def expert_settings(
     )
 
 
-def site_of(settings: ExchangeSettings, dtype: str) -> Site:
+def context_of(settings: ExchangeSettings, dtype: str) -> ExchangeContext:
     config = preset_config(PRESET)
-    return Site(
+    return ExchangeContext(
         settings=settings,
         node_ip=NODE_IP,
         hidden_size=config.hidden_size,

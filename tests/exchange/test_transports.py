@@ -9,7 +9,7 @@ from actors.exchange.context import ExpertContext
 from actors.exchange.transports import TRANSPORTS, has_expert_actors, open_expert
 from actors.protocol.settings import ExchangeSettings
 from cluster.config.cluster_config import EXCHANGES
-from tests.exchange.processes import site_of
+from tests.exchange.processes import context_of
 
 
 class NoExperts:
@@ -47,7 +47,7 @@ def test_an_unknown_transport_is_refused() -> None:
 
 def test_an_expert_actor_of_a_transport_that_has_none_is_refused() -> None:
     context = ExpertContext(
-        exchange_context=site_of(ExchangeSettings(transport="local"), "float32"),
+        exchange_context=context_of(ExchangeSettings(transport="local"), "float32"),
         index=0,
         incarnation="",
         experts=NoExperts(),

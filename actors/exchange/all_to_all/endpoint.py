@@ -14,10 +14,10 @@ import threading
 from torch._C._distributed_c10d import Store
 
 from actors.exchange.all_to_all.exchange import AllToAllExchange
-from actors.exchange.all_to_all.group import BACKENDS, Group, GroupSite, open_group
+from actors.exchange.all_to_all.group import BACKENDS, Group, GroupContext, open_group
 from actors.exchange.all_to_all.server import AllToAllServer
 from actors.exchange.all_to_all.wire_format import RoundFormat
-from actors.exchange.context import DenseContext, ExpertContext, Site, choose_backend
+from actors.exchange.context import DenseContext, ExchangeContext, ExpertContext, choose_backend
 from actors.exchange.deadline import Deadline
 from actors.exchange.rendezvous import Rendezvous, connect_store, unless_stopped
 from actors.protocol.messages import Membership
@@ -37,19 +37,19 @@ class DenseAllToAll:
         Raises ExchangeError when a peer does not come in time or `stop` is set meanwhile. Raises ValueError
         if settings do not go together, an expert has no holder, or the membership lacks this actor.
         """
-        site, store = self._context.exchange_context, self._context.store
-        deadline = Deadline(seconds=site.settings.connect_deadline_seconds)
+        exchange_context, store = self._context.exchange_context, self._context.store
+        deadline = Deadline(seconds=exchange_context.settings.connect_deadline_seconds)
         rank = [dense.index for dense in membership.dense].index(self._context.index)
         if rank > 0:
             store = _first_store(membership, deadline, stop)
         rendezvous = Rendezvous(store=store, epoch=membership.epoch, deadline=deadline, stop=stop)
         self._exchange = AllToAllExchange(
-            _open_group(site, membership, rank, rendezvous),
+            _open_group(exchange_context, membership, rank, rendezvous),
             [expert.experts for expert in membership.experts],
-            _round_format(site),
+            _round_format(exchange_context),
             self._context.load,
             membership.epoch,
-            site.settings.deadline_seconds,
+            exchange_context.settings.deadline_seconds,
         )
         self._context.use_exchange(self._exchange)
 
@@ -76,15 +76,17 @@ class ExpertAllToAll:
     def join(self, membership: Membership, stop: threading.Event) -> None:
         """Return when all actors of the membership have met. Raises as `DenseAllToAll.join` does."""
         self.close()
-        site = self._context.exchange_context
-        deadline = Deadline(seconds=site.settings.connect_deadline_seconds)
+        exchange_context = self._context.exchange_context
+        deadline = Deadline(seconds=exchange_context.settings.connect_deadline_seconds)
         store = _first_store(membership, deadline, stop)
         num_dense = len(membership.dense)
         rank = num_dense + [expert.index for expert in membership.experts].index(self._context.index)
         rendezvous = Rendezvous(store=store, epoch=membership.epoch, deadline=deadline, stop=stop)
-        group = _open_group(site, membership, rank, rendezvous)
+        group = _open_group(exchange_context, membership, rank, rendezvous)
         serve = self._context.experts.serve
-        self._server = AllToAllServer(group, num_dense, _round_format(site), serve, membership.epoch)
+        self._server = AllToAllServer(
+            group, num_dense, _round_format(exchange_context), serve, membership.epoch
+        )
 
     def lost(self, membership: Membership) -> tuple[str, ...]:
         server = self._server
@@ -106,23 +108,25 @@ def _first_store(membership: Membership, deadline: Deadline, stop: threading.Eve
     )
 
 
-def _open_group(site: Site, membership: Membership, rank: int, rendezvous: Rendezvous) -> Group:
+def _open_group(
+    exchange_context: ExchangeContext, membership: Membership, rank: int, rendezvous: Rendezvous
+) -> Group:
     names = [f"dense-{dense.index}" for dense in membership.dense]
     names += [f"expert-{expert.index}" for expert in membership.experts]
-    group_site = GroupSite(
-        backend=choose_backend(site.settings, site.device, BACKENDS),
-        node_ip=site.node_ip,
-        device=site.device,
-        deadline_seconds=site.settings.deadline_seconds,
+    group_context = GroupContext(
+        backend=choose_backend(exchange_context.settings, exchange_context.device, BACKENDS),
+        node_ip=exchange_context.node_ip,
+        device=exchange_context.device,
+        deadline_seconds=exchange_context.settings.deadline_seconds,
         rendezvous=rendezvous,
     )
-    return open_group(group_site, names, rank)
+    return open_group(group_context, names, rank)
 
 
-def _round_format(site: Site) -> RoundFormat:
+def _round_format(exchange_context: ExchangeContext) -> RoundFormat:
     return RoundFormat(
-        hidden_size=site.hidden_size,
-        num_choices=site.num_choices,
-        dtype=site.dtype,
-        device=site.device,
+        hidden_size=exchange_context.hidden_size,
+        num_choices=exchange_context.num_choices,
+        dtype=exchange_context.dtype,
+        device=exchange_context.device,
     )

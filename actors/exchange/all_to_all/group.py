@@ -50,7 +50,7 @@ class Group(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GroupSite:
+class GroupContext:
     """One rank's end of the group."""
 
     backend: str
@@ -61,16 +61,16 @@ class GroupSite:
     rendezvous: Rendezvous
 
 
-def open_group(site: GroupSite, names: Sequence[str], rank: int) -> Group:
+def open_group(context: GroupContext, names: Sequence[str], rank: int) -> Group:
     """Meet all other ranks. Raises DeadlineError if one does not come, LinkError for any other failure."""
     key, size = "all-to-all", len(names)
-    site.rendezvous.meet(key, rank, {other: name for other, name in enumerate(names) if other != rank})
+    context.rendezvous.meet(key, rank, {other: name for other, name in enumerate(names) if other != rank})
     try:
-        if site.backend == "gloo":
-            group = gloo.open_group(key, rank, size, site.node_ip, site.rendezvous)
-            return GlooGroup(group, site.deadline_seconds)
+        if context.backend == "gloo":
+            group = gloo.open_group(key, rank, size, context.node_ip, context.rendezvous)
+            return GlooGroup(group, context.deadline_seconds)
         return NcclGroup(
-            nccl.open_group(key, rank, size, site.device, site.rendezvous), site.deadline_seconds
+            nccl.open_group(key, rank, size, context.device, context.rendezvous), context.deadline_seconds
         )
     except RuntimeError as error:
         raise LinkError(_PEERS, None, f"cannot come up ({error})") from error

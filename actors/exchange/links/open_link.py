@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch._C._distributed_c10d import Store
 
 from actors.errors import LinkError
-from actors.exchange.context import Site, choose_backend
+from actors.exchange.context import ExchangeContext, choose_backend
 from actors.exchange.deadline import Deadline
 from actors.exchange.links.backends.gloo_link import GlooLink
 from actors.exchange.links.backends.nccl_link import NcclLink
@@ -36,7 +36,7 @@ _GROUP_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LinkSite:
+class LinkContext:
     """What all links of one actor have in common."""
 
     backend: str
@@ -58,19 +58,19 @@ class LinkNames:
     """DENSE_RANK or EXPERT_RANK."""
 
 
-def link_context(site: Site) -> LinkSite:
+def link_context(context: ExchangeContext) -> LinkContext:
     """What an actor's links have in common. Raises ValueError for settings that do not go together."""
-    return LinkSite(
-        backend=choose_backend(site.settings, site.device, BACKENDS),
-        node_ip=site.node_ip,
+    return LinkContext(
+        backend=choose_backend(context.settings, context.device, BACKENDS),
+        node_ip=context.node_ip,
         message_format=MessageFormat(
-            hidden_size=site.hidden_size,
-            num_choices=site.num_choices,
-            dtype=site.dtype,
-            device=site.device,
-            max_rows=site.settings.max_rows,
+            hidden_size=context.hidden_size,
+            num_choices=context.num_choices,
+            dtype=context.dtype,
+            device=context.device,
+            max_rows=context.settings.max_rows,
         ),
-        deadline_seconds=site.settings.deadline_seconds,
+        deadline_seconds=context.settings.deadline_seconds,
     )
 
 
@@ -85,28 +85,32 @@ def link_rendezvous(store: Store, epoch: int, deadline_seconds: float) -> Rendez
     return Rendezvous(store=store, epoch=epoch, deadline=deadline, stop=threading.Event())
 
 
-def make_link(site: LinkSite, names: LinkNames, connection: socket.socket, rendezvous: Rendezvous) -> Link:
+def make_link(
+    context: LinkContext, names: LinkNames, connection: socket.socket, rendezvous: Rendezvous
+) -> Link:
     """This end of the link; the other end is made at the same time. Owns the connection, also if it raises.
 
     Raises LinkError.
     """
-    if site.backend == "gloo":
+    if context.backend == "gloo":
         connection.close()
-        return _gloo_link(site, names, rendezvous)
-    carrier = TcpLink(names.peer, rendezvous.epoch, connection, site.message_format, site.deadline_seconds)
-    return carrier if site.backend == "tcp" else _nccl_link(site, names, carrier, rendezvous)
+        return _gloo_link(context, names, rendezvous)
+    carrier = TcpLink(
+        names.peer, rendezvous.epoch, connection, context.message_format, context.deadline_seconds
+    )
+    return carrier if context.backend == "tcp" else _nccl_link(context, names, carrier, rendezvous)
 
 
-def _gloo_link(site: LinkSite, names: LinkNames, rendezvous: Rendezvous) -> Link:
+def _gloo_link(context: LinkContext, names: LinkNames, rendezvous: Rendezvous) -> Link:
     try:
-        group = gloo.open_group(names.key, names.rank, 2, site.node_ip, rendezvous)
+        group = gloo.open_group(names.key, names.rank, 2, context.node_ip, rendezvous)
     except RuntimeError as error:
         raise LinkError(names.peer, None, f"cannot come up ({error})") from error
-    return GlooLink(names.peer, rendezvous.epoch, group, site.message_format)
+    return GlooLink(names.peer, rendezvous.epoch, group, context.message_format)
 
 
-def _nccl_link(site: LinkSite, names: LinkNames, carrier: TcpLink, rendezvous: Rendezvous) -> Link:
-    device = site.message_format.device
+def _nccl_link(context: LinkContext, names: LinkNames, carrier: TcpLink, rendezvous: Rendezvous) -> Link:
+    device = context.message_format.device
     try:
         requests, answers = (
             nccl.open_group(f"{names.key}/{name}", names.rank, 2, device, rendezvous)
@@ -116,4 +120,4 @@ def _nccl_link(site: LinkSite, names: LinkNames, carrier: TcpLink, rendezvous: R
         carrier.close()
         raise LinkError(carrier.peer, None, f"cannot come up ({error})") from error
     outward, inward = (requests, answers) if names.rank == DENSE_RANK else (answers, requests)
-    return NcclLink(carrier, outward, inward, site.message_format, site.deadline_seconds)
+    return NcclLink(carrier, outward, inward, context.message_format, context.deadline_seconds)

@@ -28,20 +28,20 @@ class DenseLinks:
     """A dense actor's end: one exchange for its whole life, over links that come and go."""
 
     def __init__(self, context: DenseContext) -> None:
-        site, settings = context.exchange_context, context.exchange_context.settings
+        exchange_context, settings = context.exchange_context, context.exchange_context.settings
         self._index = context.index
         self._store = context.store
         self._settings = settings
-        self._link_context = link_context(site)
+        self._link_context = link_context(exchange_context)
         limits = WaitLimits(
             late=min(settings.late_seconds, settings.deadline_seconds),
             dead=settings.deadline_seconds,
             park=settings.park_deadline_seconds,
         )
-        self.exchange = LinksExchange(site.num_experts, limits, context.load, context.on_change)
+        self.exchange = LinksExchange(exchange_context.num_experts, limits, context.load, context.on_change)
         peers = self.exchange.peers
         self._listener = LinkListener(
-            site.node_ip,
+            exchange_context.node_ip,
             context.store,
             context.incarnation,
             settings.connect_deadline_seconds,

@@ -28,14 +28,14 @@ class ExpertLinks:
     """An expert actor's end: dense actors come and go, and none disturbs another."""
 
     def __init__(self, context: ExpertContext) -> None:
-        site, experts = context.exchange_context, context.experts
-        self._connect_seconds = site.settings.connect_deadline_seconds
-        self._link_context = link_context(site)
+        exchange_context, experts = context.exchange_context, context.experts
+        self._connect_seconds = exchange_context.settings.connect_deadline_seconds
+        self._link_context = link_context(exchange_context)
         self._index, self._incarnation = context.index, context.incarnation
         self._guard = threading.Lock()
         self._links: dict[int, tuple[str, Link]] = {}
         """By index of the dense actor: the incarnation that the membership named, and the link."""
-        self._server = LinkServer(experts.serve, site.settings.deadline_seconds, experts.tables)
+        self._server = LinkServer(experts.serve, exchange_context.settings.deadline_seconds, experts.tables)
         experts.on_change = self._server.wake
 
     def join(self, membership: Membership, stop: threading.Event) -> None:
