@@ -16,7 +16,7 @@ from torch._C._distributed_c10d import Store
 from actors.exchange.all_to_all.exchange import AllToAllExchange
 from actors.exchange.all_to_all.group import BACKENDS, Group, GroupContext, open_group
 from actors.exchange.all_to_all.server import AllToAllServer
-from actors.exchange.all_to_all.wire_format import RoundFormat
+from actors.exchange.all_to_all.wire_format import WireFormat
 from actors.exchange.context import DenseContext, ExchangeContext, ExpertContext, choose_backend
 from actors.exchange.deadline import Deadline
 from actors.exchange.rendezvous import Rendezvous, connect_store, unless_stopped
@@ -46,7 +46,7 @@ class DenseAllToAll:
         self._exchange = AllToAllExchange(
             _open_group(exchange_context, membership, rank, rendezvous),
             [expert.experts for expert in membership.experts],
-            _round_format(exchange_context),
+            _wire_format(exchange_context),
             self._context.load,
             membership.epoch,
             exchange_context.settings.deadline_seconds,
@@ -85,7 +85,7 @@ class ExpertAllToAll:
         group = _open_group(exchange_context, membership, rank, rendezvous)
         serve = self._context.experts.serve
         self._server = AllToAllServer(
-            group, num_dense, _round_format(exchange_context), serve, membership.epoch
+            group, num_dense, _wire_format(exchange_context), serve, membership.epoch
         )
 
     def lost(self, membership: Membership) -> tuple[str, ...]:
@@ -123,8 +123,8 @@ def _open_group(
     return open_group(group_context, names, rank)
 
 
-def _round_format(exchange_context: ExchangeContext) -> RoundFormat:
-    return RoundFormat(
+def _wire_format(exchange_context: ExchangeContext) -> WireFormat:
+    return WireFormat(
         hidden_size=exchange_context.hidden_size,
         num_choices=exchange_context.num_choices,
         dtype=exchange_context.dtype,

@@ -26,7 +26,7 @@ from actors.exchange.all_to_all.fair_lock import FairLock
 from actors.exchange.all_to_all.group import Group
 from actors.exchange.all_to_all.wire_format import (
     TICK,
-    RoundFormat,
+    WireFormat,
     body_views,
     exchange_headers,
     is_empty,
@@ -69,7 +69,7 @@ class AllToAllExchange:
         self,
         group: Group,
         experts_of_actor: Sequence[Sequence[int]],
-        round_format: RoundFormat,
+        wire_format: WireFormat,
         load: ExpertLoad,
         epoch: int,
         deadline_seconds: float,
@@ -80,7 +80,7 @@ class AllToAllExchange:
         self._load = load
         self._num_actors = len(experts_of_actor)
         self._num_dense = group.size - self._num_actors
-        self._format = round_format
+        self._format = wire_format
         self._epoch = epoch
         self._sequence = 0
         self._last: _Answers | None = None

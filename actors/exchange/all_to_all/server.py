@@ -15,7 +15,7 @@ from actors.errors import ExchangeError
 from actors.exchange.all_to_all.group import Group
 from actors.exchange.all_to_all.wire_format import (
     TICK,
-    RoundFormat,
+    WireFormat,
     body_views,
     exchange_headers,
     is_empty,
@@ -31,11 +31,11 @@ class AllToAllServer:
     """Serves a group that is up until it breaks or is closed."""
 
     def __init__(
-        self, group: Group, num_dense: int, round_format: RoundFormat, serve: Serve, epoch: int
+        self, group: Group, num_dense: int, wire_format: WireFormat, serve: Serve, epoch: int
     ) -> None:
         self._group = group
         self._num_dense = num_dense
-        self._format = round_format
+        self._format = wire_format
         self._serve = serve
         self._epoch = epoch
         self._is_closed = False

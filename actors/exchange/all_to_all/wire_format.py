@@ -29,7 +29,7 @@ _ALIGNMENT = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RoundFormat:
+class WireFormat:
     """What all ranks agree on."""
 
     hidden_size: int
@@ -62,16 +62,16 @@ class Body(NamedTuple):
     """[T, H]"""
 
 
-def body_views(part: torch.Tensor, num_tokens: int, round_format: RoundFormat) -> Body:
+def body_views(part: torch.Tensor, num_tokens: int, wire_format: WireFormat) -> Body:
     """The views of bytes [body_bytes(num_tokens)]."""
-    shape = (num_tokens, round_format.num_choices)
-    end = num_tokens * round_format.num_choices * 4
-    start = round_format.rows_offset(num_tokens)
-    rows = part[start : start + num_tokens * round_format.row_bytes].view(round_format.dtype)
+    shape = (num_tokens, wire_format.num_choices)
+    end = num_tokens * wire_format.num_choices * 4
+    start = wire_format.rows_offset(num_tokens)
+    rows = part[start : start + num_tokens * wire_format.row_bytes].view(wire_format.dtype)
     return Body(
         expert_ids=part[:end].view(torch.int32).view(shape),
         weights=part[end : 2 * end].view(torch.float32).view(shape),
-        rows=rows.view(num_tokens, round_format.hidden_size),
+        rows=rows.view(num_tokens, wire_format.hidden_size),
     )
 
 
