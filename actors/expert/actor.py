@@ -12,7 +12,7 @@ from actors.background_load import Loading
 from actors.errors import LinkError, StaleEpochError
 from actors.exchange.context import ExchangeContext, ExpertContext
 from actors.exchange.transports import ExpertEndpoint, open_expert
-from actors.expert.expert_store import HeldExperts
+from actors.expert.expert_store import ExpertStore
 from actors.kernels.threads import share_cores
 from actors.linear import product_name
 from actors.memory import memory_bytes
@@ -32,7 +32,7 @@ class ExpertActor:
         self._first_experts = settings.experts
         self._loading = Loading(
             "load-experts",
-            lambda progress: HeldExperts(settings, self._first_experts, self._device, progress),
+            lambda progress: ExpertStore(settings, self._first_experts, self._device, progress),
         )
         self._guard = threading.Lock()
         """Of all fields below; held for moments only."""
@@ -56,8 +56,8 @@ class ExpertActor:
 
     def progress(self) -> Progress:
         """In stored bytes, of the first loading, later of the last `hold`. "failed" comes with the reason."""
-        held = self._loading.result
-        return (held.progress if held is not None else None) or self._loading.progress()
+        store = self._loading.result
+        return (store.progress if store is not None else None) or self._loading.progress()
 
     def hold(self, experts: tuple[int, ...]) -> None:
         """Load these as well, in the background: `progress` tells how far it is, `report` names them then.
@@ -82,29 +82,29 @@ class ExpertActor:
         links come up. Raises ExchangeError naming the dense actors that were not reached; the others are
         served then. Raises ValueError if the membership does not have this actor with these experts.
         """
-        held, give_up = self._begin_join(membership)
+        store, give_up = self._begin_join(membership)
         with self._joining:
             if give_up.is_set():
                 raise StaleEpochError(membership.epoch, self._epoch)
             if self._endpoint is None:
                 self._endpoint = open_expert(
                     ExpertContext(
-                        exchange_context=self._exchange_context(held),
+                        exchange_context=self._exchange_context(store),
                         index=self._settings.index,
                         incarnation=self.incarnation,
-                        experts=held,
+                        experts=store,
                     )
                 )
             self._endpoint.join(membership, give_up)
 
     def report(self) -> ActorReport:
         """State "ready" while all dense actors of the newest membership are served, else "lost"."""
-        held, membership = self._loading.result, self._membership
+        store, membership = self._loading.result, self._membership
         detail: dict[str, float | int | str] = {}
-        experts = held.experts if held is not None else self._first_experts
-        if held is not None:
+        experts = store.experts if store is not None else self._first_experts
+        if store is not None:
             for expert in experts:
-                detail[f"rows_of_expert_{expert}"] = int(held.rows_of_expert[expert])
+                detail[f"rows_of_expert_{expert}"] = int(store.rows_of_expert[expert])
         lost = self._lost_links(membership) if membership is not None else ()
         state = "starting" if membership is None else "lost" if lost else "ready"
         return ActorReport(
@@ -118,7 +118,7 @@ class ExpertActor:
             experts=experts,
             memory_bytes=memory_bytes(self._device),
             lost_links=lost,
-            products=product_name(held.dtype, self._device, held.quantization) if held is not None else "",
+            products=product_name(store.dtype, self._device, store.quantization) if store is not None else "",
             detail=detail,
         )
 
@@ -142,44 +142,44 @@ class ExpertActor:
             return self._endpoint.lost(membership)
         return tuple(f"dense-{dense.index}" for dense in membership.dense)
 
-    def _exchange_context(self, held: HeldExperts) -> ExchangeContext:
+    def _exchange_context(self, store: ExpertStore) -> ExchangeContext:
         return ExchangeContext(
             settings=self._settings.exchange,
             node_ip=self._settings.node_ip,
-            hidden_size=held.hidden_size,
-            num_experts=held.num_experts,
-            num_choices=held.num_choices,
-            dtype=held.dtype,
+            hidden_size=store.hidden_size,
+            num_experts=store.num_experts,
+            num_choices=store.num_choices,
+            dtype=store.dtype,
             device=self._device,
         )
 
-    def _require_loaded(self) -> HeldExperts:
+    def _require_loaded(self) -> ExpertStore:
         if self._loading.result is None:
             raise LinkError(f"expert-{self._settings.index}", None, "its weights are not loaded")
         return self._loading.result
 
-    def _begin_join(self, membership: Membership) -> tuple[HeldExperts, threading.Event]:
+    def _begin_join(self, membership: Membership) -> tuple[ExpertStore, threading.Event]:
         """Make this the newest epoch and end the wait of an older join."""
         with self._guard:
             if membership.epoch <= self._epoch:
                 raise StaleEpochError(membership.epoch, self._epoch)
             if self._is_stopped:
                 raise LinkError(f"expert-{self._settings.index}", None, "this actor is stopped")
-            held = self._require_loaded()
-            self._check_place(membership, held)
+            store = self._require_loaded()
+            self._check_place(membership, store)
             self._membership = membership
             self._give_up.set()
             self._give_up = threading.Event()
-            return held, self._give_up
+            return store, self._give_up
 
-    def _check_place(self, membership: Membership, held: HeldExperts) -> None:
+    def _check_place(self, membership: Membership, store: ExpertStore) -> None:
         index = self._settings.index
         for member in membership.experts:
             if member.index == index and member.incarnation in ("", self.incarnation):
-                if not set(member.experts) <= set(held.experts):
+                if not set(member.experts) <= set(store.experts):
                     break
                 return
         raise ValueError(
-            f"membership of epoch {membership.epoch} has no expert actor {index} of {held.experts} "
+            f"membership of epoch {membership.epoch} has no expert actor {index} of {store.experts} "
             f"and incarnation {self.incarnation!r}"
         )

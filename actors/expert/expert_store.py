@@ -30,7 +30,7 @@ from actors.protocol.settings import ExpertSettings
 logger = logging.getLogger(__name__)
 
 
-class HeldExperts:
+class ExpertStore:
     """Loaded when it is made. Raises CheckpointError as `open_model` does."""
 
     def __init__(
