@@ -238,7 +238,7 @@ class _Loaded:
                 load=self.load,
                 experts=self._local,
                 use_exchange=self.engine.use_exchange,
-                on_change=self.engine.look,
+                on_change=self.engine.wake,
             )
         )
         ingress_host, ingress_port = self.ingress_server.start(self.engine, settings.node_ip)

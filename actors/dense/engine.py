@@ -144,7 +144,7 @@ class Engine:
         """Compute over this exchange from the next step on; the present one is closed."""
         self._put(EVERYBODY, _UseExchange(exchange))
 
-    def look(self) -> None:
+    def wake(self) -> None:
         """The exchange may have become ready, or ceased to be: an idle loop looks now."""
         with self._wake:
             self._has_news = True
@@ -162,7 +162,7 @@ class Engine:
         if chunks:
             self._step(chunks)
         elif self._exchange is not None:
-            self._tend(self._exchange)
+            self._maintain(self._exchange)
         self._end_parked()
         is_ready = self.is_ready
         if self._results.has_news(is_ready):
@@ -271,9 +271,9 @@ class Engine:
         if self._speculator is not None and num_prefill_tokens == 0:
             self._speculator.note_step(chunks, seconds)
 
-    def _tend(self, exchange: Exchange) -> None:
+    def _maintain(self, exchange: Exchange) -> None:
         try:
-            exchange.tend()
+            exchange.maintain()
         except ExchangeError as error:
             logger.warning("the exchange has ended: %s", error)
             self._drop_exchange()

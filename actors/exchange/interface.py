@@ -55,7 +55,7 @@ class Exchange(Protocol):
     def kernels(self) -> ExchangeKernels | None:
         """How the kernels exchange rows by themselves; None if this transport leaves them no way to do so."""
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Look after the links while no step is under way, about once a second. Never waits."""
 
     def interrupt(self) -> None:

@@ -57,7 +57,7 @@ class LocalExchange:
         assert isinstance(handle, _LocalHandle)
         return handle.total
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         pass
 
     def interrupt(self) -> None:

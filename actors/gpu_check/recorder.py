@@ -33,8 +33,8 @@ class Recorder:
     def combine(self, handle: Handle) -> torch.Tensor:
         return self.inner.combine(handle)
 
-    def tend(self) -> None:
-        self.inner.tend()
+    def maintain(self) -> None:
+        self.inner.maintain()
 
     def interrupt(self) -> None:
         self.inner.interrupt()

@@ -251,7 +251,7 @@ class RayPool:
             await asyncio.sleep(_LOOK_SECONDS)
         raise ActorLostError(name, "the cluster has no room for it now")
 
-    async def tend(self) -> None:
+    async def maintain(self) -> None:
         lost = await _in_thread(placement_groups.unplaced, _HEAD_SECONDS)
         for name in sorted(lost.keys() & self._names):
             logger.warning("%s has lost its node and is placed anew", name)

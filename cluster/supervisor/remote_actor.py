@@ -84,7 +84,7 @@ class ActorPool(Protocol):
     async def find_or_create(self, settings: DenseSettings | ExpertSettings) -> RemoteActor:
         """Raises ActorLostError after some seconds where there is no place for it at present."""
 
-    async def tend(self) -> None:
+    async def maintain(self) -> None:
         """Give up what has lost its machine, and ask for another place for it. Called every second or so."""
 
     async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:

@@ -43,7 +43,7 @@ _PLAN_AGAIN_SECONDS = 2.0
 _SAVE_AGAIN_SECONDS = 1.0
 _WATCH_AGAIN_SECONDS = 0.5
 _LOOK_SECONDS = 1.0
-_TEND_SECONDS = 1.0
+_MAINTAIN_SECONDS = 1.0
 
 
 class Supervisor:
@@ -156,7 +156,7 @@ class Supervisor:
             self.watch(key)
         for work in (
             self._save_always(),
-            self._tend(),
+            self._maintain(),
             self._addresses.follow(),
             self._reconciler.run(),
             self._operate(),
@@ -167,7 +167,7 @@ class Supervisor:
         if self._reconciler.placement is None:
             await self._operations.place_first()
         self._spawn(self._operations.resume())
-        self._spawn(self._operations.tidy())
+        self._spawn(self._operations.remove_unplaced())
         self._spawn(self._operations.rebalance_when_worth_it())
         self._spawn(self._replacing.run())
 
@@ -261,11 +261,11 @@ class Supervisor:
             await self._save()
             await self._registry.change(_SAVE_AGAIN_SECONDS)
 
-    async def _tend(self) -> None:
+    async def _maintain(self) -> None:
         while True:
-            await asyncio.sleep(_TEND_SECONDS)
+            await asyncio.sleep(_MAINTAIN_SECONDS)
             try:
-                await self._pool.tend()
+                await self._pool.maintain()
             except Exception as error:
                 logger.warning("lost places cannot be seen to now: %s", error)
 

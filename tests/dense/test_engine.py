@@ -41,7 +41,7 @@ class FailingExchange:
     def combine(self, handle: Handle) -> torch.Tensor:
         return self.inner.combine(handle)
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         pass
 
     def interrupt(self) -> None:

@@ -58,7 +58,7 @@ async def _lose_and_find(cluster: Cluster) -> dict[str, Any]:
     cluster.remove_node(node, allow_graceful=False)
     await _until(lambda: _state() == "RESCHEDULING")
     seen: dict[str, Any] = {"busy_before": await _share_of_head()}
-    await pool.tend()
+    await pool.maintain()
     seen["given_up"] = [_state(), await _is_dead(actor)]
     try:
         await pool.find_or_create(expert)
@@ -69,7 +69,7 @@ async def _lose_and_find(cluster: Cluster) -> dict[str, Any]:
     await asyncio.sleep(0.1)
     cluster.add_node(**_EXPERT)
     seen["is_back"] = await waiting != first.incarnation
-    await pool.tend()
+    await pool.maintain()
     seen["at_last"] = _state()
     await pool.release()
     seen["left"] = _state()

@@ -194,7 +194,7 @@ class LocalPool:
         actor.load_error = self.load_error
         return actor
 
-    async def tend(self) -> None:
+    async def maintain(self) -> None:
         """No place is ever lost."""
 
     async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:

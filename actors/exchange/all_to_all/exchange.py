@@ -112,7 +112,7 @@ class AllToAllExchange:
     def is_ready(self) -> bool:
         return self._failure is None
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """The ticking thread does."""
 
     def interrupt(self) -> None:

@@ -29,7 +29,7 @@ from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED, OperationE
 logger = logging.getLogger(__name__)
 
 _CREATE_SECONDS = 180.0
-_TIDY_SECONDS = 5.0
+_REMOVE_UNPLACED_SECONDS = 5.0
 _SWITCH_CALLS = 2
 """Rounds that a switch may take: one that was under way and one more."""
 
@@ -146,10 +146,10 @@ class Operations:
         except OperationError as error:
             logger.error("%s", error)
 
-    async def tidy(self) -> None:
+    async def remove_unplaced(self) -> None:
         """Remove actors that an operation could not wait for any longer, for as long as the supervisor lives."""
         while True:
-            await asyncio.sleep(_TIDY_SECONDS)
+            await asyncio.sleep(_REMOVE_UNPLACED_SECONDS)
             if self._current is None:
                 await self._remove_unplaced()
 

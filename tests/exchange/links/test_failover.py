@@ -121,7 +121,7 @@ def test_a_late_answer_is_overtaken_by_a_replica_and_never_taken_for_a_fresh_one
         deadline = time.monotonic() + 5
         while net.exchange.peers.suspected():
             assert time.monotonic() < deadline
-            net.exchange.tend()
+            net.exchange.maintain()
         for _ in range(10):
             Case(7).check(net.exchange)
         assert net.peers[0].num_requests > num_before
@@ -161,7 +161,7 @@ def test_a_link_that_ends_while_nothing_is_sent_is_seen_at_once() -> None:
         while net.exchange.peers.lost() != ("expert-1",):
             assert time.monotonic() < deadline
         assert net.exchange.is_ready
-        net.exchange.tend()
+        net.exchange.maintain()
         assert not net.exchange.is_ready
 
 

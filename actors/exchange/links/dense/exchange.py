@@ -95,7 +95,7 @@ class LinksExchange:
             self._receiver.abandon(handle)  # Somebody may still be computing what another one has answered.
         return handle.result()
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Look after the links while no step is under way: notice ends, drop silent peers. Never waits."""
         self._receiver.refresh()
         self._receiver.take_news(0.0)
