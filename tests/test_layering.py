@@ -109,21 +109,18 @@ def test_a_cycle_is_found_where_there_is_one() -> None:
     assert not cycle_of({"a": {"b", "c"}, "b": {"c"}})
 
 
-@pytest.mark.xfail(reason="some definitions are still in the wrong room", strict=False)
 def test_modules_import_each_other_without_a_cycle() -> None:
     graph = module_graph()
     assert "actors.dense.engine" in graph["actors.dense.actor"]
     assert cycle_of(graph) == []
 
 
-@pytest.mark.xfail(reason="some definitions are still in the wrong room", strict=False)
 def test_imports_run_one_way_in_every_folder() -> None:
     graphs = folder_graphs()
     assert "dense" in graphs["actors"]["gpu_check"]
     assert {folder: cycle for folder, rooms in graphs.items() if (cycle := cycle_of(rooms))} == {}
 
 
-@pytest.mark.xfail(reason="some definitions are still in the wrong room", strict=False)
 @pytest.mark.parametrize(("package", "order"), [("cluster", CLUSTER_ROOMS), ("actors", ACTORS_ROOMS)])
 def test_rooms_import_only_rooms_below(package: str, order: tuple[tuple[str, ...], ...]) -> None:
     height = {room: -index for index, line in enumerate(order) for room in line}

@@ -43,7 +43,7 @@ class IngressServer:
         self._prefix_rule = prefix_rule
         self._engine: Engine | None = None
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="front", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="ingress server", daemon=True)
         self._server: asyncio.Server | None = None
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._num_submitted: Counter[int] = Counter()

@@ -55,14 +55,14 @@ class Rendezvous:
         return PrefixStore(f"epoch-{self.epoch}/{key}", self.store)
 
     def publish(self, key: str, value: str) -> None:
-        self.prefixed("card").set(key, value)
+        self.prefixed("address record").set(key, value)
 
     def wait_for(self, key: str, peer: str) -> str:
         """What the peer published. Raises DeadlineError; LinkError when the store or the membership is gone."""
-        records = self.prefixed("card")
+        records = self.prefixed("address record")
         try:
             while not records.check([key]):
-                self.check(peer, "card")
+                self.check(peer, "address record")
                 time.sleep(_POLL_SECONDS)
             value: bytes = records.get(key)
             return value.decode()

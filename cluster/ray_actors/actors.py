@@ -38,7 +38,7 @@ from cluster.timeouts import within
 
 logger = logging.getLogger(__name__)
 
-_SNAPSHOT_KEY = "notes"
+_SNAPSHOT_KEY = "snapshot"
 _CALLS_AT_ONCE = 32
 """Threads of a hosted actor that answer calls: joins of several epochs may be waiting while pulses go on."""
 _HEAD_SECONDS = 30.0

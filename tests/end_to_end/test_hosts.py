@@ -114,7 +114,7 @@ def test_a_rank_of_an_older_epoch_is_refused(service: Service) -> None:
     module = ("-m", "tests.end_to_end.late_rank")
     *said, where = run_on(service.net.hosts["h1"], *module, "ask", service.net.ray_address).splitlines()
     assert said == ["phimoe-dense-0: StaleEpochError", "phimoe-expert-0: StaleEpochError"]
-    assert run_on(service.h3, *module, "knock", *where.split()).split() == ["StaleEpochError"]
+    assert run_on(service.h3, *module, "connect", *where.split()).split() == ["StaleEpochError"]
 
 
 def test_streams_go_on_when_the_host_of_a_dense_actor_dies(service: Service) -> None:

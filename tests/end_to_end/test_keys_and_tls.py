@@ -29,7 +29,7 @@ HEADER_SECONDS = 2
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("doors")
+    folder = tmp_path_factory.mktemp("keys")
     make_certificate(folder)
     with_keys(folder)
     return folder

@@ -13,7 +13,7 @@ CLIENT, OPERATOR = "client-0123456789abcdef", "operator-0123456789abcdef"
 HERE, ELSEWHERE = "127.0.0.1", "192.0.2.7"
 
 
-def authenticator(
+def new_authenticator(
     *, clients: str = "", operators: str = "", is_loopback: bool = True, max_per_key: int = 256
 ) -> Authenticator:
     sources = (
@@ -37,7 +37,7 @@ def result(authenticator: Authenticator, access: Access, caller: Caller) -> type
 
 @pytest.mark.parametrize("access", Access)
 @pytest.mark.parametrize(
-    ("visitor", "expected"),
+    ("caller", "expected"),
     [
         pytest.param(
             Caller(), {"public": None, "client": Unauthenticated, "admin": Unauthenticated}, id="nothing"
@@ -69,23 +69,26 @@ def result(authenticator: Authenticator, access: Access, caller: Caller) -> type
 def test_with_keys_each_door_wants_its_own(
     access: Access, caller: Caller, expected: dict[str, type[ClientError] | None]
 ) -> None:
-    assert result(authenticator(clients=CLIENT, operators=OPERATOR), access, caller) is expected[access.value]
+    assert (
+        result(new_authenticator(clients=CLIENT, operators=OPERATOR), access, caller)
+        is expected[access.value]
+    )
 
 
 def test_admin_keys_alone_close_the_clients_door_as_well() -> None:
-    authenticator = authenticator(operators=OPERATOR)
+    authenticator = new_authenticator(operators=OPERATOR)
     assert result(authenticator, Access.CLIENT, Caller()) is Unauthenticated
     assert result(authenticator, Access.CLIENT, shows(OPERATOR)) is None
 
 
 def test_client_keys_alone_leave_admin_closed_even_for_this_host() -> None:
-    authenticator = authenticator(clients=CLIENT)
+    authenticator = new_authenticator(clients=CLIENT)
     assert result(authenticator, Access.ADMIN, shows(CLIENT, HERE)) is Forbidden
     assert result(authenticator, Access.ADMIN, Caller(address=HERE)) is Unauthenticated
 
 
 @pytest.mark.parametrize(
-    ("is_loopback", "visitor", "expected"),
+    ("is_loopback", "caller", "expected"),
     [
         pytest.param(True, Caller(address=HERE), None, id="this-host"),
         pytest.param(True, Caller(address="::ffff:127.0.0.1"), None, id="this-host-mapped"),
@@ -99,14 +102,14 @@ def test_client_keys_alone_leave_admin_closed_even_for_this_host() -> None:
 def test_without_keys_admin_is_for_this_host_on_loopback_alone(
     is_loopback: bool, caller: Caller, expected: type[ClientError] | None
 ) -> None:
-    authenticator = authenticator(is_loopback=is_loopback)
+    authenticator = new_authenticator(is_loopback=is_loopback)
     assert result(authenticator, Access.ADMIN, caller) is expected
     assert result(authenticator, Access.CLIENT, caller) is None
 
 
 def test_each_key_has_its_own_places_and_gets_them_back() -> None:
     other = "other-0123456789abcdef"
-    authenticator = authenticator(clients=f"{CLIENT},{other}", operators=OPERATOR, max_per_key=2)
+    authenticator = new_authenticator(clients=f"{CLIENT},{other}", operators=OPERATOR, max_per_key=2)
     with authenticator.admitted(Access.CLIENT, shows(CLIENT)):
         with pytest.raises(ZeroDivisionError), authenticator.admitted(Access.CLIENT, shows(CLIENT)):
             assert result(authenticator, Access.CLIENT, shows(CLIENT)) is TooManyRequests
@@ -120,7 +123,7 @@ def test_each_key_has_its_own_places_and_gets_them_back() -> None:
 
 
 def test_no_message_holds_the_key() -> None:
-    authenticator = authenticator(clients=CLIENT, max_per_key=1)
+    authenticator = new_authenticator(clients=CLIENT, max_per_key=1)
     messages = []
     with authenticator.admitted(Access.CLIENT, shows(CLIENT)):
         for access, caller in (

@@ -76,7 +76,7 @@ def read_address_record(store: Store) -> tuple[str, int, bytes] | None:
 
 
 def _address_records(store: Store) -> PrefixStore:
-    return PrefixStore("door", store)
+    return PrefixStore("listener", store)
 
 
 def send_frame(connection: socket.socket, frame: LinkHello | LinkReply, prefix: bytes = b"") -> None:
