@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from cluster.ingress.admin import Admin
+from cluster.ingress.admin_bodies import OPERATION_BODIES
 from cluster.ingress.auth import Access, Authenticator
 from cluster.ingress.http.asgi import BodyLimits, HttpApp
 from cluster.ingress.http.handlers import AdminHandlers, Handlers, package_version
-from cluster.ingress.http.openapi import answers, bodies
+from cluster.ingress.http.openapi import answers
+from cluster.ingress.http.openapi.bodies import tokenize_body
 from cluster.ingress.http.openapi.document import openapi_document
 from cluster.ingress.http.route import HttpRequest, HttpResponse, Route
 from cluster.ingress.service import Service
+from cluster.openai.fields.bodies import CHAT, DETOKENIZE, ECHO
 from cluster.openai.limits import Limits
 from cluster.supervisor.operations.messages import OPERATIONS, Operation
 
@@ -44,7 +47,7 @@ def routes(service: Service, authenticator: Authenticator) -> tuple[Route, ...]:
     every_route = (
         *_openai_routes(handlers, service.limits),
         *_service_routes(handlers),
-        *_admin_routes(AdminHandlers(Admin(service))),
+        *_admin_routes(AdminHandlers(Admin(service)), service.limits),
         document_route,
     )
     return every_route
@@ -72,7 +75,7 @@ def _openai_routes(handlers: Handlers, limits: Limits) -> tuple[Route, ...]:
             method="POST",
             path="/v1/completions",
             summary="Continue prompts",
-            body=bodies.completion_body(limits),
+            body=ECHO.schema(limits),
             answer=answers.generation("text_completion"),
             is_streamed=True,
             errors=_GENERATION_ERRORS,
@@ -81,8 +84,8 @@ def _openai_routes(handlers: Handlers, limits: Limits) -> tuple[Route, ...]:
         Route(
             method="POST",
             path="/v1/chat/completions",
-            summary="Generation a conversation",
-            body=bodies.chat_body(limits),
+            summary="Answer a conversation",
+            body=CHAT.schema(limits),
             answer=answers.generation("chat.completion"),
             is_streamed=True,
             errors=_GENERATION_ERRORS,
@@ -92,7 +95,7 @@ def _openai_routes(handlers: Handlers, limits: Limits) -> tuple[Route, ...]:
             method="POST",
             path="/tokenize",
             summary="Text or conversation to token ids",
-            body=bodies.tokenize_body(limits),
+            body=tokenize_body(limits),
             answer=answers.tokens(),
             errors=_TOKENIZER_ERRORS,
             handler=handlers.tokenize,
@@ -101,7 +104,7 @@ def _openai_routes(handlers: Handlers, limits: Limits) -> tuple[Route, ...]:
             method="POST",
             path="/detokenize",
             summary="Token ids to text",
-            body=bodies.detokenize_body(limits),
+            body=DETOKENIZE.schema(limits),
             answer=answers.text(),
             errors=_TOKENIZER_ERRORS,
             handler=handlers.detokenize,
@@ -146,7 +149,7 @@ def _service_routes(handlers: Handlers) -> tuple[Route, ...]:
     )
 
 
-def _admin_routes(handlers: AdminHandlers) -> tuple[Route, ...]:
+def _admin_routes(handlers: AdminHandlers, limits: Limits) -> tuple[Route, ...]:
     status = Route(
         method="GET",
         path="/admin/status",
@@ -156,11 +159,11 @@ def _admin_routes(handlers: AdminHandlers) -> tuple[Route, ...]:
         errors=(503,),
         handler=handlers.status,
     )
-    return (status, *(_operation_route(operation, handlers) for operation in OPERATIONS))
+    return (status, *(_operation_route(operation, handlers, limits) for operation in OPERATIONS))
 
 
-def _operation_route(operation: type[Operation], handlers: AdminHandlers) -> Route:
-    body = bodies.operation_body(operation)
+def _operation_route(operation: type[Operation], handlers: AdminHandlers, limits: Limits) -> Route:
+    body = OPERATION_BODIES[operation].schema(limits)
     return Route(
         method="POST",
         path=f"/admin/{operation.name()}",

@@ -11,12 +11,12 @@ import jsonschema
 import pytest
 
 from cluster.errors import InvalidRequest, UnsupportedParameter
-from cluster.ingress.admin_bodies import parse_operation
+from cluster.ingress.admin_bodies import OPERATION_BODIES, parse_operation
 from cluster.ingress.auth import Access
-from cluster.ingress.http.openapi import bodies
+from cluster.ingress.http.openapi.bodies import tokenize_body
 from cluster.ingress.http.routes import routes
 from cluster.openai import tokenize
-from cluster.openai.fields.bodies import CHAT, COMPLETION, DETOKENIZE, TOKENIZE_CHAT, TOKENIZE_TEXT
+from cluster.openai.fields.bodies import CHAT, COMPLETION, DETOKENIZE, ECHO, TOKENIZE_CHAT, TOKENIZE_TEXT
 from cluster.openai.kinds.kind import bound
 from cluster.openai.kinds.objects import Object
 from cluster.openai.kinds.scalars import Integer, Number
@@ -30,28 +30,28 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 Case = tuple[dict[str, Any], Callable[[object], object], dict[str, Any]]
 CASES: dict[str, Case] = {
     "completion": (
-        bodies.completion_body(LIMITS),
+        ECHO.schema(LIMITS),
         lambda body: parse.parse_completion(body, LIMITS),
         {"prompt": "hi"},
     ),
-    "chat": (bodies.chat_body(LIMITS), lambda body: parse.parse_chat(body, LIMITS), {"messages": MESSAGES}),
+    "chat": (CHAT.schema(LIMITS), lambda body: parse.parse_chat(body, LIMITS), {"messages": MESSAGES}),
     "tokenize": (
-        bodies.tokenize_body(LIMITS),
+        tokenize_body(LIMITS),
         lambda body: tokenize.parse_tokenize(body, LIMITS),
         {"messages": MESSAGES},
     ),
     "detokenize": (
-        bodies.detokenize_body(LIMITS),
+        DETOKENIZE.schema(LIMITS),
         lambda body: tokenize.parse_detokenize(body, LIMITS),
         {"tokens": [1]},
     ),
     "scale": (
-        bodies.operation_body(Scale),
+        OPERATION_BODIES[Scale].schema(LIMITS),
         lambda body: parse_operation(Scale, body),
         {"expert_actors": 1},
     ),
-    "drain": (bodies.operation_body(Drain), lambda body: parse_operation(Drain, body), {}),
-    "nothing": (bodies.operation_body(Restart), lambda body: parse_operation(Restart, body), {}),
+    "drain": (OPERATION_BODIES[Drain].schema(LIMITS), lambda body: parse_operation(Drain, body), {}),
+    "nothing": (OPERATION_BODIES[Restart].schema(LIMITS), lambda body: parse_operation(Restart, body), {}),
 }
 VALUES: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 21, 129, 0.5, 2.5, 101, -101, 10.5, 3601, 2**31, 2**64, -(2**64)),
@@ -199,7 +199,7 @@ def test_every_route_is_described_with_its_access_and_nothing_else_is(tmp_path: 
 
 
 def test_the_document_has_the_limits_of_this_service() -> None:
-    schema = bodies.chat_body(Limits(max_n=3, max_stop_strings=2, max_logit_bias=5, max_messages=7))
+    schema = CHAT.schema(Limits(max_n=3, max_stop_strings=2, max_logit_bias=5, max_messages=7))
     fields = schema["properties"]
     assert fields["n"]["maximum"] == 3
     assert fields["stop"]["anyOf"][1]["maxItems"] == 2
