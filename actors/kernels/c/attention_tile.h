@@ -1,15 +1,19 @@
-/* Attention of some queries to TILE positions of their sequence, as two products of rows with a block of columns.
+/* Attention of some queries to one tile: TILE positions of their sequence. It consists of two matrix
+ * products.
  *
- * Legend: N queries, each of them a head of a row; D head dimension; W words of 32 bits of a key: D / 2 pairs of bfloat16,
- * or D float32; R cache rows, G key-value heads.
+ * Legend: N queries (a query is one head of one row); D head dimension; W 32-bit words of a key: D / 2 pairs
+ * of bfloat16, or D float32; R cache rows; G key-value heads.
  *
  *   scores [N, TILE] = queries [N, D] keys^T     keys are transposed once for all queries: [W, TILE]
- *   sums [N, D] += shares [N, TILE] values       values are read where they are
+ *   sums [N, D] += shares [N, TILE] values       values are read in place
  *
- * A score is one sum over ascending features, a sum is one over ascending positions, whatever queries stand beside its own.
- * Softmax and sums are float32. Tiles come one after the other, with the best score so far (Milakov and Gimelshein 2018).
+ * A share is exp(score - best score so far): the softmax before its division by the total. Tiles are visited
+ * one after the other, and a higher best score rescales the sums (Milakov and Gimelshein 2018). Softmax and
+ * sums are float32. Every score is one sum over ascending features, and every output is one sum over
+ * ascending positions, so the result of a query does not depend on the queries that are computed beside it.
  *
- * Rows of the cache lie apart, so what is needed next is fetched meanwhile: this tile's values, and the keys of the next one.
+ * The rows of the cache are scattered in memory, so this tile's values are prefetched while its keys are
+ * transposed, and the next tile's keys while this tile's values are added.
  */
 
 #include "columns.h"
@@ -19,28 +23,30 @@
 #include <math.h>
 
 #define TILE 64
-#define MAX_HEADS 4 /* of a group that read keys and values together */
-#define MAX_RUN 16  /* rows of a sequence that do */
+#define MAX_HEADS 4 /* heads of one group that read keys and values together */
+#define MAX_RUN 16  /* rows of one sequence that read keys and values together */
 #define MAX_QUERIES (MAX_HEADS * MAX_RUN)
 
 typedef struct {
     const void *keys, *values; /* [R, G, D] */
     int64_t D;
-    float scale;                            /* of a score */
-    float queries[MAX_QUERIES * MAX_DIM];   /* [N, D]; of bfloat16 they are a bf16_row each */
-    float sums[MAX_QUERIES * MAX_DIM];      /* [N, D]; of bfloat16 LANES even features, then the odd ones between them */
-    float best[MAX_QUERIES];                /* score so far */
-    float total[MAX_QUERIES];               /* of shares, measured by the best score */
-    float scores[MAX_QUERIES][TILE];        /* and then shares */
-    uint32_t transposed_keys[MAX_DIM * TILE];   /* [W, TILE] */
+    float scale;                          /* factor of the scores: 1 / sqrt(D) */
+    float queries[MAX_QUERIES * MAX_DIM]; /* [N, D]; with bfloat16 the numbers are of type bf16_row */
+    /* [N, D]; with bfloat16 every 2 * LANES features are ordered as LANES even ones, then LANES odd ones. */
+    float sums[MAX_QUERIES * MAX_DIM];
+    float best[MAX_QUERIES];         /* the highest score so far */
+    float total[MAX_QUERIES];        /* the sum of the shares so far */
+    float scores[MAX_QUERIES][TILE]; /* scores, which shares then replace */
+    uint32_t transposed_keys[MAX_DIM * TILE]; /* [W, TILE] */
 } attention_state;
 
-/* Where the features of a tile's positions are, and those of the next tile's. */
+/* For the positions of a tile and of the next one: the index of a position's first feature in `keys` and in
+ * `values`. */
 typedef struct {
     int64_t here[TILE], next[TILE];
 } tile_places;
 
-/* 2 * LANES features. */
+/* Prefetch 2 * LANES features from `index` on. */
 INLINE void fetch(const void *base, int64_t index, int is_bf16) {
     if (is_bf16)
         __builtin_prefetch((const bf16 *)base + index);
@@ -48,6 +54,7 @@ INLINE void fetch(const void *base, int64_t index, int is_bf16) {
         for (int64_t i = 0; i < 2 * LANES; i += 16) __builtin_prefetch((const float *)base + index + i);
 }
 
+/* Write the keys of this tile to transposed_keys, and prefetch its values. */
 INLINE void transpose_keys(attention_state *s, const tile_places *places, int is_bf16) {
     const int64_t per_word = is_bf16 ? 2 : 1, width = 4 / per_word;
     for (int64_t first = 0; first < TILE; first += LANES) {
@@ -58,12 +65,13 @@ INLINE void transpose_keys(attention_state *s, const tile_places *places, int is
             ivec transposed[LANES];
             for (int p = 0; p < LANES; p++) fetch(s->values, at[p] + word * per_word, is_bf16);
             i_transpose(rows, 4 * word, transposed);
-            UNROLLED for (int i = 0; i < LANES; i++) i_store(s->transposed_keys + (word + i) * TILE + first, transposed[i]);
+            UNROLLED for (int i = 0; i < LANES; i++)
+                i_store(s->transposed_keys + (word + i) * TILE + first, transposed[i]);
         }
     }
 }
 
-/* The scores of `num_rows` queries, a constant, from `query` on. */
+/* Compute the scores of `num_rows` queries from `query` on. `num_rows` is a constant at compile time. */
 INLINE void score_rows(attention_state *s, int64_t query, int is_bf16, const int num_rows) {
     const bf16_row *pairs[MAX_ROWS];
     const float *singles[MAX_ROWS];
@@ -90,7 +98,7 @@ INLINE void score_rows(attention_state *s, int64_t query, int is_bf16, const int
     }
 }
 
-/* What was summed up so far is measured by a better score. */
+/* Rescale the sums and the total of a query to a higher best score. */
 INLINE void shrink(attention_state *s, int64_t query, float best) {
     float factor = v_first(v_exp(v_set(s->best[query] - best))), *sums = s->sums + query * s->D;
     for (int64_t i = 0; i < s->D; i += LANES) v_store(sums + i, v_mul(v_load(sums + i), v_set(factor)));
@@ -98,7 +106,7 @@ INLINE void shrink(attention_state *s, int64_t query, float best) {
     s->best[query] = best;
 }
 
-/* A query's scores, `count` of which are of positions that it sees, become shares. */
+/* Replace the scores of a query by shares. The query sees the first `count` positions of the tile. */
 INLINE void weigh_scores(attention_state *s, int64_t query, int64_t count) {
     float *score = s->scores[query];
     for (int64_t p = count; p < TILE; p++) score[p] = -INFINITY;
@@ -115,7 +123,7 @@ INLINE void weigh_scores(attention_state *s, int64_t query, int64_t count) {
     s->total[query] += v_sum(added);
 }
 
-/* 2 * LANES features of a value; of bfloat16 the even ones, then the odd ones. */
+/* Load 2 * LANES features of a value. With bfloat16, value[0] gets the even and value[1] the odd features. */
 INLINE void load_value(const attention_state *s, int64_t at, vec *value, int is_bf16) {
     if (is_bf16) {
         ivec pairs = i_load((const bf16 *)s->values + at);
@@ -127,9 +135,11 @@ INLINE void load_value(const attention_state *s, int64_t at, vec *value, int is_
     }
 }
 
-/* Adds `count` positions' values to the sums of `num_rows` queries, a constant, from `query` on. */
+/* Add the values of the first `count` positions, times their shares, to the sums of `num_rows` queries from
+ * `query` on, and prefetch the keys of the next tile. `num_rows` is a constant at compile time. */
 INLINE void add_values(
-    attention_state *s, int64_t query, const tile_places *places, int64_t count, int is_bf16, const int num_rows) {
+    attention_state *s, int64_t query, const tile_places *places, int64_t count, int is_bf16,
+    const int num_rows) {
     for (int64_t i = 0; i < s->D; i += 2 * LANES) {
         float *place[MAX_ROWS];
         vec sum[MAX_ROWS][2];
@@ -155,9 +165,11 @@ INLINE void add_values(
     }
 }
 
-/* `num_rows` queries, a constant, from `query` on see `count` positions of a tile, whose keys have been transposed. */
+/* Let `num_rows` queries from `query` on attend to the first `count` positions of a tile. The keys of the
+ * tile have been transposed. `num_rows` is a constant at compile time. */
 INLINE void see_tile(
-    attention_state *s, int64_t query, const tile_places *places, int64_t count, int is_bf16, const int num_rows) {
+    attention_state *s, int64_t query, const tile_places *places, int64_t count, int is_bf16,
+    const int num_rows) {
     score_rows(s, query, is_bf16, num_rows);
     for (int r = 0; r < num_rows; r++) weigh_scores(s, query + r, count);
     add_values(s, query, places, count, is_bf16, num_rows);
@@ -165,12 +177,14 @@ INLINE void see_tile(
 
 typedef void (*tile_kernel)(attention_state *, int64_t, const tile_places *, int64_t);
 
-#define DEFINE_TILE(ROWS)                                                                                     \
-    static void bf16_tile_##ROWS(attention_state *s, int64_t query, const tile_places *places, int64_t count) { \
-        see_tile(s, query, places, count, 1, ROWS);                                                           \
-    }                                                                                                         \
-    static void f32_tile_##ROWS(attention_state *s, int64_t query, const tile_places *places, int64_t count) { \
-        see_tile(s, query, places, count, 0, ROWS);                                                           \
+#define DEFINE_TILE(ROWS)                                                                         \
+    static void bf16_tile_##ROWS(                                                                 \
+        attention_state *s, int64_t query, const tile_places *places, int64_t count) {            \
+        see_tile(s, query, places, count, 1, ROWS);                                               \
+    }                                                                                             \
+    static void f32_tile_##ROWS(                                                                  \
+        attention_state *s, int64_t query, const tile_places *places, int64_t count) {            \
+        see_tile(s, query, places, count, 0, ROWS);                                               \
     }
 
 FOR_EACH_ROWS(DEFINE_TILE)

@@ -25,6 +25,7 @@
 #include "step_body.h"
 
 const kernel_table phimoe_avx2 = {
-    "avx2", BLOCK, LANES, linear_run, experts_run, attention_run, norm_run, sample_run, layer_run, head_run, step_run};
+    "avx2", BLOCK, LANES, linear_run, experts_run, attention_run,
+    norm_run, sample_run, layer_run, head_run, step_run};
 
 #endif

@@ -1,4 +1,4 @@
-/* Writes weights of bfloat16 in 12 bits each; coded.h has the format. */
+/* Codes weights of bfloat16 in 12 bits per number. coded.h describes the format. */
 
 #include "coded.h"
 
@@ -6,9 +6,12 @@
 
 enum { MAX_ROW = 128, NUM_UPPER = 128, RUN = 8, UNCODED = 0x80, COUNTED_ROWS = 4 };
 
-/* Two vectors of numbers are made at once, from a vector of lower bytes and one of upper bytes, by interleaving the first and
- * then the second RUN bytes of each 16. So runs of the first vector and of the second take turns. */
-static void split_row(const bf16 *numbers, int64_t row, int64_t vector_bytes, uint8_t *lower, uint8_t *upper) {
+/* Split a row into its lower and its upper bytes, in the order that decoding needs. Decoding makes two
+ * vectors of numbers from a vector of lower bytes and a vector of upper bytes. It interleaves the first RUN
+ * bytes of each 16 bytes for the first vector, and the second RUN bytes for the second vector. So runs of the
+ * two vectors alternate here. */
+static void split_row(
+    const bf16 *numbers, int64_t row, int64_t vector_bytes, uint8_t *lower, uint8_t *upper) {
     int64_t runs_per_vector = vector_bytes / 2 / RUN;
     for (int64_t run = 0; run < row / RUN; run++, numbers += RUN) {
         int64_t vector = run / runs_per_vector, within = run % runs_per_vector;
@@ -18,7 +21,8 @@ static void split_row(const bf16 *numbers, int64_t row, int64_t vector_bytes, ui
     }
 }
 
-/* The upper bytes that codes stand for: the most frequent of the block, as far as some of its rows tell. */
+/* Choose the upper bytes that the codes stand for: the eight most frequent of the block without the sign,
+ * then the same with the sign. Only every COUNTED_ROWS-th row is counted. */
 static void choose_values(const bf16 *numbers, int64_t num_rows, int64_t row, uint8_t *values) {
     int64_t counts[NUM_UPPER] = {0};
     for (int64_t r = 0; r < num_rows; r += COUNTED_ROWS)
@@ -33,7 +37,7 @@ static void choose_values(const bf16 *numbers, int64_t num_rows, int64_t row, ui
     }
 }
 
-/* 0: one of the row's upper bytes has no code. */
+/* Write the codes of a row. Returns 0 if one of its upper bytes has no code. */
 static int code_row(const uint8_t *upper, int64_t row, const uint8_t *values, uint8_t *codes) {
     uint8_t each[MAX_ROW], all = 0;
     memset(each, UNCODED, sizeof each);
@@ -44,8 +48,9 @@ static int code_row(const uint8_t *upper, int64_t row, const uint8_t *values, ui
     return all < UNCODED;
 }
 
-/* One block. Returns its bytes. */
-static int64_t code_block(const bf16 *numbers, int64_t num_rows, int64_t row, int64_t vector_bytes, uint8_t *out) {
+/* Write one block to `out`. Returns its size in bytes. */
+static int64_t code_block(
+    const bf16 *numbers, int64_t num_rows, int64_t row, int64_t vector_bytes, uint8_t *out) {
     coded_head *head = (coded_head *)out;
     int64_t at = coded_head_bytes(num_rows);
     memset(out, 0, (size_t)at);
@@ -73,7 +78,8 @@ int64_t coded_bound(int64_t num_blocks, int64_t num_rows, int64_t row) {
 }
 
 int64_t code_weight(
-    const bf16 *numbers, int64_t num_blocks, int64_t num_rows, int64_t row, int64_t vector_bytes, uint8_t *out) {
+    const bf16 *numbers, int64_t num_blocks, int64_t num_rows, int64_t row, int64_t vector_bytes,
+    uint8_t *out) {
     int64_t at = offsets_bytes(num_blocks);
     memset(out, 0, (size_t)at);
     for (int64_t block = 0; block < num_blocks; block++) {

@@ -1,4 +1,4 @@
-/* Loads and stores of what is bfloat16 or float32. */
+/* Loads and stores of numbers that are either bfloat16 or float32. */
 
 #ifndef PHIMOE_EITHER_H
 #define PHIMOE_EITHER_H
@@ -16,7 +16,7 @@ INLINE void store(void *base, int64_t index, vec v, int is_bf16) {
         v_store((float *)base + index, v);
 }
 
-/* A row of bfloat16 as float32. */
+/* Convert `count` numbers from bfloat16 to float32. */
 INLINE void widen(const bf16 *from, float *to, int64_t count) {
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) v_store(to + i, v_load_bf16(from + i));

@@ -1,7 +1,8 @@
-/* The plain course of one exchange: every expert has a holder, every message goes out whole, every answer comes in time.
+/* One exchange in the plain case: every expert has a holder, every message is sent whole, and every answer
+ * arrives in time.
  *
- * Whatever else happens (a wakeup, an error, an answer that is late or another one than was expected) ends the call at once, and
- * the caller takes it up from what the peers' fields say. Nothing here decides what to do about a fault. */
+ * Anything else (a wakeup, an error, an answer that is late or not the expected one) ends the call at once.
+ * The caller then goes on from what the peers' fields say. Nothing here decides what to do about a fault. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -20,7 +21,8 @@
 
 enum { MAX_PEERS = 64 };
 
-/* Rows that take as long as reading an expert's weights (actors/exchange/row_assignment.py). */
+/* Computing this many rows takes as long as reading the weights of an expert
+ * (actors/exchange/row_assignment.py). */
 enum { MIN_PART_ROWS = 64 };
 
 static int64_t now_ns(void) {
@@ -29,7 +31,8 @@ static int64_t now_ns(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* Who is asked for each expert: of its holders the least busy, where there is a choice. 0: one has no holder. */
+/* Choose the peer that is asked for each expert: its only holder, or the least busy of its holders. Experts
+ * with one holder are assigned first. Returns 0 if an expert with rows has no holder. */
 static int choose_owners(exchange_task *t, const int64_t *counts) {
     int64_t P = t->num_peers, work[MAX_PEERS] = {0};
     for (int is_free = 0; is_free < 2; is_free++)
@@ -39,7 +42,8 @@ static int choose_owners(exchange_task *t, const int64_t *counts) {
             while (num_holders < P && holders[num_holders] >= 0) num_holders++;
             if (!counts[e] || (num_holders > 1) != is_free) continue;
             if (!num_holders) return 0;
-            /* Of equally busy ones the expert's number decides: dense actors then do not all ask the same. */
+            /* Among equally busy holders the expert's number decides, so that not all dense actors ask the
+             * same one. */
             int32_t chosen = holders[e % num_holders];
             for (int64_t i = 0; i < num_holders; i++) {
                 int32_t other = holders[(e + i) % num_holders];
@@ -51,10 +55,11 @@ static int choose_owners(exchange_task *t, const int64_t *counts) {
     return 1;
 }
 
-/* The message to one peer: rows that it gets, with -1 for experts that others are asked for. */
+/* Compose the message to one peer: the rows that need its experts, with -1 in place of the experts that other
+ * peers are asked for. `places` gets the places of the results in the peer's answer. */
 static void compose(
-    exchange_task *t, int64_t index, int64_t layer, int64_t num_rows, const uint8_t *rows, const int64_t *expert_ids,
-    const float *weights) {
+    exchange_task *t, int64_t index, int64_t layer, int64_t num_rows, const uint8_t *rows,
+    const int64_t *expert_ids, const float *weights) {
     exchange_peer *p = t->peers + index;
     int64_t num_tokens = 0, num_results = 0;
     for (int64_t r = 0; r < num_rows; r++) {
@@ -72,7 +77,8 @@ static void compose(
     const uint8_t *result = p->incoming + HEADER_BYTES;
     for (int64_t r = 0; r < num_rows; r++) {
         int is_here[NUM_CHOICES], here = 0;
-        for (int k = 0; k < NUM_CHOICES; k++) here += is_here[k] = t->owners[expert_ids[NUM_CHOICES * r + k]] == index;
+        for (int k = 0; k < NUM_CHOICES; k++)
+            here += is_here[k] = t->owners[expert_ids[NUM_CHOICES * r + k]] == index;
         if (!here) continue;
         for (int k = 0; k < NUM_CHOICES; k++) {
             *ids++ = is_here[k] ? (int32_t)expert_ids[NUM_CHOICES * r + k] : -1;
@@ -90,23 +96,26 @@ static void compose(
     memcpy(p->outgoing, &h, sizeof h);
 }
 
+/* Send every message. Returns 0 if a message was not sent whole. */
 static int send_all(exchange_task *t) {
     int is_whole = 1;
     for (int64_t i = 0; i < t->num_peers; i++) {
         exchange_peer *p = t->peers + i;
         if (!p->num_results) continue;
         p->sent_ns = now_ns();
-        ssize_t count = send((int)p->descriptor, p->outgoing, (size_t)p->num_bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+        ssize_t count =
+            send((int)p->descriptor, p->outgoing, (size_t)p->num_bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
         p->num_sent = count > 0 ? count : 0;
         is_whole &= p->num_sent == p->num_bytes;
     }
     return is_whole;
 }
 
-/* Read what there is of an answer. 0: it is not the one that was expected, or the link has ended. */
+/* Read what has arrived of an answer. Returns 0 if it is not the expected answer or the link has ended. */
 static int read_answer(const exchange_task *t, exchange_peer *p, int64_t layer) {
     int64_t expected = HEADER_BYTES + p->num_results * t->row_bytes;
-    ssize_t count = recv((int)p->descriptor, p->incoming + p->num_read, (size_t)(expected - p->num_read), MSG_DONTWAIT);
+    ssize_t count =
+        recv((int)p->descriptor, p->incoming + p->num_read, (size_t)(expected - p->num_read), MSG_DONTWAIT);
     if (count < 0) return errno == EAGAIN || errno == EINTR;
     if (count == 0) return 0;
     p->num_read += count;
@@ -122,7 +131,8 @@ static int read_answer(const exchange_task *t, exchange_peer *p, int64_t layer) 
 
 static int is_owed(const exchange_peer *p) { return p->num_results && !p->answered_ns; }
 
-/* One wait for whatever is owed. 0: a wakeup, a fault, or an answer that is late. */
+/* Wait once for the answers that are owed, and read what has arrived. Returns 0 on a wakeup, on a fault, or
+ * if an answer is late. */
 static int wait_once(exchange_task *t, int64_t layer) {
     struct pollfd watched[MAX_PEERS + 1];
     int64_t late_ns = INT64_MAX, count = 0;
@@ -149,7 +159,8 @@ static int wait_once(exchange_task *t, int64_t layer) {
 }
 
 int phimoe_exchange(
-    exchange_task *t, int64_t layer, int64_t num_rows, const void *rows, const int64_t *expert_ids, const float *weights) {
+    exchange_task *t, int64_t layer, int64_t num_rows, const void *rows, const int64_t *expert_ids,
+    const float *weights) {
     int64_t *counts = t->expert_rows + layer * t->num_experts, here[256] = {0};
     for (int64_t i = 0; i < NUM_CHOICES * num_rows; i++) here[expert_ids[i]]++;
     for (int64_t i = 0; i < t->num_peers; i++) t->peers[i].num_results = 0;
@@ -175,7 +186,8 @@ int phimoe_exchange(
 #else
 
 int phimoe_exchange(
-    exchange_task *t, int64_t layer, int64_t num_rows, const void *rows, const int64_t *expert_ids, const float *weights) {
+    exchange_task *t, int64_t layer, int64_t num_rows, const void *rows, const int64_t *expert_ids,
+    const float *weights) {
     (void)layer, (void)num_rows, (void)rows, (void)expert_ids, (void)weights;
     for (int64_t i = 0; i < t->num_peers; i++) t->peers[i].num_results = 0;
     return EXCHANGE_UNFINISHED;

@@ -1,4 +1,5 @@
-/* All rows of one layer through all experts of a rank; tasks.h says what is given. */
+/* Computes all rows of one layer with all experts of an actor. `experts_task` (tasks.h) describes what is
+ * given. */
 
 #include "tasks.h"
 
@@ -6,7 +7,7 @@
 
 typedef struct {
     const void *hidden; /* [N, 2 F]: w1 x, then w3 x */
-    void *activated;    /* [N, F] */
+    void *activated;    /* [N, F]: silu(w1 x) * (w3 x) */
     int64_t width;
     int is_bf16;
 } silu_task;
@@ -15,7 +16,7 @@ INLINE vec silu(vec x) {
     return v_div(x, v_add(v_set(1.0f), v_exp(v_sub(v_zero(), x))));
 }
 
-/* Rounded after silu and after the product, as two operations in bfloat16 are. */
+/* Round after silu and again after the product, as two separate operations in bfloat16 do. */
 static void silu_bf16(const bf16 *hidden, bf16 *out, int64_t width) {
     for (int64_t i = 0; i < width; i += LANES) {
         vec gate = v_round_bf16(silu(v_load_bf16(hidden + i)));
@@ -39,13 +40,13 @@ static void silu_row(const void *task, int64_t row) {
         silu_f32((const float *)t->hidden + row * 2 * F, (float *)t->activated + row * F, F);
 }
 
-/* The results by expert: groups of rows that have weights in common, and where each row comes from and goes to. */
+/* The results ordered by expert. A group is the rows of one expert, which use the same weights. */
 typedef struct {
-    int64_t *sources, *targets; /* [N] */
-    float *scales;              /* [N] */
-    int64_t *ends;              /* [S + 1], for counting */
-    int64_t *starts;            /* [G + 1] */
-    const void **gate_up, **down; /* [G] */
+    int64_t *sources, *targets;   /* [N]: each row's token, and the result that it becomes */
+    float *scales;                /* [N]: the routing weight of a row */
+    int64_t *ends;                /* [S + 1]: scratch for counting */
+    int64_t *starts;              /* [G + 1]: the first row of each group, then N */
+    const void **gate_up, **down; /* [G]: packed weights */
     int64_t num_groups;
 } grouping;
 
@@ -107,7 +108,8 @@ static int experts_run(const experts_task *t) {
     g.gate_up = (const void **)(g.starts + S + 1);
     g.down = g.gate_up + S;
     g.scales = (float *)(g.down + S);
-    char *hidden = (char *)(((uintptr_t)(g.scales + N) + 63) & ~(uintptr_t)63); /* [N, 2 F], then activated [N, F] */
+    /* hidden [N, 2 F], then activated [N, F], from a multiple of 64 bytes on */
+    char *hidden = (char *)(((uintptr_t)(g.scales + N) + 63) & ~(uintptr_t)63);
     int fault = group_by_expert(t, &g);
     if (!fault) fault = experts_grouped(t, &g, hidden, hidden + N * (size_t)t->width * 2 * element);
     free(memory);

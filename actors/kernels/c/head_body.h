@@ -1,15 +1,17 @@
-/* From the last layer's rows to the scores of their next tokens, and to the tokens where they are drawn as they are. */
+/* From the rows of the last layer to the scores of their next tokens, and to the tokens themselves if filters
+ * are given. */
 
 #include "either.h"
 #include "tasks.h"
 
 #include <string.h>
 
-/* The rows that are asked for, normalised in place. */
+/* Copy the rows that are asked for to `normed`, and normalise them there. */
 static void pick_rows(const head_task *t) {
     size_t row_bytes = (size_t)t->hidden_size * (t->is_bf16 ? 2 : 4);
     for (int64_t row = 0; row < t->num_rows; row++)
-        memcpy((char *)t->normed + row * row_bytes, (const char *)t->x + t->picked[row] * row_bytes, row_bytes);
+        memcpy(
+            (char *)t->normed + row * row_bytes, (const char *)t->x + t->picked[row] * row_bytes, row_bytes);
     norm_task norm = {
         t->normed, t->norm.gain, t->norm.shift, t->normed, t->num_rows, t->hidden_size, t->eps, t->is_bf16};
     norm_run(&norm);

@@ -1,16 +1,20 @@
-/* out = x * weight^T (+ bias) (* scale of the row) on a CPU, for weights that were packed in blocks of outputs.
+/* out = x * weight^T (+ bias) (* scale of the row) on a CPU, for weights that are packed in blocks of
+ * outputs.
  *
- * Legend: M rows of x, N outputs, K inputs, G groups of rows that have a weight each (the experts of a layer),
- * B = COLUMNS * LANES outputs of a block.
+ * Legend: M rows of x, N outputs, K inputs, G groups of rows, each with a weight of its own (the experts of a
+ * layer), B = COLUMNS * LANES outputs of a block.
  *
- *   packed weight   [ceil(N / B)] [K / P] [B] [P]    P = 2 for bfloat16, 1 for float32; absent outputs are zero
+ *   packed weight   [ceil(N / B)] [K / P] [B] [P]
+ *                   P = 2 for bfloat16, 1 for float32; outputs beyond N are zero
  *
- * A packed weight of bfloat16 is then coded in 12 bits a number (coded.h) and decoded on the way. Where rows are widened and
- * there are many of them, a block is decoded and widened once for all.
+ * A packed weight of bfloat16 is then coded in 12 bits per number (coded.h), and the product decodes it. On
+ * processors that widen rows to float32 (WIDENS_ROWS), a block with many rows is decoded and widened once for
+ * all of them.
  *
- * A step of few rows takes as long as its weights take to be read, and memory is read fastest as one ascending stream:
- * so a block is walked through once from its first byte to its last while up to MAX_ROWS rows of x are kept in registers.
- * Every output is one sum over ascending k, whatever rows stand beside its own: results do not depend on M.
+ * A step with few rows takes as long as its weights take to be read, and memory is read fastest as one
+ * ascending stream. So a block is read once, from its first byte to its last, while the sums of up to
+ * MAX_ROWS rows of x stay in registers. Every output is one sum over ascending k, whatever rows are computed
+ * beside it, so results do not depend on M.
  */
 
 #include "coded.h"
@@ -23,8 +27,8 @@
 
 #define BLOCK (COLUMNS * LANES)
 #define PREFETCH_BYTES 4096
-#define PLAIN_BYTES (4 * BLOCK) /* of a row of a coded weight */
-#define CODED_BYTES (3 * BLOCK)
+#define PLAIN_BYTES (4 * BLOCK) /* size of a plain row of a coded weight */
+#define CODED_BYTES (3 * BLOCK) /* size of a coded row */
 
 INLINE void prefetch(const void *w, int num_bytes) {
     for (int at = 0; at < num_bytes; at += 64) __builtin_prefetch((const char *)w + PREFETCH_BYTES + at);
@@ -34,7 +38,8 @@ INLINE int64_t source(const linear_task *t, int64_t row) { return t->sources ? t
 
 INLINE int64_t target(const linear_task *t, int64_t row) { return t->targets ? t->targets[row] : row; }
 
-/* Bias, rounding and scale of a row's outputs `first` and up, `count` of which exist (LANES or more: all). */
+/* Apply bias, rounding and scale to LANES outputs of a row from `first` on, and write them to `out`. Only the
+ * first `count` of them exist if `count` is below LANES. */
 INLINE void finish_some(const linear_task *t, int64_t row, int64_t first, int64_t count, vec y, int is_bf16) {
     int64_t at = target(t, row) * t->N + first;
     size_t num_outputs = count < LANES ? (size_t)count : LANES;
@@ -63,10 +68,11 @@ INLINE void finish(
         UNROLLED for (int c = 0; c < COLUMNS; c++) v_store(y[r] + c * LANES, sum[r][c]);
     UNROLLED for (int r = 0; r < num_rows; r++)
         for (int64_t first = 0; first < num_outputs; first += LANES)
-            finish_some(t, row + r, block * BLOCK + first, num_outputs - first, v_load(y[r] + first), is_bf16);
+            finish_some(
+                t, row + r, block * BLOCK + first, num_outputs - first, v_load(y[r] + first), is_bf16);
 }
 
-/* The columns of a coded weight's row. Returns its bytes. */
+/* Load the columns of one row of a coded weight. Returns the size of the row in bytes. */
 INLINE int64_t take_row(ivec *column, const char *w, ivec values, int is_plain) {
     prefetch(w, CODED_BYTES);
     if (__builtin_expect(is_plain, 0)) {
@@ -77,9 +83,11 @@ INLINE int64_t take_row(ivec *column, const char *w, ivec values, int is_plain) 
     return CODED_BYTES;
 }
 
-/* One block of outputs for `num_rows` rows, a constant. `num_outputs` of the block's exist. */
+/* Compute one block of outputs for `num_rows` rows, a constant at compile time. Only the first `num_outputs`
+ * outputs of the block exist. */
 INLINE void bf16_rows(
-    const linear_task *t, int64_t row, int64_t block, const void *weight, int64_t num_outputs, const int num_rows) {
+    const linear_task *t, int64_t row, int64_t block, const void *weight, int64_t num_outputs,
+    const int num_rows) {
     const coded_head *head = weight;
     const char *w = (const char *)weight + coded_head_bytes(t->K / 2);
     const ivec values = i_values(head->values);
@@ -102,7 +110,8 @@ INLINE void bf16_rows(
 }
 
 INLINE void f32_rows(
-    const linear_task *t, int64_t row, int64_t block, const void *weight, int64_t num_outputs, const int num_rows) {
+    const linear_task *t, int64_t row, int64_t block, const void *weight, int64_t num_outputs,
+    const int num_rows) {
     const float *x[MAX_ROWS], *w = weight;
     vec sum[MAX_ROWS][COLUMNS];
     UNROLLED for (int r = 0; r < num_rows; r++) {
@@ -120,12 +129,14 @@ INLINE void f32_rows(
 
 typedef void (*rows_kernel)(const linear_task *, int64_t, int64_t, const void *, int64_t);
 
-#define DEFINE_ROWS(ROWS)                                                                                           \
-    static void bf16_rows_##ROWS(const linear_task *t, int64_t row, int64_t block, const void *w, int64_t outputs) { \
-        bf16_rows(t, row, block, w, outputs, ROWS);                                                                 \
-    }                                                                                                               \
-    static void f32_rows_##ROWS(const linear_task *t, int64_t row, int64_t block, const void *w, int64_t outputs) {  \
-        f32_rows(t, row, block, w, outputs, ROWS);                                                                  \
+#define DEFINE_ROWS(ROWS)                                                                         \
+    static void bf16_rows_##ROWS(                                                                 \
+        const linear_task *t, int64_t row, int64_t block, const void *w, int64_t outputs) {       \
+        bf16_rows(t, row, block, w, outputs, ROWS);                                               \
+    }                                                                                             \
+    static void f32_rows_##ROWS(                                                                  \
+        const linear_task *t, int64_t row, int64_t block, const void *w, int64_t outputs) {       \
+        f32_rows(t, row, block, w, outputs, ROWS);                                                \
     }
 
 FOR_EACH_ROWS(DEFINE_ROWS)
@@ -133,15 +144,16 @@ FOR_EACH_ROWS(DEFINE_ROWS)
 static const rows_kernel bf16_kernels[MAX_ROWS] = UP_TO_MAX(bf16_rows_);
 static const rows_kernel f32_kernels[MAX_ROWS] = UP_TO_MAX(f32_rows_);
 
-/* A product in chunks: some neighbouring blocks of one group's outputs, few enough that threads end at about the same time. */
+/* A product in chunks. A chunk is some neighbouring blocks of one group's outputs. Chunks are small enough
+ * that all threads end at about the same time. */
 typedef struct {
     const linear_task *task;
-    const rows_kernel *kernels; /* by number of rows less one; NULL: the weight is coded */
+    const rows_kernel *kernels; /* the kernel for n rows is at index n - 1; NULL for a coded weight */
     int64_t block_bytes;
     int64_t blocks_per_chunk, chunks_per_group;
 } linear_chunks;
 
-/* All rows of a group for one block. */
+/* Compute one block of outputs for all rows of a group. */
 static void linear_block(
     const linear_task *t, const rows_kernel *kernels, int64_t group, int64_t block, const void *weight) {
     int64_t first_row = t->starts[group], num_rows = t->starts[group + 1] - first_row;
@@ -156,15 +168,17 @@ static void linear_block(
 #if WIDENS_ROWS
 
 #define MIN_WIDENED_ROWS (8 * MAX_ROWS)
-#define MAX_WIDENED_BYTES (1 << 19) /* on the stack; the second-level cache should hold them */
+#define MAX_WIDENED_BYTES (1 << 19) /* size of a block on the stack; it should fit the second-level cache */
 
 static int is_widened(const linear_task *t, int64_t group) {
     return t->starts[group + 1] - t->starts[group] >= MIN_WIDENED_ROWS &&
            t->K * BLOCK * (int64_t)sizeof(float) <= MAX_WIDENED_BYTES;
 }
 
-/* The same sums in the same order. */
-static __attribute__((noinline)) void widened_block(const linear_task *t, int64_t group, int64_t block, const void *weight) {
+/* Decode and widen a block, then compute it for all rows of a group. The sums and their order are those of
+ * bf16_rows. */
+static __attribute__((noinline)) void widened_block(
+    const linear_task *t, int64_t group, int64_t block, const void *weight) {
     float widened[MAX_WIDENED_BYTES / sizeof(float)] __attribute__((aligned(64))), *out = widened;
     const coded_head *head = weight;
     const char *w = (const char *)weight + coded_head_bytes(t->K / 2);
@@ -210,8 +224,8 @@ static void linear_chunk(const void *chunks, int64_t chunk) {
     }
 }
 
-/* Bytes of weights, as if none were quantized, counted once for every tile of rows: below that much, a product ends before a
- * helper could tell. */
+/* A product that reads fewer bytes of weights ends before a helper thread could begin. Bytes are counted as
+ * if no weight were quantized, and once for every tile of rows. */
 #define MIN_SHARED_BYTES (1 << 19)
 
 static int is_shared(const linear_task *t) {
@@ -220,16 +234,20 @@ static int is_shared(const linear_task *t) {
 }
 
 static void linear_all(const linear_task *t, const rows_kernel *kernels, int64_t block_bytes) {
-    int64_t num_blocks = (t->N + BLOCK - 1) / BLOCK, outputs = t->starts[t->num_groups] > 8 * MAX_ROWS ? 16 : 64;
+    int64_t num_blocks = (t->N + BLOCK - 1) / BLOCK;
+    int64_t outputs = t->starts[t->num_groups] > 8 * MAX_ROWS ? 16 : 64;
     linear_chunks c = {
-        .task = t, .kernels = kernels, .block_bytes = block_bytes, .blocks_per_chunk = outputs > BLOCK ? outputs / BLOCK : 1};
+        .task = t, .kernels = kernels, .block_bytes = block_bytes,
+        .blocks_per_chunk = outputs > BLOCK ? outputs / BLOCK : 1};
     c.chunks_per_group = (num_blocks + c.blocks_per_chunk - 1) / c.blocks_per_chunk;
     phimoe_run(linear_chunk, &c, t->num_groups * c.chunks_per_group, is_shared(t) ? t->num_threads : 1);
 }
 
 static void linear_bf16(const linear_task *t) { linear_all(t, NULL, 0); }
 
-static void linear_f32(const linear_task *t) { linear_all(t, f32_kernels, BLOCK * t->K * (int64_t)sizeof(float)); }
+static void linear_f32(const linear_task *t) {
+    linear_all(t, f32_kernels, BLOCK * t->K * (int64_t)sizeof(float));
+}
 
 #if WIDENS_ROWS
 
@@ -250,14 +268,14 @@ static int whole_run(const linear_task *t) {
         return DONE;
     }
     int64_t num_rows = t->starts[t->num_groups], num_values = num_rows * t->K;
-    float *rows = malloc((size_t)num_values * sizeof(float) + 1); /* of no rows, too, it is not NULL */
+    float *rows = malloc((size_t)num_values * sizeof(float) + 1); /* + 1: not NULL without rows */
     if (!rows) return NO_MEMORY;
     widening w = {t, rows};
     phimoe_run(widen_row, &w, num_rows, num_values > 262144 ? t->num_threads : 1);
-    linear_task wide = *t;
-    wide.x = rows;
-    wide.sources = NULL;
-    linear_bf16(&wide);
+    linear_task widened = *t;
+    widened.x = rows;
+    widened.sources = NULL;
+    linear_bf16(&widened);
     free(rows);
     return DONE;
 }

@@ -1,4 +1,4 @@
-/* Messages of a link as actors/exchange/message.py has them. */
+/* The format of a link's messages, as actors/exchange/message.py defines it. */
 
 #ifndef PHIMOE_MESSAGE_H
 #define PHIMOE_MESSAGE_H
@@ -11,7 +11,7 @@ typedef struct {
     int64_t magic, kind, epoch, sequence, layer, num_tokens, num_results, num_bytes;
 } header;
 
-/* Where rows start: behind the routing of so many tokens. */
+/* The offset of the payload in bytes. It follows the routing of `num_tokens` tokens. */
 static inline int64_t payload_offset(int64_t num_tokens, int64_t num_choices) {
     int64_t end = HEADER_BYTES + num_tokens * num_choices * 8;
     return (end + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;

@@ -1,11 +1,12 @@
-/* LayerNorm of rows, in float32, rounded once. H is a multiple of 16. */
+/* LayerNorm of rows. It is computed in float32 and rounded once. H is a multiple of 16. */
 
 #include "either.h"
 #include "tasks.h"
 
 #include <math.h>
 
-/* Mean first, then the mean square of what differs from it: no difference of large sums. */
+/* Compute the mean first, then the mean square of the differences from it. So large sums are not subtracted
+ * from each other. */
 INLINE void norm_row(const norm_task *t, int64_t row, int is_bf16) {
     int64_t H = t->hidden_size, at = row * H;
     vec sum = v_zero(), square = v_zero();

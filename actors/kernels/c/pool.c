@@ -1,15 +1,18 @@
-/* A pool of threads for regions that are shorter than a wake-up.
+/* A pool of threads for regions that take less time than waking a thread does.
  *
- * A region is told in one 64-bit word, the ticket: generation, number of chunks, next chunk. Adding one to it takes a chunk
- * and says which region it belongs to; that region cannot end before the chunk is done, so its task is still there.
- * Helpers look for the next region awake for a while, then sleep until they are woken. The caller never waits for one that has
- * not begun: it takes chunks until none are left and waits for those that others hold.
+ * One 64-bit word, the ticket, describes a region: generation, number of chunks, next chunk. A thread that
+ * adds one to the ticket takes a chunk, and the old value says to which region the chunk belongs. That region
+ * cannot end before the chunk is done, so its task still exists. A helper polls the ticket for a while after
+ * each region, then sleeps until it is woken. The caller never waits for a helper that has not begun: the
+ * caller takes chunks until none is left, then waits for the chunks that helpers hold.
  *
- * A helper beyond the process's share, a spare one, is of the class SCHED_IDLE (sched(7)): it gives way to every other thread of
- * the machine, so it may stay awake longer. A core that it keeps awake also answers a message sooner than one that was halted.
- * A thread in user mode gives way at an interrupt, and that may be late (in a virtual machine; at the next tick, under lazy
- * preemption): so a spare helper calls the kernel between chunks and while it looks, and gives way before that returns, if
- * somebody waits. One that was left on the caller's own core would never run: the caller sends it to the others. */
+ * A helper beyond this process's share of the cores is a spare helper. It has the scheduling class SCHED_IDLE
+ * (sched(7)) and gives way to every other thread of the machine, so it may stay awake longer. A core that it
+ * keeps awake also answers a message sooner than a halted core. A thread in user mode gives way only at an
+ * interrupt, which may come late (in a virtual machine, or with lazy preemption at the next tick). So a spare
+ * helper makes a system call between chunks and while it polls. If another thread waits for the core, the
+ * helper gives way before the call returns. A spare helper on the caller's own core would never run, so the
+ * caller moves it to the other cores. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -33,11 +36,13 @@
 enum {
     MAX_HELPERS = 255,
     COUNT_BITS = 20,
-    MAX_CHUNKS = 1 << 19,        /* of one region: more are several; room is left for helpers that look once too often */
-    OWN_AWAKE_NS = 20000,        /* from one region of a call to the next */
-    SPARE_AWAKE_NS = 1000000,    /* from one call to the next */
-    CALLER_AWAKE_NS = 100000,    /* until the last chunk of others is done */
-    POLLS_PER_CLOCK_READ = 256,        /* some microseconds */
+    /* A region with more chunks gets no helpers. Half of the values of COUNT_BITS bits are left for helpers
+     * that add to the ticket when no chunk is left. */
+    MAX_CHUNKS = 1 << 19,
+    OWN_AWAKE_NS = 20000,       /* covers the time from one region of a call to the next */
+    SPARE_AWAKE_NS = 1000000,   /* covers the time from one call to the next */
+    CALLER_AWAKE_NS = 100000,   /* covers the time until helpers have done the last chunks */
+    POLLS_PER_CLOCK_READ = 256, /* take some microseconds */
     NO_CORE = -1,
 };
 
@@ -46,19 +51,20 @@ enum {
 static struct {
     _Atomic uint64_t ticket; /* generation << 40 | number of chunks << 20 | next chunk */
     _Atomic uint32_t num_done;
-    _Atomic uint32_t wakeup; /* changes with every region; helpers sleep on it */
+    _Atomic uint32_t wakeup; /* counts the regions; helpers sleep on this word */
     _Atomic int num_asleep, caller_sleeps, width;
     chunk_work work;
     const void *task;
     uint64_t generation;
     int num_helpers, num_own;
     cpu_set_t cores;
-    /* Of each helper: where a spare one was seen last, NO_CORE for others and before it runs; its thread. */
+    /* Two values per helper: the core on which a spare helper was seen last, or NO_CORE for other helpers and
+     * before it runs; and the id of its thread. */
     _Atomic int seen_on[MAX_HELPERS];
     pid_t threads[MAX_HELPERS];
 } pool = {.num_own = INT_MAX};
 
-/* Held by whoever has a region. */
+/* The thread that runs a region holds this lock. */
 static pthread_mutex_t in_use = PTHREAD_MUTEX_INITIALIZER;
 
 static void futex(_Atomic uint32_t *word, int operation, uint32_t value) {
@@ -81,7 +87,7 @@ static uint64_t next_of(uint64_t ticket) { return ticket & COUNT_MASK; }
 
 static uint64_t count_of(uint64_t ticket) { return ticket >> COUNT_BITS & COUNT_MASK; }
 
-/* Compute one chunk of the present region. 0: none is left. */
+/* Compute one chunk of the current region. Returns 0 if none is left. */
 static int take_chunk(void) {
     uint64_t ticket = atomic_load(&pool.ticket);
     if (next_of(ticket) >= count_of(ticket)) return 0;
@@ -102,7 +108,8 @@ static void sleep_until_woken(void) {
     atomic_fetch_sub(&pool.num_asleep, 1);
 }
 
-/* Let whoever waits for this core have it. */
+/* Let another thread have this core if one waits for it. The kernel sees to this at the end of any system
+ * call. */
 static void give_way(void) { syscall(SYS_getppid); }
 
 static void become_spare(int index) {
@@ -126,7 +133,7 @@ static void *help(void *number) {
         relax();
         if (num_polls % POLLS_PER_CLOCK_READ) continue;
         if (is_spare) {
-            sched_yield(); /* to spare helpers of other processes, too */
+            sched_yield(); /* gives way also to the spare helpers of other processes */
             atomic_store(&pool.seen_on[index], sched_getcpu());
         }
         if (now_ns() - since > awake_ns) {
@@ -137,6 +144,7 @@ static void *help(void *number) {
     return NULL;
 }
 
+/* Start again without helpers in a forked child, which has no threads of its parent. */
 static void forget_helpers(void) {
     pool.num_helpers = 0;
     atomic_store(&pool.num_asleep, 0);
@@ -144,7 +152,7 @@ static void forget_helpers(void) {
     pthread_mutex_init(&in_use, NULL);
 }
 
-/* As many helpers as are asked for, or as the system gives. */
+/* Start helpers until there are `num_helpers`, or as many as the system allows. */
 static void provide(int num_helpers) {
     static int is_prepared;
     if (pool.num_helpers >= num_helpers) return;
@@ -170,12 +178,13 @@ static void wait_for_others(uint32_t count) {
         relax();
         if (num_polls % POLLS_PER_CLOCK_READ || now_ns() - since < CALLER_AWAKE_NS) continue;
         atomic_store(&pool.caller_sleeps, 1);
-        for (uint32_t done; (done = atomic_load(&pool.num_done)) != count;) futex(&pool.num_done, FUTEX_WAIT, done);
+        for (uint32_t done; (done = atomic_load(&pool.num_done)) != count;)
+            futex(&pool.num_done, FUTEX_WAIT, done);
         atomic_store(&pool.caller_sleeps, 0);
     }
 }
 
-/* Spare helpers that stand on the calling thread's core go to another one. */
+/* Move the spare helpers on the calling thread's core to the other cores. */
 static void send_away(int num_helpers) {
     int here = sched_getcpu();
     for (int i = 0; i < num_helpers && i < pool.num_helpers; i++) {

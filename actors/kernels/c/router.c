@@ -1,4 +1,5 @@
-/* The sparse mixer in its inference form; actors/dense/layers/router.py says what it is. One row at a time, in float32. */
+/* The sparse mixer in its inference form, which actors/dense/layers/router.py describes. It computes one row
+ * at a time, in float32. */
 
 #include "tasks.h"
 
@@ -14,7 +15,8 @@ static float from_bf16(bf16 x) {
     return value;
 }
 
-/* Best candidate that is not `taken`, and its weight among the rivals within the window. */
+/* Return the expert with the highest score, except `taken`. `weight` gets its softmax weight among the rivals
+ * within the window. */
 static int64_t choose(const float *scores, int64_t num_experts, int64_t taken, float window, float *weight) {
     int64_t best = taken == 0 ? 1 : 0;
     for (int64_t e = 0; e < num_experts; e++)

@@ -1,12 +1,14 @@
-/* The token of each row of logits: the likeliest, or one drawn at random.
+/* The token of each row of logits: the likeliest one, or one sampled at random.
  *
  * Legend: B rows, V vocabulary.
  *
- * A token's share is exp((logit - highest) / temperature); a NaN counts as no share. Of the tokens in order of falling share, equal
- * ones in order of their ids, every filter keeps a first part: min_p those with at least min_p of the largest share, top_k so many
- * of these, top_p of what is left then the fewest that have top_p of its sum. So what is kept is told by the last token of that
- * part, and it is found without sorting the row: in a histogram of the shares' upper bits, of which one slice is sorted.
- * Shares are computed anew whenever they are needed, in float32; sums are float64. */
+ * The share of a token is exp((logit - highest) / temperature), which is its probability up to a constant
+ * factor. A NaN counts as a share of 0. Tokens are ordered by falling share, and by id if shares are equal. Each filter
+ * keeps a first part of this order: min_p keeps the tokens with at least min_p of the largest share, top_k
+ * keeps the first top_k of these, and top_p keeps the fewest of the rest that have top_p of the sum. So the
+ * last token that is kept describes the whole choice (share_cut). This token is found without sorting the
+ * row: the shares' upper bits are counted in a histogram, and only one slice of the histogram is sorted.
+ * Shares are computed anew, in float32, whenever they are needed. Sums are float64. */
 
 #include "tasks.h"
 
@@ -16,8 +18,8 @@
 #include <string.h>
 
 #define SEGMENT 512
-#define SLICE_SHIFT 17 /* 64 slices for each factor of two */
-#define FIRST_SLICE ((127 - 32) << 6) /* shares below 2^-32 are one slice */
+#define SLICE_SHIFT 17 /* makes 64 slices per factor of two */
+#define FIRST_SLICE ((127 - 32) << 6) /* begins at 2^-32; smaller shares are counted in it, too */
 #define NUM_SLICES ((32 << 6) + 1)
 
 typedef struct {
@@ -26,7 +28,8 @@ typedef struct {
     float highest, temperature;
 } share_row;
 
-/* A token is kept if its share is larger than `least`, or equal and its id at most `last`. */
+/* A token is kept if its share is larger than `least`, or if its share is `least` and its id is at most
+ * `last`. */
 typedef struct {
     float least;
     int64_t last;
@@ -37,14 +40,15 @@ typedef struct {
     double sums[NUM_SLICES];
 } share_slices;
 
-/* The first of the highest, NaN apart. */
+/* Return the first token with the highest logit, which `highest` gets. NaN is ignored. */
 static int64_t likeliest(const float *x, int64_t V, float *highest) {
     int64_t at = 0;
     *highest = -INFINITY;
     for (int64_t first = 0; first < V; first += SEGMENT) {
         int64_t end = first + SEGMENT < V ? first + SEGMENT : V, i = first;
         vec high = v_set(-INFINITY);
-        for (; i + LANES <= end; i += LANES) high = v_max(v_load(x + i), high); /* in this order NaN is passed over */
+        /* v_max returns its second argument if the first one is NaN, so NaN is ignored. */
+        for (; i + LANES <= end; i += LANES) high = v_max(v_load(x + i), high);
         float here = v_highest(high);
         for (; i < end; i++) here = x[i] > here ? x[i] : here;
         if (here > *highest) {
@@ -56,7 +60,7 @@ static int64_t likeliest(const float *x, int64_t V, float *highest) {
     return at < V ? at : 0;
 }
 
-/* The shares of LANES tokens; behind the last token there is none. */
+/* The shares of LANES tokens from `first` on. Behind the last token they are 0. */
 INLINE vec shares_of(const share_row *r, int64_t first) {
     vec x;
     if (first + LANES <= r->V) {
@@ -69,7 +73,7 @@ INLINE vec shares_of(const share_row *r, int64_t first) {
     return v_exp(v_div(v_sub(x, v_set(r->highest)), v_set(r->temperature)));
 }
 
-/* Those of them that are kept; 0 for others. */
+/* The shares of LANES tokens from `first` on, with 0 for tokens that are not kept. */
 INLINE vec kept_of(const share_row *r, const share_cut *cut, int64_t first) {
     vec shares = shares_of(r, first);
     if (first > cut->last) return v_above(shares, v_set(cut->least));
@@ -106,7 +110,7 @@ static void slice_shares(const share_row *r, const share_cut *cut, share_slices 
     }
 }
 
-/* A kept token, so that smaller numbers come first in the order. */
+/* The place of a token in the order, as a number: earlier tokens have smaller numbers. */
 INLINE uint64_t place_of(float share, int64_t id) { return (uint64_t)~bits_of(share) << 32 | (uint64_t)id; }
 
 INLINE float share_at(uint64_t place) {
@@ -121,7 +125,8 @@ static int compare_places(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The places of a slice's tokens, in order. NULL: no memory. */
+/* Return the sorted places of the kept tokens in a slice, or NULL if there is no memory. The caller frees
+ * them. */
 static uint64_t *sort_slice(const share_row *r, const share_cut *cut, const share_slices *s, int64_t slice) {
     uint64_t *places = malloc((size_t)s->counts[slice] * sizeof *places);
     int64_t count = 0;
@@ -136,15 +141,17 @@ static uint64_t *sort_slice(const share_row *r, const share_cut *cut, const shar
     return places;
 }
 
-/* Keep the first `most` tokens whose predecessors' shares add up to less than `enough`; *sum is what is kept then. */
-static int cut_off(const share_row *r, const share_slices *s, int64_t most, double enough, share_cut *cut, double *sum) {
+/* Keep the first tokens, at most `most` of them, and stop once their shares add up to `enough`. `sum` gets
+ * the sum of the kept shares. Returns DONE or NO_MEMORY. */
+static int cut_off(
+    const share_row *r, const share_slices *s, int64_t most, double enough, share_cut *cut, double *sum) {
     int64_t slice = NUM_SLICES - 1;
     *sum = 0;
     for (; slice >= 0 && s->counts[slice] < most && *sum + s->sums[slice] < enough; slice--) {
         most -= s->counts[slice];
         *sum += s->sums[slice];
     }
-    if (slice < 0) return DONE; /* all of them */
+    if (slice < 0) return DONE; /* all tokens are kept */
     uint64_t *places = sort_slice(r, cut, s, slice);
     if (!places) return NO_MEMORY;
     for (int64_t i = 0; i < s->counts[slice] && i < most && *sum < enough; i++) {
@@ -167,13 +174,14 @@ static int apply_filters(const share_row *r, const sample_filters *f, share_cut 
     share_cut by_count = *cut, by_sum = *cut;
     double sum = 0, ignored;
     if (cut_off(r, &slices, most, INFINITY, &by_count, &sum)) return NO_MEMORY;
-    double enough = fmax(f->top_p * sum, DBL_MIN); /* the likeliest always stays */
+    double enough = fmax(f->top_p * sum, DBL_MIN); /* above 0: the likeliest token stays */
     if (has_top_p && cut_off(r, &slices, most, enough, &by_sum, &ignored)) return NO_MEMORY;
     *cut = has_top_p ? by_sum : by_count;
     return DONE;
 }
 
-/* The token whose part of the kept shares, one after the other in order of ids, contains `draw` of their sum. */
+/* Return the token at which the kept shares, added up in order of ids, exceed `draw` times their sum.
+ * Returns `best` if rounding leaves no token. */
 static int64_t draw_token(const share_row *r, const share_cut *cut, double draw, int64_t best) {
     double total = 0, before = 0;
     for (int64_t first = 0; first < r->V; first += LANES) total += v_sum(kept_of(r, cut, first));
@@ -183,7 +191,7 @@ static int64_t draw_token(const share_row *r, const share_cut *cut, double draw,
         double behind = before + v_sum(kept);
         if (behind > target) {
             float each[LANES];
-            int64_t last = best; /* rounding may leave nobody */
+            int64_t last = best; /* stays if rounding leaves no token */
             v_store(each, kept);
             for (int64_t i = 0; i < LANES && before <= target; i++) {
                 if (each[i] > 0) last = first + i;

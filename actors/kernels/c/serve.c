@@ -1,7 +1,9 @@
-/* The plain course of serving links: one message at a time is there, is what was agreed on, and its answer goes out whole.
+/* Serving links in the plain case: one message arrives at a time, has the agreed form, and its answer is sent
+ * whole.
  *
- * Whatever else happens (a wakeup, messages on two links at once, an end, other bytes than were expected, an expert that is not
- * held, an answer that is not taken) ends the call, and the caller takes it up from what the links' fields say. */
+ * Anything else (a wakeup, messages on two links at once, the end of a link, bytes that were not expected, an
+ * expert that this actor does not hold, an answer that is not sent whole) ends the call. The caller then goes
+ * on from what the links' fields say. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -20,14 +22,16 @@
 enum { MAX_LINKS = 64 };
 enum { PARTIAL, WHOLE, UNUSUAL };
 
+/* Whether the header is that of a message with rows for this link, of sizes that were agreed on. */
 static int is_plain(const serve_task *t, const serve_link *l, const header *h) {
-    return h->magic == t->magic && h->kind == ROWS && h->epoch == l->epoch && h->layer >= 0 && h->layer < t->num_layers &&
-           h->num_tokens > 0 && h->num_tokens <= t->max_tokens && h->num_results > 0 &&
+    return h->magic == t->magic && h->kind == ROWS && h->epoch == l->epoch && h->layer >= 0 &&
+           h->layer < t->num_layers && h->num_tokens > 0 && h->num_tokens <= t->max_tokens &&
+           h->num_results > 0 &&
            h->num_results <= h->num_tokens * t->num_choices &&
            h->num_bytes == payload_offset(h->num_tokens, t->num_choices) + h->num_tokens * t->row_bytes;
 }
 
-/* Read what there is of a message. */
+/* Read what has arrived of a message. Returns PARTIAL, WHOLE or UNUSUAL. */
 static int read_message(const serve_task *t, serve_link *l, header *h) {
     for (;;) {
         int64_t end = HEADER_BYTES;
@@ -37,14 +41,15 @@ static int read_message(const serve_task *t, serve_link *l, header *h) {
             end = h->num_bytes;
             if (l->num_read == end) return WHOLE;
         }
-        ssize_t count = recv((int)l->descriptor, l->incoming + l->num_read, (size_t)(end - l->num_read), MSG_DONTWAIT);
+        ssize_t count =
+            recv((int)l->descriptor, l->incoming + l->num_read, (size_t)(end - l->num_read), MSG_DONTWAIT);
         if (count < 0) return errno == EAGAIN || errno == EINTR ? PARTIAL : UNUSUAL;
         if (count == 0) return UNUSUAL;
         l->num_read += count;
     }
 }
 
-/* 0: some id is no expert's. */
+/* Copy ids as int64. Returns 0 if an id is neither -1 nor that of an expert. */
 static int widen_ids(const serve_task *t, const int32_t *ids, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
         if (ids[i] < -1 || ids[i] >= t->num_experts) return 0;
@@ -53,7 +58,8 @@ static int widen_ids(const serve_task *t, const int32_t *ids, int64_t count) {
     return 1;
 }
 
-/* Compute what a whole message asks for, and send it. 0: it could not be computed, or the answer did not go out whole. */
+/* Compute what a whole message asks for, and send the answer. Returns 0 if it could not be computed or was
+ * not sent whole. */
 static int answer(serve_task *t, serve_link *l, const header *h, int (*experts)(const experts_task *)) {
     int64_t count = h->num_tokens * t->num_choices;
     const int32_t *ids = (const int32_t *)(l->incoming + HEADER_BYTES);
@@ -66,8 +72,8 @@ static int answer(serve_task *t, serve_link *l, const header *h, int (*experts)(
         .slots = layer->slots, .gate_up = layer->gate_up, .down = layer->down,
         .out = l->outgoing + HEADER_BYTES,
         .num_tokens = h->num_tokens, .num_choices = t->num_choices, .num_slots = layer->num_slots,
-        .num_results = h->num_results, .hidden_size = t->hidden_size, .width = t->width, .is_bf16 = t->is_bf16,
-        .num_threads = t->num_threads,
+        .num_results = h->num_results, .hidden_size = t->hidden_size, .width = t->width,
+        .is_bf16 = t->is_bf16, .num_threads = t->num_threads,
         .gate_up_quantized = layer->gate_up_quantized, .down_quantized = layer->down_quantized};
     if (experts(&work) != DONE) return 0;
     for (int64_t i = 0; i < count; i++)
@@ -83,7 +89,8 @@ static int answer(serve_task *t, serve_link *l, const header *h, int (*experts)(
     return l->num_sent == l->num_bytes;
 }
 
-/* The only link that has something to read. NULL: there are several, or a wakeup. */
+/* Wait for bytes and return the only link that has some. Returns NULL if several links have some, or on a
+ * wakeup. */
 static serve_link *wait_for_one(serve_task *t) {
     struct pollfd watched[MAX_LINKS + 1];
     for (int64_t i = 0; i < t->num_links; i++)
