@@ -42,7 +42,7 @@ class ServingMethods:
     async def Chat(
         self, request: serving_pb2.ChatRequest, context: CallContext
     ) -> AsyncGenerator[serving_pb2.GenerateResponse, None]:
-        """Generation a conversation."""
+        """Answer a conversation."""
         parsed = parse_chat(chat_body(request), self._service.limits)
         with told_when_to_retry(context):
             async with contextlib.aclosing(self._stream(parsed)) as responses:

@@ -30,7 +30,7 @@ class RequestFields(BodyFields, frozen=True, kw_only=True):
     """What a request asks of the service, whatever it generates."""
 
     n: Annotated[int, Integer(1, Limit("max_n")), "Choices per prompt."] = 1
-    stream: Annotated[bool, Boolean(), "Generation with server-sent events."] = False
+    stream: Annotated[bool, Boolean(), "Answer with server-sent events."] = False
     add_special_tokens: Annotated[
         bool, Boolean(), "Whether the tokenizer adds its special tokens to a text."
     ] = True
