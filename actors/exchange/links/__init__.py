@@ -1,4 +1,4 @@
 """The transport "links": one connection between each dense and each expert actor; what both ends share.
 
-Open link.py first, then dense/exchange.py and expert/server.py, the two ends.
+Open link.py first, then dense/exchange.py and expert/server.py, the two sides.
 """
