@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from tests.end_to_end.running import Running, serving
 from tests.support.small_checkpoints import CATALOGUE, Spec, write
+
+# An example may take as long as a busy machine makes it take; every test has a timeout all the same.
+hypothesis.settings.register_profile("phimoe", deadline=None)
+hypothesis.settings.load_profile("phimoe")
 
 
 @pytest.fixture(scope="session", autouse=True)

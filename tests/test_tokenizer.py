@@ -4,7 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders
 
@@ -38,7 +38,6 @@ def _pieces(token_ids: Sequence[int], places: list[int]) -> list[Sequence[int]]:
 
 
 @kinds
-@settings(deadline=None)
 @given(token_ids=ids, places=cuts, skip=st.booleans())
 def test_pieces_add_up_to_the_whole(kind: str, token_ids: list[int], places: list[int], skip: bool) -> None:
     decoder = IncrementalDecoder(TOKENIZERS[kind], (), skip)
@@ -47,7 +46,6 @@ def test_pieces_add_up_to_the_whole(kind: str, token_ids: list[int], places: lis
 
 
 @kinds
-@settings(deadline=None)
 @given(text=texts, places=cuts)
 def test_no_piece_has_a_part_of_a_character(kind: str, text: str, places: list[int]) -> None:
     decoder = IncrementalDecoder(TOKENIZERS[kind], (), False)
@@ -60,7 +58,6 @@ def test_no_piece_has_a_part_of_a_character(kind: str, text: str, places: list[i
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
-@settings(deadline=None)
 @given(text=texts)
 def test_texts_decode_as_the_library_decodes_them(kind: str, text: str) -> None:
     token_ids = TOKENIZERS[kind].encode(text)
@@ -71,14 +68,12 @@ def test_texts_decode_as_the_library_decodes_them(kind: str, text: str) -> None:
     )
 
 
-@settings(deadline=None)
 @given(token_ids=ids, skip=st.booleans())
 def test_any_byte_level_tokens_decode_as_the_library_decodes_them(token_ids: list[int], skip: bool) -> None:
     expected = BACKENDS["byte_level"].decode(token_ids, skip_special_tokens=skip)
     assert TOKENIZERS["byte_level"].decode(token_ids, skip) == expected
 
 
-@settings(deadline=None)
 @given(prompt=texts.filter(bool), token_ids=ids)
 def test_an_output_continues_its_prompt(prompt: str, token_ids: list[int]) -> None:
     tokenizer = TOKENIZERS["byte_level"]

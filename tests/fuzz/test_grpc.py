@@ -121,7 +121,6 @@ def attack(
 
         @settings(
             max_examples=num_inputs,
-            deadline=None,
             database=None,
             derandomize=True,
             phases=[Phase.generate],

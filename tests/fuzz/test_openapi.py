@@ -82,7 +82,6 @@ def _call(operation: Any, mode: GenerationMode, num_inputs: int) -> Counter[int]
 
     @settings(
         max_examples=num_inputs,
-        deadline=None,
         database=None,
         derandomize=True,
         phases=[Phase.generate],
@@ -122,7 +121,7 @@ ADMIN_BODIES = JSON | st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ADMIN_BODIES)
 def test_admin_bodies_are_read_or_refused(body: object) -> None:
     for operation in OPERATIONS:
@@ -132,7 +131,7 @@ def test_admin_bodies_are_read_or_refused(body: object) -> None:
             assert str(error)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(st.sampled_from(["scale", "drain", "rebalance", "restart"]), st.binary(max_size=40)),

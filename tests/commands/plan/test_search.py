@@ -75,13 +75,13 @@ def test_what_is_asked_for_exactly_is_kept() -> None:
 
 
 @given(st.sampled_from(GPUS), st.floats(0.1, 300), st.floats(1, 4))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_a_higher_rate_never_needs_fewer_gpus(name: str, rate: float, factor: float) -> None:
     assert gpus_for(name, rate=rate) <= gpus_for(name, rate=rate * factor)
 
 
 @given(st.sampled_from(GPUS), st.floats(0.01, 1), st.floats(1, 4))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_a_looser_target_never_needs_more_gpus(name: str, target: float, factor: float) -> None:
     assert gpus_for(name, rate=20, target_seconds=target * factor) <= gpus_for(
         name, rate=20, target_seconds=target
@@ -89,7 +89,7 @@ def test_a_looser_target_never_needs_more_gpus(name: str, target: float, factor:
 
 
 @given(st.sampled_from(GPUS), st.sampled_from(["bandwidth", "flops", "link_bandwidth"]), st.floats(1, 4))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_better_hardware_never_yields_less(name: str, field: str, factor: float) -> None:
     wanted = demand(target_seconds=0.06, expert_replicas=1)
     machine = hardware(name)
@@ -99,7 +99,7 @@ def test_better_hardware_never_yields_less(name: str, field: str, factor: float)
 
 
 @given(st.sampled_from(NAMES), st.floats(0.02, 1), st.one_of(st.none(), st.floats(0.01, 200)))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_plan_keeps_its_promises(name: str, target: float, rate: float | None) -> None:
     wanted = demand(target_seconds=target, rate=rate)
     try:

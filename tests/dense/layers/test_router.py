@@ -61,7 +61,7 @@ def test_the_kernel_chooses_and_weighs_as_torch_does(dtype: torch.dtype) -> None
         torch.testing.assert_close(weights, expected_weights)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     values=st.lists(st.floats(-4, 4, width=32), min_size=16, max_size=16),
     jitter=st.sampled_from([0.0, 0.01, 0.05, 0.2]),

@@ -24,7 +24,7 @@ def run_steps(
     return steps
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     alone=st.floats(1e-3, 0.5),
     per_token=st.floats(1e-6, 1e-2),
@@ -44,7 +44,7 @@ def test_once_measured_a_step_is_not_stretched_further_than_allowed(
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     alone=st.floats(1e-2, 0.2),
     fixed=st.floats(0.0, 0.9),

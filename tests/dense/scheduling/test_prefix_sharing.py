@@ -131,7 +131,7 @@ ORDERS = st.lists(
 """(steps after the one before, where it leaves the common text, prompt tokens, output tokens, salt, 0: prompt logprobs)."""
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     orders=ORDERS,
     num_blocks=st.integers(16, 30),

@@ -57,7 +57,7 @@ def draw(scheduler: Scheduler, chunks: list[Chunk]) -> None:
             scheduler.remove(sequence)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     arrivals=st.lists(
         st.tuples(st.integers(0, 3), st.integers(1, 40), st.integers(1, 24), st.integers(-2, 2)),
@@ -195,7 +195,7 @@ def test_the_highest_priority_number_gives_way_when_blocks_run_out() -> None:
     assert [s.arrival for s in scheduler.waiting] == [0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(patient=st.integers(1, 3), others=st.lists(st.integers(-2, 0), min_size=1, max_size=4))
 def test_nobody_starves_behind_an_endless_stream_of_more_important_ones(
     patient: int, others: list[int]

@@ -105,7 +105,7 @@ def take_step(scheduler: Scheduler, max_prefill_tokens: int | None, fails: bool)
     return [seen, held, waiting, scheduler.num_preemptions, scheduler.num_hit_tokens, scheduler.pool.num_free]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     arrivals=ARRIVALS,
     num_blocks=st.integers(16, 24),

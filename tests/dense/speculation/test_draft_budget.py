@@ -23,7 +23,7 @@ def cost_of(base: float, per_row: float, rows: tuple[int, ...] = (1, 2, 4, 8)) -
 STEPS = st.tuples(st.floats(0, 1), st.floats(0, 0.1)).filter(lambda line: sum(line) > 1e-3)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     line=STEPS,
     sequences=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 9)), min_size=1, max_size=40),
@@ -44,7 +44,7 @@ def test_counts_stay_within_their_limits_and_better_chances_get_no_fewer(
             )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(line=STEPS, acceptance=st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_a_step_with_drafts_is_never_expected_to_be_slower_for_all_together(
     line: tuple[float, float], acceptance: list[float]

@@ -32,13 +32,13 @@ def plain(tokens: list[int], num_drafts: int) -> list[int]:
     return []
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(tokens=TOKENS, num_drafts=st.integers(0, 12))
 def test_the_longest_and_latest_match_is_continued(tokens: list[int], num_drafts: int) -> None:
     assert lookup_of(tokens).propose(num_drafts) == plain(tokens, num_drafts)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(tokens=TOKENS, cuts=st.lists(st.integers(0, 40), max_size=4))
 def test_it_does_not_matter_in_which_pieces_the_tokens_come(tokens: list[int], cuts: list[int]) -> None:
     lookup, bounds = PromptLookup(), sorted({0, len(tokens), *(min(cut, len(tokens)) for cut in cuts)})

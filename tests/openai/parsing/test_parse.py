@@ -3,7 +3,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import ClientError, InvalidRequest, MalformedBody, UnsupportedParameter
@@ -346,7 +346,6 @@ field_names = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(fields=st.dictionaries(field_names | st.text(max_size=8), json_values, max_size=4))
 def test_whatever_comes_is_parsed_or_refused_with_an_encodable_reason(fields: dict[str, Any]) -> None:
     for parse in (_completion, _chat):

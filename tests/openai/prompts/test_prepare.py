@@ -3,7 +3,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers
@@ -91,7 +91,6 @@ def test_without_a_seed_each_prompt_draws_one() -> None:
     assert next(drawn) == 102
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**64 - 1))
 def test_derived_seeds_differ_and_the_first_is_the_requests_own(seed: int) -> None:
     seeds = [derived_seed(seed, choice) for choice in range(128)]

@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.protocol.messages import SamplingParams, SequenceDelta
@@ -24,7 +24,6 @@ def _options(stops: Sequence[str] = (), **fields: bool) -> OutputOptions:
 
 
 @kinds
-@settings(deadline=None)
 @given(
     text=texts, stops=stop_lists, step=st.integers(1, 9), include=st.booleans(), min_tokens=st.integers(0, 6)
 )
@@ -53,7 +52,6 @@ def test_streams_add_up_to_the_same_whole_however_they_are_cut(
 
 
 @kinds
-@settings(deadline=None)
 @given(text=texts, stops=stop_lists, include=st.booleans())
 def test_the_text_ends_where_a_search_finds_the_stop_string(
     kind: str, text: str, stops: list[str], include: bool
@@ -74,7 +72,6 @@ def test_the_text_ends_where_a_search_finds_the_stop_string(
     assert (piece.text, piece.finish_reason, piece.stop_reason) == (whole[:end], "stop", found)
 
 
-@settings(deadline=None)
 @given(text=texts, stops=stop_lists, step=st.integers(1, 5))
 def test_tokens_come_with_the_end_of_their_text(text: str, stops: list[str], step: int) -> None:
     token_ids = BYTES.encode(text, False)
@@ -89,7 +86,6 @@ def test_tokens_come_with_the_end_of_their_text(text: str, stops: list[str], ste
     assert given_ids == token_ids[: len(given_ids)]
 
 
-@settings(deadline=None)
 @given(text=texts)
 def test_offsets_say_where_tokens_begin(text: str) -> None:
     token_ids = BYTES.encode(text, False)

@@ -1,4 +1,4 @@
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.openai.replies.stops import StopScanner
@@ -27,7 +27,6 @@ def _scan(scanner: StopScanner, pieces: list[str]) -> str:
     return text + scanner.flush()
 
 
-@settings(deadline=None)
 @given(pieces=piece_lists, stops=stop_lists)
 def test_the_result_is_that_of_a_search_in_the_whole_text(pieces: list[str], stops: list[str]) -> None:
     scanner = StopScanner(stops)
@@ -35,7 +34,6 @@ def test_the_result_is_that_of_a_search_in_the_whole_text(pieces: list[str], sto
     assert (_scan(scanner, pieces), scanner.found) == (text, found)
 
 
-@settings(deadline=None)
 @given(pieces=piece_lists, stops=stop_lists)
 def test_an_included_stop_string_ends_the_text(pieces: list[str], stops: list[str]) -> None:
     scanner = StopScanner(stops, include_stop=True)
@@ -43,7 +41,6 @@ def test_an_included_stop_string_ends_the_text(pieces: list[str], stops: list[st
     assert (_scan(scanner, pieces), scanner.found) == (text + (found or ""), found)
 
 
-@settings(deadline=None)
 @given(pieces=piece_lists, stops=stop_lists, rest=st.text("abS", max_size=6))
 def test_nothing_is_given_out_that_may_begin_a_stop_string(
     pieces: list[str], stops: list[str], rest: str
@@ -57,7 +54,6 @@ def test_nothing_is_given_out_that_may_begin_a_stop_string(
     assert _expected("".join(pieces) + rest, stops)[0].startswith(given_out)
 
 
-@settings(deadline=None)
 @given(pieces=piece_lists, stops=stop_lists)
 def test_no_more_is_held_back_than_may_begin_a_stop_string(pieces: list[str], stops: list[str]) -> None:
     scanner = StopScanner(stops)
@@ -67,7 +63,6 @@ def test_no_more_is_held_back_than_may_begin_a_stop_string(pieces: list[str], st
         assert held == "" or any(stop.startswith(held) and stop != held for stop in stops)
 
 
-@settings(deadline=None)
 @given(before=texts, after=texts, stop=st.text("abS", min_size=1, max_size=4))
 def test_a_stop_string_counts_where_it_ends_in_an_armed_piece(before: str, after: str, stop: str) -> None:
     scanner = StopScanner([stop])

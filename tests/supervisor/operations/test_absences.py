@@ -132,7 +132,7 @@ def test_a_failed_attempt_is_repeated_later_each_time() -> None:
     assert len(pauses) > 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(phases=st.lists(st.tuples(st.sets(st.integers(0, 3)), st.integers(1, 90)), max_size=12))
 def test_whatever_comes_and_goes_in_the_end_everybody_has_experts(phases: list[tuple[set[int], int]]) -> None:
     service = Service()

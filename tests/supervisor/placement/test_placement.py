@@ -85,7 +85,7 @@ def problems(draw: st.DrawFn) -> tuple[list[Holder], list[list[float]] | None, i
     return placed, loads, replicas
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(problems(), st.none() | st.integers(0, 2**32))
 def test_slots_are_filled_with_different_experts_and_replicas_are_apart(
     problem: tuple[list[Holder], list[list[float]] | None, int], seed: int | None
@@ -208,7 +208,7 @@ def losses(draw: st.DrawFn) -> tuple[Placement, dict[int, str], list[list[float]
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(loss=losses())
 def test_those_who_are_left_take_over_what_is_missing(
     loss: tuple[Placement, dict[int, str], list[list[float]] | None, int],
