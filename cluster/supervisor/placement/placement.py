@@ -126,13 +126,6 @@ def gain(loads: Loads | None, present: Placement, other: Placement) -> float:
     return 1.0 - cost(matrix, _rows(other)) / before if before else 0.0
 
 
-def balance(loads: Loads | None, placement: Placement) -> float:
-    """Mean over most loaded actor, of the sums over all layers: 1 where every actor has the same to do in every layer."""
-    matrix = as_matrix(loads, NUM_EXPERTS)
-    most = cost(matrix, _rows(placement))
-    return float(matrix.sum()) / len(placement.slots) / most if most else 1.0
-
-
 def num_moves(before: Mapping[int, Sequence[int]], after: Mapping[int, Sequence[int]]) -> int:
     """How many experts have to be loaded, each by one actor, to get from one set of slots to another."""
     return sum(len(set(experts) - set(before.get(index, ()))) for index, experts in after.items())
