@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import uuid
 
@@ -112,10 +111,6 @@ class DenseActor:
                 "prefix_hit_tokens": load.prefix_hit_tokens,
             }
         return ActorReport(
-            kind="dense",
-            index=self._settings.index,
-            pid=os.getpid(),
-            node_ip=self._settings.node_ip,
             device=self._settings.device,
             state="ready" if is_ready else "starting" if self._epoch < 0 else "lost",
             epoch=self._epoch,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import uuid
 
@@ -108,10 +107,6 @@ class ExpertActor:
         lost = self._lost_links(membership) if membership is not None else ()
         state = "starting" if membership is None else "lost" if lost else "ready"
         return ActorReport(
-            kind="expert",
-            index=self._settings.index,
-            pid=os.getpid(),
-            node_ip=self._settings.node_ip,
             device=self._settings.device,
             state=state,
             epoch=self._epoch,

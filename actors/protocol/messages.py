@@ -191,10 +191,6 @@ class Progress(Message, frozen=True, kw_only=True):
 class ActorReport(Message, frozen=True, kw_only=True):
     """What an actor says of itself for `phimoe status` and /cluster."""
 
-    kind: str
-    index: int
-    pid: int
-    node_ip: str
     device: str
     state: str
     """"starting", "ready" or "lost"."""

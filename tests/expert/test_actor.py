@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
@@ -59,7 +58,7 @@ def test_an_actor_loads_in_the_background_and_reports() -> None:
     actor.start_loading()
     progress, report = actor.progress(), actor.report()
     assert progress.state == "loaded" and progress.bytes_done == progress.bytes_total > 0
-    assert (report.kind, report.index, report.pid, report.experts) == ("expert", 2, os.getpid(), (4, 5))
+    assert report.experts == (4, 5)
     assert report.state == "starting" and report.memory_bytes > 1_000_000
     assert report.detail == {"rows_of_expert_4": 0, "rows_of_expert_5": 0}
 

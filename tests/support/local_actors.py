@@ -137,10 +137,6 @@ class LocalActor:
         await self._answer(deadline_seconds)
         self.num_reports += 1
         return ActorReport(
-            kind=key_of(self.settings).kind,
-            index=self.settings.index,
-            pid=self.pid,
-            node_ip="127.0.0.1",
             device="cpu",
             state=self.report_state,
             epoch=self.epoch,
