@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from actors.protocol.messages import Progress
+from actors.protocol.messages import EngineCounters, Load, Progress
 
 
 class ActorView(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +27,12 @@ class ActorView(msgspec.Struct, frozen=True, kw_only=True):
     """Peers that it has no working link with."""
     products: str = ""
     """How it multiplies matrices: "avx512" or "avx2" (the project's kernels), "onednn" or "torch"; empty where it computes nothing."""
+    load: Load | None = None
+    """How busy a dense actor is; None while that is unknown, and for other actors."""
+    counters: EngineCounters | None = None
+    """What a dense actor has done since its start; None while that is unknown, and for other actors."""
+    rows_of_experts: dict[int, int] = {}
+    """Rows that an expert actor has computed since its start, by each expert that it holds."""
 
 
 class OperationView(msgspec.Struct, frozen=True, kw_only=True):

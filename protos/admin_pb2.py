@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12protos/admin.proto\x12\tphimoe.v1\"\x0f\n\rStatusRequest\"N\n\x12WatchStatusRequest\x12 \n\x13max_silence_seconds\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x16\n\x14_max_silence_seconds\"<\n\x0c\x44rainRequest\x12\x1a\n\rgrace_seconds\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_grace_seconds\"\x12\n\x10RebalanceRequest\"<\n\x0cScaleRequest\x12\x1a\n\rexpert_actors\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_expert_actors\"\x10\n\x0eRestartRequest\"\xd4\x01\n\x0b\x41\x63torStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x0f\n\x07node_ip\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\r\n\x05state\x18\x07 \x01(\t\x12\x10\n\x08restarts\x18\x08 \x01(\r\x12\x0f\n\x07\x65xperts\x18\t \x03(\r\x12\x14\n\x0cmemory_bytes\x18\n \x01(\x04\x12\x12\n\nlost_links\x18\x0b \x03(\t\x12\x10\n\x08products\x18\x0c \x01(\t\"J\n\x0fOperationStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\r\x12\r\n\x05total\x18\x04 \x01(\r\"\xcd\x01\n\rClusterStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12&\n\x06\x61\x63tors\x18\x03 \x03(\x0b\x32\x16.phimoe.v1.ActorStatus\x12\x19\n\x11placement_version\x18\x04 \x01(\x04\x12-\n\toperation\x18\x05 \x01(\x0b\x32\x1a.phimoe.v1.OperationStatus\x12\x1a\n\rdrain_seconds\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_drain_seconds2\x8b\x03\n\x05\x41\x64min\x12<\n\x06Status\x12\x18.phimoe.v1.StatusRequest\x1a\x18.phimoe.v1.ClusterStatus\x12H\n\x0bWatchStatus\x12\x1d.phimoe.v1.WatchStatusRequest\x1a\x18.phimoe.v1.ClusterStatus0\x01\x12:\n\x05\x44rain\x12\x17.phimoe.v1.DrainRequest\x1a\x18.phimoe.v1.ClusterStatus\x12\x42\n\tRebalance\x12\x1b.phimoe.v1.RebalanceRequest\x1a\x18.phimoe.v1.ClusterStatus\x12:\n\x05Scale\x12\x17.phimoe.v1.ScaleRequest\x1a\x18.phimoe.v1.ClusterStatus\x12>\n\x07Restart\x12\x19.phimoe.v1.RestartRequest\x1a\x18.phimoe.v1.ClusterStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12protos/admin.proto\x12\tphimoe.v1\"\x0f\n\rStatusRequest\"N\n\x12WatchStatusRequest\x12 \n\x13max_silence_seconds\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x16\n\x14_max_silence_seconds\"<\n\x0c\x44rainRequest\x12\x1a\n\rgrace_seconds\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_grace_seconds\"\x12\n\x10RebalanceRequest\"<\n\x0cScaleRequest\x12\x1a\n\rexpert_actors\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_expert_actors\"\x10\n\x0eRestartRequest\"\x9f\x03\n\x0b\x41\x63torStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x0f\n\x07node_ip\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\r\n\x05state\x18\x07 \x01(\t\x12\x10\n\x08restarts\x18\x08 \x01(\r\x12\x0f\n\x07\x65xperts\x18\t \x03(\r\x12\x14\n\x0cmemory_bytes\x18\n \x01(\x04\x12\x12\n\nlost_links\x18\x0b \x03(\t\x12\x10\n\x08products\x18\x0c \x01(\t\x12\"\n\x04load\x18\r \x01(\x0b\x32\x14.phimoe.v1.ActorLoad\x12+\n\x08\x63ounters\x18\x0e \x01(\x0b\x32\x19.phimoe.v1.EngineCounters\x12\x42\n\x0frows_of_experts\x18\x0f \x03(\x0b\x32).phimoe.v1.ActorStatus.RowsOfExpertsEntry\x1a\x34\n\x12RowsOfExpertsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x92\x01\n\tActorLoad\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x13\n\x0b\x66ree_blocks\x18\x03 \x01(\x04\x12\x14\n\x0ctotal_blocks\x18\x04 \x01(\x04\x12\x1d\n\x15prefix_queried_tokens\x18\x05 \x01(\x04\x12\x19\n\x11prefix_hit_tokens\x18\x06 \x01(\x04\"\x9d\x01\n\x0e\x45ngineCounters\x12\r\n\x05steps\x18\x01 \x01(\x04\x12\x18\n\x10\x66\x61iled_sequences\x18\x02 \x01(\x04\x12\x18\n\x10generated_tokens\x18\x03 \x01(\x04\x12\x13\n\x0bpreemptions\x18\x04 \x01(\x04\x12\x14\n\x0c\x64raft_tokens\x18\x05 \x01(\x04\x12\x1d\n\x15\x61\x63\x63\x65pted_draft_tokens\x18\x06 \x01(\x04\"J\n\x0fOperationStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\r\x12\r\n\x05total\x18\x04 \x01(\r\"\xcd\x01\n\rClusterStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12&\n\x06\x61\x63tors\x18\x03 \x03(\x0b\x32\x16.phimoe.v1.ActorStatus\x12\x19\n\x11placement_version\x18\x04 \x01(\x04\x12-\n\toperation\x18\x05 \x01(\x0b\x32\x1a.phimoe.v1.OperationStatus\x12\x1a\n\rdrain_seconds\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_drain_seconds2\x8b\x03\n\x05\x41\x64min\x12<\n\x06Status\x12\x18.phimoe.v1.StatusRequest\x1a\x18.phimoe.v1.ClusterStatus\x12H\n\x0bWatchStatus\x12\x1d.phimoe.v1.WatchStatusRequest\x1a\x18.phimoe.v1.ClusterStatus0\x01\x12:\n\x05\x44rain\x12\x17.phimoe.v1.DrainRequest\x1a\x18.phimoe.v1.ClusterStatus\x12\x42\n\tRebalance\x12\x1b.phimoe.v1.RebalanceRequest\x1a\x18.phimoe.v1.ClusterStatus\x12:\n\x05Scale\x12\x17.phimoe.v1.ScaleRequest\x1a\x18.phimoe.v1.ClusterStatus\x12>\n\x07Restart\x12\x19.phimoe.v1.RestartRequest\x1a\x18.phimoe.v1.ClusterStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ACTORSTATUS_ROWSOFEXPERTSENTRY']._loaded_options = None
+  _globals['_ACTORSTATUS_ROWSOFEXPERTSENTRY']._serialized_options = b'8\001'
   _globals['_STATUSREQUEST']._serialized_start=33
   _globals['_STATUSREQUEST']._serialized_end=48
   _globals['_WATCHSTATUSREQUEST']._serialized_start=50
@@ -44,11 +46,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESTARTREQUEST']._serialized_start=274
   _globals['_RESTARTREQUEST']._serialized_end=290
   _globals['_ACTORSTATUS']._serialized_start=293
-  _globals['_ACTORSTATUS']._serialized_end=505
-  _globals['_OPERATIONSTATUS']._serialized_start=507
-  _globals['_OPERATIONSTATUS']._serialized_end=581
-  _globals['_CLUSTERSTATUS']._serialized_start=584
-  _globals['_CLUSTERSTATUS']._serialized_end=789
-  _globals['_ADMIN']._serialized_start=792
-  _globals['_ADMIN']._serialized_end=1187
+  _globals['_ACTORSTATUS']._serialized_end=708
+  _globals['_ACTORSTATUS_ROWSOFEXPERTSENTRY']._serialized_start=656
+  _globals['_ACTORSTATUS_ROWSOFEXPERTSENTRY']._serialized_end=708
+  _globals['_ACTORLOAD']._serialized_start=711
+  _globals['_ACTORLOAD']._serialized_end=857
+  _globals['_ENGINECOUNTERS']._serialized_start=860
+  _globals['_ENGINECOUNTERS']._serialized_end=1017
+  _globals['_OPERATIONSTATUS']._serialized_start=1019
+  _globals['_OPERATIONSTATUS']._serialized_end=1093
+  _globals['_CLUSTERSTATUS']._serialized_start=1096
+  _globals['_CLUSTERSTATUS']._serialized_end=1301
+  _globals['_ADMIN']._serialized_start=1304
+  _globals['_ADMIN']._serialized_end=1699
 # @@protoc_insertion_point(module_scope)

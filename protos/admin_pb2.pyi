@@ -37,7 +37,14 @@ class RestartRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ActorStatus(_message.Message):
-    __slots__ = ("name", "kind", "index", "pid", "node_ip", "device", "state", "restarts", "experts", "memory_bytes", "lost_links", "products")
+    __slots__ = ("name", "kind", "index", "pid", "node_ip", "device", "state", "restarts", "experts", "memory_bytes", "lost_links", "products", "load", "counters", "rows_of_experts")
+    class RowsOfExpertsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: int
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -50,6 +57,9 @@ class ActorStatus(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     LOST_LINKS_FIELD_NUMBER: _ClassVar[int]
     PRODUCTS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_OF_EXPERTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     index: int
@@ -62,7 +72,42 @@ class ActorStatus(_message.Message):
     memory_bytes: int
     lost_links: _containers.RepeatedScalarFieldContainer[str]
     products: str
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., index: _Optional[int] = ..., pid: _Optional[int] = ..., node_ip: _Optional[str] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., restarts: _Optional[int] = ..., experts: _Optional[_Iterable[int]] = ..., memory_bytes: _Optional[int] = ..., lost_links: _Optional[_Iterable[str]] = ..., products: _Optional[str] = ...) -> None: ...
+    load: ActorLoad
+    counters: EngineCounters
+    rows_of_experts: _containers.ScalarMap[int, int]
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., index: _Optional[int] = ..., pid: _Optional[int] = ..., node_ip: _Optional[str] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., restarts: _Optional[int] = ..., experts: _Optional[_Iterable[int]] = ..., memory_bytes: _Optional[int] = ..., lost_links: _Optional[_Iterable[str]] = ..., products: _Optional[str] = ..., load: _Optional[_Union[ActorLoad, _Mapping]] = ..., counters: _Optional[_Union[EngineCounters, _Mapping]] = ..., rows_of_experts: _Optional[_Mapping[int, int]] = ...) -> None: ...
+
+class ActorLoad(_message.Message):
+    __slots__ = ("running", "waiting", "free_blocks", "total_blocks", "prefix_queried_tokens", "prefix_hit_tokens")
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_QUERIED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    running: int
+    waiting: int
+    free_blocks: int
+    total_blocks: int
+    prefix_queried_tokens: int
+    prefix_hit_tokens: int
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., free_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., prefix_queried_tokens: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ...) -> None: ...
+
+class EngineCounters(_message.Message):
+    __slots__ = ("steps", "failed_sequences", "generated_tokens", "preemptions", "draft_tokens", "accepted_draft_tokens")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    failed_sequences: int
+    generated_tokens: int
+    preemptions: int
+    draft_tokens: int
+    accepted_draft_tokens: int
+    def __init__(self, steps: _Optional[int] = ..., failed_sequences: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_draft_tokens: _Optional[int] = ...) -> None: ...
 
 class OperationStatus(_message.Message):
     __slots__ = ("name", "step", "done", "total")

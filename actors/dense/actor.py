@@ -92,24 +92,6 @@ class DenseActor:
         engine = loaded.engine if loaded is not None else None
         endpoint = loaded.endpoint if loaded is not None else None
         is_ready = engine is not None and engine.is_ready
-        detail: dict[str, float | int | str] = {}
-        if engine is not None:
-            load = engine.load
-            draft_tokens, accepted_tokens = engine.draft_tokens
-            detail = {
-                "running": load.running,
-                "waiting": load.waiting,
-                "free_blocks": load.free_blocks,
-                "total_blocks": load.total_blocks,
-                "steps": engine.num_steps,
-                "failed_steps": engine.num_failed_steps,
-                "generated_tokens": engine.num_generated_tokens,
-                "preemptions": engine.num_preemptions,
-                "draft_tokens": draft_tokens,
-                "accepted_draft_tokens": accepted_tokens,
-                "prefix_queried_tokens": load.prefix_queried_tokens,
-                "prefix_hit_tokens": load.prefix_hit_tokens,
-            }
         return ActorReport(
             device=self._settings.device,
             state="ready" if is_ready else "starting" if self._epoch < 0 else "lost",
@@ -120,7 +102,8 @@ class DenseActor:
             suspected_links=endpoint.suspected() if endpoint is not None else (),
             expert_load=loaded.load.rows() if loaded is not None else (),
             products=loaded.products if loaded is not None else "",
-            detail=detail,
+            load=engine.load if engine is not None else None,
+            counters=engine.counters if engine is not None else None,
         )
 
     def stop(self) -> None:

@@ -25,7 +25,7 @@ from actors.dense.speculation.speculator import Speculator
 from actors.dense.step_results import EVERYBODY, Emit, StepResults
 from actors.errors import ExchangeError, NoHolderError, NotReadyError
 from actors.exchange.interface import Exchange
-from actors.protocol.messages import Cancel, Load, Submit
+from actors.protocol.messages import Cancel, EngineCounters, Load, Submit
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Engine:
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.num_steps = 0
-        self.num_failed_steps = 0
+        self.num_failed_sequences = 0
 
     def start(self) -> None:
         self._thread.start()
@@ -117,18 +117,17 @@ class Engine:
         )
 
     @property
-    def num_generated_tokens(self) -> int:
-        return self._results.num_generated_tokens
-
-    @property
-    def num_preemptions(self) -> int:
-        return self._scheduler.num_preemptions
-
-    @property
-    def draft_tokens(self) -> tuple[int, int]:
-        """Drafts that were computed, and those of them that were right."""
+    def counters(self) -> EngineCounters:
+        """What the engine has done so far. A snapshot, from any thread."""
         speculator = self._speculator
-        return (speculator.num_proposed, speculator.num_accepted) if speculator is not None else (0, 0)
+        return EngineCounters(
+            steps=self.num_steps,
+            failed_sequences=self.num_failed_sequences,
+            generated_tokens=self._results.num_generated_tokens,
+            preemptions=self._scheduler.num_preemptions,
+            draft_tokens=speculator.num_proposed if speculator is not None else 0,
+            accepted_draft_tokens=speculator.num_accepted if speculator is not None else 0,
+        )
 
     def submit(self, connection: int, submit: Submit) -> None:
         self._put(connection, submit)
@@ -297,7 +296,7 @@ class Engine:
         """Answer the sequence of a chunk that cannot be computed; nothing where it was, after all."""
         if chunk.sequence.num_computed < chunk.end:
             self._end_with_error(chunk.sequence, error)
-            self.num_failed_steps += 1
+            self.num_failed_sequences += 1
 
     def _end_parked(self) -> None:
         """Answer all sequences once none could be computed for too long: no step waits that would notice.

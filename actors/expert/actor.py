@@ -99,11 +99,8 @@ class ExpertActor:
     def report(self) -> ActorReport:
         """State "ready" while all dense actors of the newest membership are served, else "lost"."""
         store, membership = self._loading.result, self._membership
-        detail: dict[str, float | int | str] = {}
         experts = store.experts if store is not None else self._first_experts
-        if store is not None:
-            for expert in experts:
-                detail[f"rows_of_expert_{expert}"] = int(store.rows_of_expert[expert])
+        rows = {} if store is None else {expert: int(store.rows_of_expert[expert]) for expert in experts}
         lost = self._lost_links(membership) if membership is not None else ()
         state = "starting" if membership is None else "lost" if lost else "ready"
         return ActorReport(
@@ -114,7 +111,7 @@ class ExpertActor:
             memory_bytes=memory_bytes(self._device),
             lost_links=lost,
             products=product_name(store.dtype, self._device, store.quantization) if store is not None else "",
-            detail=detail,
+            rows_of_experts=rows,
         )
 
     def stop(self) -> None:

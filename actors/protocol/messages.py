@@ -105,7 +105,7 @@ class SequenceDelta(Message, frozen=True, kw_only=True):
     """Whether the sequence was sound and an actor stayed lost for too long, where finish_reason is "error"."""
 
 
-class Load(Message, frozen=True, kw_only=True):
+class Load(msgspec.Struct, frozen=True, kw_only=True):
     """How busy a dense actor is; counts of sequences and KV blocks."""
 
     running: int
@@ -117,6 +117,21 @@ class Load(Message, frozen=True, kw_only=True):
     """Tokens of all sequences that were looked up among the cached prefixes."""
     prefix_hit_tokens: int = 0
     """Of those, tokens that were found and not computed again."""
+
+
+class EngineCounters(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine of a dense actor has done since its start."""
+
+    steps: int
+    failed_sequences: int
+    """Sequences that were answered with an error because they could not be computed."""
+    generated_tokens: int
+    preemptions: int
+    """How many times a running sequence gave its blocks to others and was computed again later."""
+    draft_tokens: int
+    """Tokens that speculation guessed and the model computed."""
+    accepted_draft_tokens: int
+    """Of those, tokens that were right."""
 
 
 class PrefixRule(Message, frozen=True, kw_only=True):
@@ -206,5 +221,9 @@ class ActorReport(Message, frozen=True, kw_only=True):
     """Of a dense actor: rows routed since its start, per layer and logical expert."""
     products: str = ""
     """How it multiplies matrices ("avx512", "avx2", "onednn", "torch"); empty before its weights are loaded."""
-    detail: dict[str, float | int | str] = {}
-    """Counters of that kind of actor: load of a dense actor, rows served by an expert actor."""
+    load: Load | None = None
+    """How busy a dense actor is; None before its weights are loaded, and for an expert actor."""
+    counters: EngineCounters | None = None
+    """What a dense actor has done; None before its weights are loaded, and for an expert actor."""
+    rows_of_experts: dict[int, int] = {}
+    """Rows that an expert actor has computed since its start, by each expert that it holds."""

@@ -35,7 +35,8 @@ class Admin:
     async def watch(self, max_silence_seconds: float) -> AsyncGenerator[ClusterView, None]:
         """The view now, after every change, and again after every `max_silence_seconds` without one.
 
-        Memory in use changes all the time and is no change. Ends with ServerUnavailable when the supervisor is lost.
+        Memory in use, load and counters change all the time and are no change. Ends with ServerUnavailable when the
+        supervisor is lost.
         """
         last, told_at = None, 0.0
         while True:
@@ -70,5 +71,11 @@ def _only_field(operation: Operation) -> str | None:
 
 
 def _lasting(view: ClusterView) -> ClusterView:
-    """A view without what never stands still."""
-    return replace(view, actors=tuple(replace(actor, memory_bytes=0) for actor in view.actors))
+    """A view without what changes all the time."""
+    return replace(
+        view,
+        actors=tuple(
+            replace(actor, memory_bytes=0, load=None, counters=None, rows_of_experts={})
+            for actor in view.actors
+        ),
+    )

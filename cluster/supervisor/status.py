@@ -44,6 +44,9 @@ def _actor_view(registry: Registry, key: ActorKey) -> ActorView:
         memory_bytes=report.memory_bytes if report is not None else 0,
         lost_links=report.lost_links if report is not None else (),
         products=report.products if report is not None else "",
+        load=report.load if report is not None else None,
+        counters=report.counters if report is not None else None,
+        rows_of_experts=report.rows_of_experts if report is not None else {},
     )
 
 

@@ -143,7 +143,7 @@ class Service:
 
 
 def has_made_steps(count: int) -> Callable[[ActorReport], bool]:
-    return lambda report: int(report.detail["steps"]) > count
+    return lambda report: report.counters is not None and report.counters.steps > count
 
 
 def wait_for(service: Service, is_so: Callable[[ActorReport], bool], seconds: float = 30) -> None:
@@ -173,7 +173,7 @@ def test_tokens_do_not_depend_on_transport_or_number_of_actors(
         assert asyncio.run(service.generate(CASES)) == expected
         report = service.dense.report()
     assert (report.state, report.epoch) == ("ready", 1)
-    assert report.detail["free_blocks"] == report.detail["total_blocks"]
+    assert report.load is not None and report.load.free_blocks == report.load.total_blocks
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,9 @@ def test_actors_that_end_and_come_back_cost_running_sequences_nothing_but_time(
         generated = pool.submit(asyncio.run, service.generate(cases))
         for epoch in range(2, 6):
             wait_for(service, has_made_steps(steps_before + 5))
-            steps_before = int(service.dense.report().detail["steps"])
+            counters = service.dense.report().counters
+            assert counters is not None
+            steps_before = counters.steps
             service.experts[1].stop()
             wait_for(service, lambda report: report.state == "lost")
             assert service.dense.report().lost_links == ("expert-1",)
@@ -217,7 +219,7 @@ def test_actors_that_end_and_come_back_cost_running_sequences_nothing_but_time(
             assert service.dense.report().lost_links == ()
         assert generated.result(60) == expected
         report = service.dense.report()
-        assert report.detail["failed_steps"] == 0
+        assert report.counters is not None and report.counters.failed_sequences == 0
         assert len(report.expert_load) == NUM_LAYERS
         assert len({sum(rows) for rows in report.expert_load}) == 1
 

@@ -198,7 +198,7 @@ def test_a_poisoned_sequence_fails_alone_and_all_others_go_on_with_the_same_toke
         reported = [delta.prompt_logprobs for delta in engine.deltas[str(n)] if delta.prompt_logprobs]
         assert [len(logprobs) for logprobs in reported] == [len(ids) - 1]
     assert exchange.num_fired > 1 and not exchange.is_closed
-    assert engine.engine.num_failed_steps == 1
+    assert engine.engine.num_failed_sequences == 1
     assert engine.pool.num_free == engine.pool.num_blocks
 
 

@@ -60,7 +60,7 @@ def test_an_actor_loads_in_the_background_and_reports() -> None:
     assert progress.state == "loaded" and progress.bytes_done == progress.bytes_total > 0
     assert report.experts == (4, 5)
     assert report.state == "starting" and report.memory_bytes > 1_000_000
-    assert report.detail == {"rows_of_expert_4": 0, "rows_of_expert_5": 0}
+    assert report.rows_of_experts == {4: 0, 5: 0}
 
 
 def test_a_model_that_cannot_be_loaded_is_reported_with_the_reason() -> None:

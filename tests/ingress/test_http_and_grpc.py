@@ -12,12 +12,16 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from actors.protocol.messages import EngineCounters, Load
 from cluster.config.cluster_config import ClusterConfig
+from cluster.ingress.grpc.admin import cluster_status
 from cluster.ingress.grpc.calls import peer_address
 from cluster.ingress.grpc.tls import start_tls_server
 from cluster.ingress.http.routes import routes
+from cluster.messages import ActorView, ClusterView
 from cluster.supervisor.remote_actor import ActorLostError, OperationError
 from protos import admin_pb2, admin_pb2_grpc, serving_pb2, serving_pb2_grpc
 from tests.end_to_end.running import free_ports
@@ -270,6 +274,24 @@ def test_watch_status_tells_every_change_and_breaks_its_silence(tmp_path: Path) 
     asyncio.run(run())
 
 
+def test_counters_that_grow_are_no_change_of_the_status(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with tls_channel(tmp_path) as (doors, channel):
+            request = admin_pb2.WatchStatusRequest(max_silence_seconds=60)
+            call = admin_pb2_grpc.AdminStub(channel).WatchStatus(
+                request, metadata=bearer(ADMIN_KEY), timeout=20
+            )
+            assert (await call.read()).actors[1].rows_of_experts == {1: 0}
+            doors.supervisor.rows = 5
+            await asyncio.sleep(1.2)
+            doors.supervisor.epoch = 7
+            status = await call.read()
+            assert (status.epoch, status.actors[1].rows_of_experts) == (7, {1: 5})
+            call.cancel()
+
+    asyncio.run(run())
+
+
 def test_nothing_that_is_logged_holds_a_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         async with open_ingress(with_keys(tmp_path)) as ingress:
@@ -286,10 +308,52 @@ def test_nothing_that_is_logged_holds_a_key(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_status_messages_have_every_field_of_the_view() -> None:
-    from cluster.messages import ActorView, ClusterView
-
-    for message, struct in ((admin_pb2.ClusterStatus, ClusterView), (admin_pb2.ActorStatus, ActorView)):
+    pairs = (
+        (admin_pb2.ClusterStatus, ClusterView),
+        (admin_pb2.ActorStatus, ActorView),
+        (admin_pb2.ActorLoad, Load),
+        (admin_pb2.EngineCounters, EngineCounters),
+    )
+    for message, struct in pairs:
         assert set(struct.__struct_fields__) <= set(message.DESCRIPTOR.fields_by_name)
+
+
+def test_what_a_dense_actor_does_and_did_is_in_its_status() -> None:
+    load = Load(running=3, waiting=1, free_blocks=8, total_blocks=10)
+    counters = EngineCounters(
+        steps=9,
+        failed_sequences=1,
+        generated_tokens=27,
+        preemptions=2,
+        draft_tokens=6,
+        accepted_draft_tokens=4,
+    )
+    dense, other = (
+        ActorView(
+            name=kind,
+            kind=kind,
+            index=0,
+            pid=1,
+            node_ip="",
+            device="cpu",
+            state="ready",
+            restarts=0,
+            experts=(),
+            memory_bytes=0,
+            load=load if kind == "dense" else None,
+            counters=counters if kind == "dense" else None,
+        )
+        for kind in ("dense", "supervisor")
+    )
+    status = cluster_status(ClusterView(model="m", epoch=1, actors=(dense, other)))
+    assert MessageToDict(status.actors[0].load, preserving_proto_field_name=True) == {
+        "running": 3,
+        "waiting": 1,
+        "free_blocks": "8",
+        "total_blocks": "10",
+    }
+    assert (status.actors[0].counters.steps, status.actors[0].counters.accepted_draft_tokens) == (9, 4)
+    assert not status.actors[1].HasField("load") and not status.actors[1].HasField("counters")
 
 
 @pytest.mark.parametrize(

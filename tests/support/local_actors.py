@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
 from actors.errors import StaleEpochError
-from actors.protocol.messages import ActorReport, Membership, Progress
+from actors.protocol.messages import ActorReport, Load, Membership, Progress
 from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config.cluster_config import ClusterConfig
 from cluster.messages import ActorView, Heartbeat
@@ -144,7 +144,7 @@ class LocalActor:
             memory_bytes=5,
             lost_links=self.lost_links,
             expert_load=self.expert_load,
-            detail={"running": self.num_running, "waiting": 0},
+            load=Load(running=self.num_running, waiting=0, free_blocks=0, total_blocks=0),
         )
 
     async def wait_for_end(self) -> None:

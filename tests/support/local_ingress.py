@@ -31,6 +31,8 @@ class LedSupervisor:
 
     expert_actors: int = 2
     epoch: int = 1
+    rows: int = 0
+    """Rows that each expert actor has computed."""
     operations: list[str] = field(default_factory=list)
     failure: Exception | None = None
     pause_seconds: float = 0.0
@@ -48,6 +50,7 @@ class LedSupervisor:
                 restarts=0,
                 experts=(index,),
                 memory_bytes=1 << 33,
+                rows_of_experts={index: self.rows},
             )
             for index in range(self.expert_actors)
         )

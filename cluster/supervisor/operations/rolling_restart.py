@@ -50,8 +50,8 @@ async def restart_actor(
 
 def is_idle(record: ActorRecord) -> bool:
     """Whether a dense actor has nothing to do."""
-    report = record.report
-    return report is not None and report.detail.get("running") == report.detail.get("waiting") == 0
+    load = record.report.load if record.report is not None else None
+    return load is not None and load.running == load.waiting == 0
 
 
 async def _wait_for_others(registry: Registry, key: ActorKey, deadline_seconds: float) -> None:

@@ -114,9 +114,9 @@ def check(
     know(guesses, plain, cases)
     drafted = run(directory, cases, 5, **sizes)
     assert_same(plain, drafted, len(cases))
-    computed, accepted = drafted.engine.draft_tokens
-    assert 0 < accepted < computed
-    assert plain.engine.draft_tokens == (0, 0)
+    counters = drafted.engine.counters
+    assert 0 < counters.accepted_draft_tokens < counters.draft_tokens
+    assert plain.engine.counters.draft_tokens == 0
     return plain, drafted
 
 
@@ -212,7 +212,8 @@ def test_no_prefix_is_shared_that_holds_a_draft_which_was_wrong(
     know(guesses, later, second)
     assert_same(later, finish(engine, second), len(second))
     assert engine.scheduler.num_hit_tokens - num_hits > 12 * 9
-    assert 0 < engine.engine.draft_tokens[1] < engine.engine.draft_tokens[0]
+    counters = engine.engine.counters
+    assert 0 < counters.accepted_draft_tokens < counters.draft_tokens
 
 
 def test_what_was_cached_is_told_where_drafts_come_with_the_first_token(
@@ -306,7 +307,7 @@ def test_drafts_that_cannot_be_computed_fail_no_sequence(
     exchange = PoisonedExchange(engine.exchange, ZeroDivisionError("poison"), max_rows=5)
     engine.exchange = exchange
     assert_same(plain, finish(engine, cases), 3)
-    assert exchange.num_fired > 0 and engine.engine.num_failed_steps == 0
+    assert exchange.num_fired > 0 and engine.engine.num_failed_sequences == 0
 
 
 class FixedCost(StepCost):
@@ -326,7 +327,7 @@ def test_what_repeats_itself_takes_fewer_steps_and_what_does_not_gets_few_drafts
     assert run(directory, loop, 8).engine.num_steps < 80
     wild = [([5, 6] * 10, sampled(120, temperature=50.0))]
     engine = run(directory, wild, 8).engine
-    assert engine.num_steps > 100 and engine.draft_tokens[0] < 20
+    assert engine.num_steps > 100 and engine.counters.draft_tokens < 20
 
 
 def test_beside_prompts_that_are_computed_or_wait_there_are_no_drafts(
@@ -339,4 +340,4 @@ def test_beside_prompts_that_are_computed_or_wait_there_are_no_drafts(
     engine.engine.use_exchange(engine.exchange)
     while engine.scheduler.waiting or not engine.scheduler.running:
         engine.engine.step_once()
-    assert engine.tokens("a") == [7] * 30 and engine.engine.draft_tokens == (0, 0)
+    assert engine.tokens("a") == [7] * 30 and engine.engine.counters.draft_tokens == 0
