@@ -1,6 +1,6 @@
 """Builds the C kernels (actors/kernels). Everything else is in pyproject.toml.
 
-Without a C compiler the package installs all the same and computes with torch's own products.
+Without a C compiler the package is installed without the kernels and computes with torch's own products.
 """
 
 from glob import glob
@@ -26,7 +26,7 @@ setup(
                 )
             ],
             depends=sorted(glob("actors/kernels/c/*.h")),
-            # Sums are fused where the code says so and nowhere else: results must not depend on the compiler's taste.
+            # The compiler may not fuse products and sums on its own: results must not depend on the compiler.
             extra_compile_args=["-O3", "-ffp-contract=off"],
             libraries=["m", "pthread"],
             optional=True,

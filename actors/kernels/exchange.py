@@ -1,4 +1,5 @@
-"""The structures of `phimoe_decode_step`'s exchange, field for field as exchange.h has them."""
+"""The structures of `phimoe_decode_step`'s exchange. Their fields are those of `c/exchange.h`, in the same
+order."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ _ADDRESS, _COUNT = ctypes.c_void_p, ctypes.c_int64
 
 
 class ExchangePeer(ctypes.Structure):
-    """A link and what is under way on it."""
+    """A link, and the message and the answer that are under way on it."""
 
     _fields_ = (
         ("descriptor", _COUNT),
@@ -26,7 +27,7 @@ class ExchangePeer(ctypes.Structure):
 
 
 class ExchangeTask(ctypes.Structure):
-    """All links of a dense actor, for the layers of one step."""
+    """All links of a dense actor, and the exchanges of one step over them."""
 
     _fields_ = (
         ("peers", _ADDRESS),

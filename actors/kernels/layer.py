@@ -1,4 +1,4 @@
-"""The structures of a decoding step, field for field as tasks.h has them."""
+"""The structures of a decoding step. Their fields are those of `c/tasks.h`, in the same order."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ _ADDRESS, _COUNT, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
 class ProductWeights(ctypes.Structure):
+    """A packed weight with its bias."""
+
     _fields_ = (("packed", _ADDRESS), ("bias", _ADDRESS), ("quantized", Quantization))
 
 
 class NormWeights(ctypes.Structure):
+    """Gain and shift of a LayerNorm."""
+
     _fields_ = (("gain", _ADDRESS), ("shift", _ADDRESS))
 
 
 class LayerWeights(ctypes.Structure):
-    """A layer without its experts, and its cache."""
+    """The weights of a layer without its experts, and its cache."""
 
     _fields_ = (
         ("input_norm", NormWeights),
@@ -65,7 +69,7 @@ class LayerTask(ctypes.Structure):
 
 
 class RowsTask(ctypes.Structure):
-    """What the rows of a step are made from."""
+    """What the rows of a step are filled from."""
 
     _fields_ = (
         ("rows", _ADDRESS),
@@ -78,7 +82,7 @@ class RowsTask(ctypes.Structure):
 
 
 class HeadTask(ctypes.Structure):
-    """The rows that draw a token, behind the layers."""
+    """The last layer's rows whose next tokens are asked for, and what their tokens are computed with."""
 
     _fields_ = (
         ("x", _ADDRESS),

@@ -1,4 +1,4 @@
-"""The structures of `phimoe_serve_links`, field for field as serve.h has them."""
+"""The structures of `phimoe_serve_links`. Their fields are those of `c/serve.h`, in the same order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ADDRESS, _COUNT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
 class ServeLink(ctypes.Structure):
-    """A link and what is under way on it."""
+    """A link, and the message and the answer that are under way on it."""
 
     _fields_ = (
         ("descriptor", _COUNT),
@@ -28,7 +28,7 @@ class ServeLink(ctypes.Structure):
 
 
 class ServeLayer(ctypes.Structure):
-    """The experts of a layer."""
+    """The experts of a layer, as the kernel `experts` takes them."""
 
     _fields_ = (
         ("slots", _ADDRESS),
@@ -41,7 +41,7 @@ class ServeLayer(ctypes.Structure):
 
 
 class ServeTask(ctypes.Structure):
-    """All links of an expert actor, and what it answers them with."""
+    """All links of an expert actor, and the experts with which it answers their messages."""
 
     _fields_ = (
         ("links", _ADDRESS),
@@ -65,13 +65,14 @@ class ServeTask(ctypes.Structure):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeTables:
-    """Experts in all layers as the kernels want them."""
+    """The experts of all layers, in the form that the kernels take."""
 
     layers: ctypes.Array[ServeLayer]
     memory: object
-    """What the addresses in `layers` point into."""
+    """The objects that own the memory to which `layers` points. They must live as long as `layers` is
+    used."""
     expert_rows: npt.NDArray[np.int64]
-    """[E]: where the rows of each expert are counted."""
+    """The rows of each expert so far [E]. The kernels add to these counters."""
     width: int
     is_bf16: bool
     num_threads: int

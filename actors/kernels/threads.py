@@ -1,7 +1,8 @@
-"""How many threads a product has: this process's share of the cores, and as many again that only take what would idle.
+"""How many threads a product has: this process's share of the cores, and at most as many spare threads.
 
-The processes of a host take turns: while a dense actor computes, its expert actors wait, and the other way round. A spare
-thread gives way to every other thread of the machine (actors/kernels/c/pool.c), so whoever computes has the idle cores too.
+A spare thread runs only on cores that would be idle: it gives way to every other thread of the machine
+(`c/pool.c`). While a dense actor of a host computes, its expert actors wait, and the other way round. With
+spare threads, the process that computes also uses the cores of those that wait.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ _num_spare = 0
 
 
 def share_cores(num_own: int) -> None:
-    """This process's share is so many cores. Call it before the first product, from a thread that is bound to no core."""
+    """Set this process's share of the cores to `num_own`.
+
+    Call this before the first product, from a thread that is bound to no core: spare threads may use the
+    cores that the calling thread may use.
+    """
     global _num_spare
     torch.set_num_threads(num_own)
     kernels = load()
@@ -26,5 +31,5 @@ def share_cores(num_own: int) -> None:
 
 
 def num_threads() -> int:
-    """What the kernels are given as num_threads."""
+    """The number of threads that the kernels are given: own and spare threads together."""
     return torch.get_num_threads() + _num_spare

@@ -1,4 +1,7 @@
-"""Weights of bfloat16 that are held in 12 bits: products with rows of the identity show every one of them to the bit."""
+"""Weights of bfloat16 that are coded in 12 bits per number.
+
+Products with the rows of the identity matrix show the exact bits of every number of a weight.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from actors.kernels.library import Kernels, kernels_for, pack
 from actors.linear import make_product
 
 _UPPER_BITS = 7
-"""Of a number's exponent in the upper byte."""
+"""Bits of a number's exponent that are in its upper byte."""
 
 
 @pytest.fixture
@@ -21,7 +24,11 @@ def kernels() -> Kernels:
 
 
 def numbers(upper: torch.Tensor, seed: int) -> torch.Tensor:
-    """bfloat16 of any sign and lower byte whose upper byte is, its sign apart, as given, normal and finite: products show no other."""
+    """bfloat16 numbers with the given upper bytes, random signs and random lower bytes.
+
+    The exponent is changed where a number would not be normal and finite, since products do not show such
+    numbers exactly.
+    """
     dice = torch.Generator().manual_seed(seed)
     lower = torch.randint(256, upper.shape, generator=dice)
     sign = torch.randint(2, upper.shape, generator=dice)
@@ -33,7 +40,7 @@ def numbers(upper: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def share_of_memory(kernels: Kernels, weight: torch.Tensor) -> float:
-    """Of what the numbers take as they are, absent outputs included."""
+    """The memory of the packed weight, relative to its uncoded numbers with absent outputs included."""
     num_outputs, num_inputs = weight.shape
     num_held = -(-num_outputs // kernels.block_outputs) * kernels.block_outputs * num_inputs
     return pack(kernels, weight).numel() / (2 * num_held)
@@ -66,7 +73,7 @@ def test_rows_with_other_upper_bytes_stay_as_they_are(kernels: Kernels, num_inpu
             torch.where(is_other, torch.randint(128, upper.shape, generator=dice), upper), num_inputs
         )
         assert is_exact(weight)
-    # Nothing is coded any longer, and all that is added are the heads of the blocks.
+    # The last weight has no coded row, and only the heads of the blocks are added to its numbers.
     assert num_inputs < 512 or 1 <= share_of_memory(kernels, weight) < 1.02
 
 

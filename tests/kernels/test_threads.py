@@ -1,4 +1,4 @@
-"""The kernels' pool of threads: whoever computes beside whom, the bits stay the same."""
+"""The kernels' pool of threads. Results have the same bits whichever threads compute at the same time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROUNDS = 50
 
 @pytest.fixture
 def spare_thread() -> Iterator[None]:
-    """A share of one core, and a helper that takes idle ones, whatever this machine has."""
+    """A share of one core and one spare thread, whatever number of cores this machine has."""
     before, num_spare = torch.get_num_threads(), threads._num_spare
     threads.share_cores(1)
     threads._num_spare = 1
@@ -63,7 +63,7 @@ def test_regions_of_changing_size_one_after_the_other(spare_thread: None) -> Non
 
 
 def _answer_of_child(method: str, target: Callable[[multiprocessing.connection.Connection], None]) -> Any:
-    """What a child process sends, started by "fork" or "spawn"."""
+    """Start a child process by "fork" or "spawn" and return what it sends."""
     context = multiprocessing.get_context(method)
     ours, theirs = context.Pipe()
     child = context.Process(target=target, args=(theirs,))  # type: ignore[attr-defined]
@@ -88,7 +88,10 @@ def test_a_forked_child_has_threads_of_its_own(spare_thread: None) -> None:
 
 
 def _send_a_spare_thread_away(answer: multiprocessing.connection.Connection) -> None:
-    """Says on which core the caller was, and on which ones its spare thread may run after it was put there, too."""
+    """Put the caller and its spare thread on the same core.
+
+    Sends that core, and the cores on which the spare thread may run afterwards.
+    """
     threads.share_cores(1)
     product = make_product(_weight())
     product(_rows(1))
@@ -103,7 +106,7 @@ def _send_a_spare_thread_away(answer: multiprocessing.connection.Connection) -> 
     while core in allowed and time.monotonic() < give_up:
         os.sched_setaffinity(spare[0], {core})
         product(_rows(1))
-        time.sleep(0.003)  # It looks round.
+        time.sleep(0.003)  # Meanwhile the spare thread reports the core that it runs on.
         product(_rows(1))
         allowed = os.sched_getaffinity(spare[0])
     answer.send((core, allowed))
@@ -111,7 +114,7 @@ def _send_a_spare_thread_away(answer: multiprocessing.connection.Connection) -> 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_a_spare_thread_on_the_callers_core_is_sent_to_another_one() -> None:
-    # Not forked: in this process the pool may have threads already.
+    # The child is not forked, since the pool of this process may have threads already.
     core, allowed = _answer_of_child("spawn", _send_a_spare_thread_away)
     assert allowed == os.sched_getaffinity(0) - {core}
 

@@ -3,12 +3,12 @@
  * Legend: B rows, V vocabulary.
  *
  * The share of a token is exp((logit - highest) / temperature), which is its probability up to a constant
- * factor. A NaN counts as a share of 0. Tokens are ordered by falling share, and by id if shares are equal. Each filter
- * keeps a first part of this order: min_p keeps the tokens with at least min_p of the largest share, top_k
- * keeps the first top_k of these, and top_p keeps the fewest of the rest that have top_p of the sum. So the
- * last token that is kept describes the whole choice (share_cut). This token is found without sorting the
- * row: the shares' upper bits are counted in a histogram, and only one slice of the histogram is sorted.
- * Shares are computed anew, in float32, whenever they are needed. Sums are float64. */
+ * factor. A NaN counts as a share of 0. Tokens are ordered by falling share, and by id if shares are equal.
+ * Each filter keeps a first part of this order: min_p keeps the tokens with at least min_p of the largest
+ * share, top_k keeps the first top_k of these, and top_p keeps the fewest of the rest that have top_p of the
+ * sum. So the last token that is kept describes the whole choice (share_cut). This token is found without
+ * sorting the row: the shares' upper bits are counted in a histogram, and only one slice of the histogram is
+ * sorted. Shares are computed anew, in float32, whenever they are needed. Sums are float64. */
 
 #include "tasks.h"
 
