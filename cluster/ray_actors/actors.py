@@ -44,7 +44,7 @@ _CALLS_AT_ONCE = 32
 _HEAD_SECONDS = 30.0
 """Longest wait for an answer of Ray's head, which may be restarting."""
 _GROUP_SECONDS = 60.0
-_LOOKS, _LOOK_SECONDS = 20, 0.25
+_NUM_CHECKS, _CHECK_SECONDS = 20, 0.25
 """How often a place is looked for, before the lack of one is reported."""
 
 T = TypeVar("T")
@@ -244,11 +244,11 @@ class RayPool:
 
     async def _place_of(self, name: str) -> Any:
         """The actor's placement group, once it has a node. Raises ActorLostError where it has none for long."""
-        for _ in range(_LOOKS):
+        for _ in range(_NUM_CHECKS):
             group = await _in_thread(lambda: placement_groups.find_placed(name), _HEAD_SECONDS)
             if group is not None:
                 return group
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_CHECK_SECONDS)
         raise ActorLostError(name, "the cluster has no room for it now")
 
     async def maintain(self) -> None:

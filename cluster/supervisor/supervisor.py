@@ -30,7 +30,7 @@ from cluster.supervisor.membership.watcher import Watcher
 from cluster.supervisor.operations.messages import Operation
 from cluster.supervisor.operations.operations import Operations
 from cluster.supervisor.operations.rebalance_trigger import RecentLoads
-from cluster.supervisor.operations.replacement import Replacing
+from cluster.supervisor.operations.replacement import Replacement
 from cluster.supervisor.placement.reconciler import PlacementReconciler
 from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED, ActorPool
 from cluster.supervisor.snapshot import Snapshot
@@ -42,7 +42,7 @@ _REPORT_SECONDS = 1.0
 _PLAN_AGAIN_SECONDS = 2.0
 _SAVE_AGAIN_SECONDS = 1.0
 _WATCH_AGAIN_SECONDS = 0.5
-_LOOK_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
 _MAINTAIN_SECONDS = 1.0
 
 
@@ -64,7 +64,9 @@ class Supervisor:
         self._watcher = Watcher(config, self._registry, pool, self._note_load)
         self._reconciler = PlacementReconciler(self._registry, self._save)
         self._operations = Operations(config, self._registry, self._reconciler, self._addresses, self)
-        self._replacing = Replacing(config, self._registry, self._reconciler, self._operations, self.loads)
+        self._replacement = Replacement(
+            config, self._registry, self._reconciler, self._operations, self.loads
+        )
 
     def start(self) -> None:
         """Begin to create, load and watch all actors, in the running event loop."""
@@ -136,10 +138,10 @@ class Supervisor:
 
     def is_away(self, index: int) -> bool:
         """Whether an expert actor is away for so long that nothing should wait for it."""
-        return self._replacing.is_away(index)
+        return self._replacement.is_away(index)
 
     async def _start(self) -> None:
-        known, settings = await self._look_around()
+        known, settings = await self._recover()
         records = {key_of(item): ActorRecord(item) for item in settings}
         places = {key: Place() for key in records}
         table: dict[int, tuple[int, ...]] = {}
@@ -169,9 +171,9 @@ class Supervisor:
         self._spawn(self._operations.resume())
         self._spawn(self._operations.remove_unplaced())
         self._spawn(self._operations.rebalance_when_worth_it())
-        self._spawn(self._replacing.run())
+        self._spawn(self._replacement.run())
 
-    async def _look_around(self) -> tuple[Snapshot | None, list[DenseSettings | ExpertSettings]]:
+    async def _recover(self) -> tuple[Snapshot | None, list[DenseSettings | ExpertSettings]]:
         """Snapshot of an earlier life, and settings of all actors once there is room for them.
 
         Nodes of a cluster that starts join one by one, and its head may be away.
@@ -231,7 +233,7 @@ class Supervisor:
             return place is None or place.phase != "loading" or place.incarnation != incarnation
 
         while not is_gone() and not self._reconciler.wanted(key.index):
-            await self._registry.change(_LOOK_SECONDS)
+            await self._registry.change(_CHECK_SECONDS)
         return () if is_gone() else self._reconciler.wanted(key.index)
 
     def _note_load(self, incarnation: str, report: ActorReport) -> None:

@@ -9,7 +9,7 @@ from cluster.messages import DenseAddress, DenseAddresses
 from cluster.supervisor.membership.registry import Registry
 from cluster.timeouts import within
 
-_LOOK_SECONDS = 5.0
+_CHECK_SECONDS = 5.0
 
 
 class AddressBoard:
@@ -37,7 +37,7 @@ class AddressBoard:
         """Make a new version whenever a dense actor has come or gone; ends only when it is cancelled."""
         while True:
             self.update()
-            await self._registry.change(_LOOK_SECONDS)
+            await self._registry.change(_CHECK_SECONDS)
 
     def update(self) -> None:
         """Make a new version if the addresses have changed.

@@ -80,7 +80,7 @@ class Registry:
             left = end - loop.time()
             if left <= 0:
                 return False
-            await self.change(min(left, _LOOK_SECONDS))
+            await self.change(min(left, _CHECK_SECONDS))
         return True
 
     def keys(self, kind: membership.Kind) -> list[ActorKey]:
@@ -104,5 +104,5 @@ def actor_name(key: ActorKey) -> str:
     return f"phimoe-{key}"
 
 
-_LOOK_SECONDS = 0.2
+_CHECK_SECONDS = 0.2
 """Reports come without a change of membership, so conditions are looked at that often at least."""

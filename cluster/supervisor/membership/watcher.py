@@ -178,7 +178,7 @@ class Watcher:
                 killing.cancel()
 
     async def _pause(self, key: ActorKey, record: ActorRecord, end: asyncio.Task[None]) -> None:
-        """Until the next look; at the end of the connection, or of a peer's patience, it comes at once."""
+        """Until the next look; at the end of the connection, or of a peer's deadline_seconds, it comes at once."""
         if record.is_silent:
             await asyncio.sleep(_SHORT_PAUSE_SECONDS)
             return
@@ -191,15 +191,15 @@ class Watcher:
             suspicion.cancel()
 
     async def _heartbeat(self, record: ActorRecord, actor: RemoteActor) -> Heartbeat:
-        patience = self._config.hung_after_seconds
+        deadline_seconds = self._config.hung_after_seconds
         if record.suspicion.is_set():
             record.suspicion.clear()
-            patience /= 2
+            deadline_seconds /= 2
         if record.heartbeat is not None and record.heartbeat.progress.state in ("starting", "loading"):
-            patience = max(patience, _LOADING_SECONDS)
-        call = asyncio.ensure_future(actor.heartbeat(patience + _GRACE_SECONDS))
+            deadline_seconds = max(deadline_seconds, _LOADING_SECONDS)
+        call = asyncio.ensure_future(actor.heartbeat(deadline_seconds + _GRACE_SECONDS))
         try:
-            await asyncio.wait({call}, timeout=patience)
+            await asyncio.wait({call}, timeout=deadline_seconds)
             return await within(_GRACE_SECONDS, call)
         finally:
             call.cancel()

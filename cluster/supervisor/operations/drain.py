@@ -28,11 +28,11 @@ async def drain(
     addresses.drain(grace_seconds)
     loop = asyncio.get_running_loop()
     end = loop.time() + grace_seconds + _BEYOND_GRACE_SECONDS
-    num_idle_looks = 0
+    num_idle_checks = 0
     # A request that moves from one dense actor to another is at none of them for a moment, so idleness is seen twice.
-    while num_idle_looks < 2 and loop.time() < end:
+    while num_idle_checks < 2 and loop.time() < end:
         await asyncio.sleep(_POLL_SECONDS)
         dense = registry.keys("dense")
         await asyncio.gather(*(refresh(key) for key in dense))
         is_quiet = all(is_idle(registry.records[key]) for key in dense)
-        num_idle_looks = num_idle_looks + 1 if is_quiet else 0
+        num_idle_checks = num_idle_checks + 1 if is_quiet else 0

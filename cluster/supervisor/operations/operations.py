@@ -66,11 +66,11 @@ class Operations:
         self,
         config: ClusterConfig,
         registry: Registry,
-        slots: PlacementReconciler,
+        reconciler: PlacementReconciler,
         addresses: AddressBoard,
         manager: ActorManager,
     ) -> None:
-        self._config, self._registry, self._reconciler = config, registry, slots
+        self._config, self._registry, self._reconciler = config, registry, reconciler
         self._addresses, self._manager = addresses, manager
         self._current: OperationView | None = None
 

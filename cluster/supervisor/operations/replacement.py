@@ -23,22 +23,27 @@ from cluster.supervisor.remote_actor import CannotLoadError, OperationError
 
 logger = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.2
+_CHECK_SECONDS = 0.2
 
 
-class Replacing:
+class Replacement:
     """`run` for as long as the supervisor lives."""
 
     def __init__(
         self,
         config: ClusterConfig,
         registry: Registry,
-        slots: PlacementReconciler,
+        reconciler: PlacementReconciler,
         operations: Operations,
         loads: Callable[[], list[list[float]] | None],
     ) -> None:
         self._num_replicas = config.expert_replicas
-        self._registry, self._reconciler, self._operations, self._loads = registry, slots, operations, loads
+        self._registry, self._reconciler, self._operations, self._loads = (
+            registry,
+            reconciler,
+            operations,
+            loads,
+        )
         self._absences = Absences(after_seconds=config.replace_after_seconds)
 
     def is_away(self, index: int) -> bool:
@@ -50,7 +55,7 @@ class Replacing:
         work: asyncio.Task[None] | None = None
         try:
             while True:
-                await self._registry.change(_LOOK_SECONDS)
+                await self._registry.change(_CHECK_SECONDS)
                 self._absences = self._watch()
                 is_busy = work is not None and not work.done()
                 if is_busy or not self._may_begin():

@@ -19,7 +19,7 @@ from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED, CannotLoad
 
 logger = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.2
+_CHECK_SECONDS = 0.2
 _IDLE_SECONDS = 1.0
 
 
@@ -81,7 +81,7 @@ class PlacementReconciler:
                     raise OperationError("placement", reason)
                 if loop.time() > end:
                     raise OperationError("placement", f"not loaded after {deadline_seconds:g} seconds")
-                await self._registry.change(_LOOK_SECONDS)
+                await self._registry.change(_CHECK_SECONDS)
         except BaseException:
             self.target = None
             raise
@@ -103,7 +103,7 @@ class PlacementReconciler:
         while True:
             keys = self._registry.keys("expert")
             aligned = await asyncio.gather(*(self._align(key, self._registry.records[key]) for key in keys))
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_CHECK_SECONDS)
             if self.target is None and not any(aligned):
                 await self._registry.change(_IDLE_SECONDS)
 
