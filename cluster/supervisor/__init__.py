@@ -1,4 +1,5 @@
-"""Keeps the service whole: watches actors, forms epochs, places experts, carries out operations. Without Ray.
+"""Keeps the service whole: it watches actors, forms epochs, places experts and carries out operations.
 
-Open `supervisor.py` first; `remote_actor.py` is what the supervisor needs of Ray, as protocols.
+Open `supervisor.py` first. Nothing here imports Ray: `remote_actor.py` says, as protocols, what the
+supervisor needs from Ray.
 """

@@ -1,4 +1,4 @@
-"""Actors in other processes as the supervisor sees them: two protocols that `cluster.ray_actors.actors` fulfils."""
+"""The protocols through which the supervisor sees actors; `cluster.ray_actors.actors` implements them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from cluster.messages import Heartbeat
 
 
 class ActorLostError(Exception):
-    """The process behind an actor died or cannot be reached: name of the actor, reason."""
+    """The process behind an actor died or cannot be reached. Arguments: name of the actor, reason."""
 
 
 class ActorDeadError(ActorLostError):
-    """The process is gone and no other one will follow by itself: name of the actor, reason."""
+    """The process has ended and Ray will not start another. Arguments: name of the actor, reason."""
 
 
 class OperationError(Exception):
-    """What an operator asked for was not done: name of the operation, reason. The service is as it was before."""
+    """An operation was not done, and the service is as it was before.
+
+    Arguments: name of the operation, reason.
+    """
 
     def __init__(self, operation: str, reason: str) -> None:
         super().__init__(operation, reason)
@@ -33,13 +36,16 @@ class OperationError(Exception):
 
 
 class CannotLoadError(OperationError):
-    """An actor cannot load the experts that it was asked to hold: name of the operation, reason."""
+    """An actor cannot load the experts that it was asked to hold.
+
+    Arguments: name of the operation, reason.
+    """
 
 
 CALL_SECONDS = 10.0
 """Longest wait for a call that an actor answers from memory."""
 UNANSWERED = (ActorLostError, ActorError, asyncio.TimeoutError)
-"""What a call raises: nobody is there, the actor's own error, no answer in time."""
+"""What a call raises: the process is lost, the actor raised its own error, or there was no answer in time."""
 
 
 class RemoteActor(Protocol):
@@ -47,7 +53,7 @@ class RemoteActor(Protocol):
 
     async def heartbeat(self, deadline_seconds: float) -> Heartbeat: ...
     async def start_loading(self, experts: tuple[int, ...] | None, deadline_seconds: float) -> None:
-        """Begin to load; None is what the actor's settings say."""
+        """Begin to load these experts, or with None those in the actor's settings."""
 
     async def hold(self, experts: tuple[int, ...], deadline_seconds: float) -> None:
         """Begin to load further experts."""
@@ -57,13 +63,13 @@ class RemoteActor(Protocol):
     async def join(self, members: messages.Membership, deadline_seconds: float) -> None: ...
     async def report(self, deadline_seconds: float) -> ActorReport: ...
     async def wait_for_end(self) -> None:
-        """Return or raise when the process ends or its connection does, without a deadline."""
+        """Return or raise when the process or the connection to it ends. There is no deadline."""
 
     async def stop(self, deadline_seconds: float) -> None: ...
     async def replace(self, heartbeat: Heartbeat | None, deadline_seconds: float) -> None:
-        """Kill the process that gave this pulse, even one that is stopped; another one takes its place.
+        """Kill the process that sent this heartbeat, even if it is stopped; Ray starts another.
 
-        A process that is gone already is none of it. None kills whichever process is there.
+        If the process is already gone, do nothing. With None, kill the current process.
         """
 
     async def remove(self) -> None:
@@ -71,30 +77,37 @@ class RemoteActor(Protocol):
 
 
 class ActorPool(Protocol):
-    """Where actors run, and where the supervisor's notes outlive it."""
+    """Creates actors on the machines of a cluster, and keeps the supervisor's snapshot after its death."""
 
     async def plan(
         self, config: ClusterConfig, token: str, num_experts: int, device: str | None
     ) -> list[DenseSettings | ExpertSettings]:
-        """What the actors of a service are told, chosen for the machines that are there.
+        """Return the settings of all actors of a service, chosen for the machines that are alive.
 
-        `num_experts` is the number of expert actors at present; `device` the one of the actors that are there already.
+        `num_experts` is the number of expert actors. `device` is the device of the actors that exist already,
+        or None if there are none.
         """
 
     async def find_or_create(self, settings: DenseSettings | ExpertSettings) -> RemoteActor:
-        """Raises ActorLostError after some seconds where there is no place for it at present."""
+        """Return the actor, created if it does not exist.
+
+        Raises ActorLostError if no node has room for it within some seconds.
+        """
 
     async def maintain(self) -> None:
-        """Give up what has lost its machine, and ask for another place for it. Called every second or so."""
+        """Move reservations whose node is lost to other nodes.
+
+        The supervisor calls this about once a second.
+        """
 
     async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
-        """Free the place of an actor that was removed."""
+        """Free the reservation of an actor that was removed."""
 
     async def release(self) -> None:
-        """Give the machines' resources back, and forget the notes."""
+        """Free all reservations and delete the snapshot."""
 
     async def save(self, snapshot: bytes) -> None:
-        """Keep these in place of the ones before."""
+        """Store the snapshot in place of the one before."""
 
     async def load(self) -> bytes | None:
-        """What was saved last."""
+        """Return the snapshot that was saved last, or None."""

@@ -1,4 +1,4 @@
-"""What a supervisor that was killed must know again: epoch, restarts, processes and placement."""
+"""The state that a supervisor needs after its own restart: epoch, restarts, processes and placement."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from cluster.supervisor.placement.placement import Placement
 
 
 class PlaceSnapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """One place."""
+    """What the snapshot says of one place."""
 
     kind: Kind
     index: int
     incarnation: str | None
     restarts: int
     heartbeat: Heartbeat | None
-    """Last sign of life, so that a process that hangs can be ended."""
+    """Last heartbeat of the process, which identifies it: a process that hangs can then be killed."""
 
     @property
     def key(self) -> ActorKey:
-        """The place."""
+        """The key of the place."""
         return ActorKey(self.kind, self.index)
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """Written whenever one of them changes."""
+    """All of that state. It is written whenever a part of it changes."""
 
     actor_hash: str
-    """Of the config; notes of a service with other actors are of no use."""
+    """`ClusterConfig.actor_hash`. The snapshot of a service with other actors is ignored."""
     device: str
-    """Of all actors."""
+    """The device of all actors."""
     epoch: int
     places: tuple[PlaceSnapshot, ...]
     placement: Placement | None
     target: Placement | None
-    """What an operation was about to put in place of `placement`."""
+    """The placement that an operation was preparing, if any."""
 
     @property
     def num_experts(self) -> int:
-        """How many expert actors there are."""
+        """The number of expert actors."""
         return sum(place.kind == "expert" for place in self.places)
 
 
 def compose(
     actor_hash: str, device: str, registry: Registry, placement: Placement | None, target: Placement | None
 ) -> Snapshot:
-    """The notes of this moment."""
+    """Return the snapshot of the present state."""
     state, records = registry.state, registry.records
     places = tuple(
         PlaceSnapshot(
@@ -73,12 +73,12 @@ def compose(
 
 
 def encode(snapshot: Snapshot) -> bytes:
-    """As JSON, which an operator can read."""
+    """Encode a snapshot as JSON, which an operator can read."""
     return msgspec.json.encode(snapshot)
 
 
 def decode(content: bytes, actor_hash: str) -> Snapshot | None:
-    """Snapshot of a service with the same actors; None for any others."""
+    """Decode a snapshot. Return None if the content is invalid or belongs to a service with other actors."""
     try:
         snapshot: Snapshot = msgspec.json.decode(content, type=Snapshot)
     except msgspec.MsgspecError:
@@ -87,14 +87,14 @@ def decode(content: bytes, actor_hash: str) -> Snapshot | None:
 
 
 def places_of(snapshot: Snapshot) -> dict[ActorKey, Place]:
-    """What is known of each place before it was looked at."""
+    """Return the places as the snapshot has them; their phase is "unseen" until the watcher checks them."""
     return {
         place.key: Place(incarnation=place.incarnation, restarts=place.restarts) for place in snapshot.places
     }
 
 
 def _identity(heartbeat: Heartbeat | None) -> Heartbeat | None:
-    """Which process it is, without how far it is, which would be news every moment."""
+    """The heartbeat without its progress: progress changes all the time, and each change would be saved."""
     if heartbeat is None:
         return None
     return msgspec.structs.replace(

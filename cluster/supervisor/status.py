@@ -1,4 +1,4 @@
-"""What the supervisor tells of its actors: the view for operators, and how far the service is with starting."""
+"""Two views of the actors: `actor_views` for operators, and `startup` for the progress of a start."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from cluster.supervisor.membership.registry import Registry, actor_name
 
 
 def actor_views(registry: Registry) -> tuple[ActorView, ...]:
-    """All dense and expert actors, as they were last seen."""
+    """Return the views of all dense and expert actors, as they were last seen."""
     return tuple(
         _actor_view(registry, key) for key in sorted(registry.records) if key in registry.state.places
     )
 
 
 def startup(registry: Registry) -> Startup:
-    """How far the actors are with loading."""
+    """Return each actor's loading progress, and whether the service is ready."""
     actors = tuple(
         ActorStartup(name=actor_name(key), progress=_progress(registry, key))
         for key in sorted(registry.records)
@@ -53,14 +53,20 @@ def _actor_view(registry: Registry, key: ActorKey) -> ActorView:
 def _experts(
     registry: Registry, key: ActorKey, settings: DenseSettings | ExpertSettings, report: ActorReport | None
 ) -> tuple[int, ...]:
-    """Those that it gets rows for; with the local exchange the dense actor itself holds experts."""
+    """The experts for which the actor gets rows.
+
+    With the local exchange a dense actor holds all experts itself.
+    """
     if isinstance(settings, ExpertSettings):
         return tuple(registry.state.table.get(key.index, ()))
     return report.experts if report is not None else ()
 
 
 def _state_word(place: Place, report: ActorReport | None) -> str:
-    """An actor that works is ready, also while a round that includes it is under way."""
+    """The state for operators.
+
+    An actor that works counts as ready, also while a round with it is under way.
+    """
     if place.phase == "joined" or (
         place.phase == "loaded" and report is not None and report.state == "ready"
     ):

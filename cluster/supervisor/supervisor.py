@@ -1,8 +1,8 @@
-"""The supervisor keeps the service whole. It decides nothing itself and computes nothing; it holds the parts together.
+"""The supervisor keeps the service whole. It connects the parts; each decision is made in one of them.
 
-    watching --events--> roster (membership.advance) --decisions--> loading, rounds
-    operations --target--> slots --hold, table, drop--> expert actors
-    everything that must outlive it --> notes, in the pool
+    watcher --events--> registry (membership.advance) --decisions--> loading, rounds
+    operations --target--> reconciler --hold, table, drop--> expert actors
+    what must outlive the supervisor --> snapshot, kept by the pool
 
 The supervisor reaches actors through the protocols of `cluster.supervisor.remote_actor`, which
 `cluster.ray_actors.actors` fulfils with Ray.
@@ -47,7 +47,10 @@ _MAINTAIN_SECONDS = 1.0
 
 
 class Supervisor:
-    """One per service. `start` returns at once; `shut_down` ends everything that was created."""
+    """The supervisor of one service.
+
+    `start` returns at once; `shut_down` ends everything that was created.
+    """
 
     def __init__(self, config: ClusterConfig, token: str, pool: ActorPool, me: ActorView) -> None:
         self._config, self._token, self._pool, self._me = config, token, pool, me
@@ -55,7 +58,7 @@ class Supervisor:
         self._keepers: dict[ActorKey, asyncio.Task[None]] = {}
         self._recent = RecentLoads()
         self._device: str | None = None
-        """Of all actors, once it is chosen."""
+        """The device of all actors; None until it is chosen."""
         self._saved: Snapshot | None = None
         self._saving = asyncio.Lock()
         self._registry = Registry(self._carry_out)
@@ -78,18 +81,25 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         actors = [record.actor for record in self._registry.records.values() if record.actor is not None]
-        # A polite end lets peers see closed links at once; whoever does not answer is removed all the same.
+        # `stop` closes an actor's links, so that its peers notice the end at once. An actor that does not
+        # answer is removed all the same.
         await asyncio.gather(*(actor.stop(2.0) for actor in actors), return_exceptions=True)
         await asyncio.gather(*(actor.remove() for actor in actors), return_exceptions=True)
         self._registry.begin(membership.first({}, {}), {})
         await self._pool.release()
 
     async def addresses(self, known_version: int, wait_seconds: float) -> DenseAddresses:
-        """The dense actors' addresses: at once if they are newer than `known_version`, else when they change."""
+        """Return the dense actors' addresses, at once if they are newer than `known_version`.
+
+        Otherwise wait for a change, at most `wait_seconds`.
+        """
         return await self._addresses.get(known_version, wait_seconds)
 
     async def view(self) -> ClusterView:
-        """All actors as they are now; one that does not answer within a second as it was last seen."""
+        """Return all actors as they are now.
+
+        An actor that does not answer within a second is shown as last seen.
+        """
         await asyncio.gather(*(self.refresh(key) for key in list(self._registry.records)))
         placement = self._reconciler.placement
         return ClusterView(
@@ -101,7 +111,7 @@ class Supervisor:
         )
 
     def startup(self) -> Startup:
-        """How far the actors are with loading."""
+        """Return how much each actor has loaded, and whether the service is ready."""
         return startup(self._registry)
 
     async def operate(self, operation: Operation) -> None:
@@ -109,7 +119,7 @@ class Supervisor:
         await self._operations.operate(operation)
 
     async def plan(self, num_experts: int) -> list[DenseSettings | ExpertSettings]:
-        """Settings of all actors when there are `num_experts` expert actors."""
+        """Return the settings of all actors for `num_experts` expert actors."""
         return await self._pool.plan(self._config, self._token, num_experts, self._device)
 
     async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
@@ -117,7 +127,7 @@ class Supervisor:
         await self._pool.give_back(settings)
 
     async def refresh(self, key: ActorKey) -> None:
-        """Ask an actor for a new report. One that does not answer in time keeps its last report."""
+        """Ask an actor for a new report. If it does not answer within a second, its last report stays."""
         record = self._registry.records.get(key)
         if record is None or record.actor is None or not self._registry.state.places[key].is_up:
             return
@@ -133,11 +143,11 @@ class Supervisor:
         self._keepers.pop(key).cancel()
 
     def loads(self) -> list[list[float]] | None:
-        """Rows of the last minutes, [layer][expert]; None if too few rows were seen to tell experts apart."""
+        """Return recent rows per expert, [layer][expert]; None if too few rows were seen to compare them."""
         return self._recent.loads()
 
     def is_away(self, index: int) -> bool:
-        """Whether an expert actor is away for so long that nothing should wait for it."""
+        """Return whether an expert actor has been away too long for anything to wait for it."""
         return self._replacement.is_away(index)
 
     async def _start(self) -> None:
@@ -174,9 +184,10 @@ class Supervisor:
         self._spawn(self._replacement.run())
 
     async def _recover(self) -> tuple[Snapshot | None, list[DenseSettings | ExpertSettings]]:
-        """Snapshot of an earlier life, and settings of all actors once there is room for them.
+        """Return the snapshot of the supervisor that ran before, if any, and the settings of all actors.
 
-        Nodes of a cluster that starts join one by one, and its head may be away.
+        Try until the cluster has room for all actors: while a cluster starts, its nodes join one by one, and
+        its head may be down.
         """
         while True:
             try:
@@ -195,12 +206,12 @@ class Supervisor:
                 return known, settings
 
     async def _keep(self, key: ActorKey) -> None:
-        """Whatever goes wrong at one look, the place is looked at again: nobody else would notice the next death."""
+        """Watch one place, and start again after any error: nothing else would notice the next death."""
         while True:
             try:
                 await self._watcher.keep(key)
             except Exception:
-                logger.exception("watching %s failed and begins anew", key)
+                logger.exception("watching %s failed and starts again", key)
                 await asyncio.sleep(_WATCH_AGAIN_SECONDS)
 
     def _carry_out(self, decision: membership.Decision) -> None:
@@ -210,7 +221,7 @@ class Supervisor:
             self._spawn(self._rounds.hold(decision.epoch, decision.pause_seconds))
 
     async def _load(self, key: ActorKey) -> None:
-        """Tell a process what to load, once it is decided."""
+        """Wait until it is decided what the process of a place loads, then tell the process."""
         record = self._registry.records[key]
         experts: tuple[int, ...] | None = None
         if isinstance(record.settings, ExpertSettings):
@@ -220,12 +231,12 @@ class Supervisor:
             experts = wanted if wanted != record.settings.experts else None
         if record.actor is None or record.heartbeat is None or record.heartbeat.progress.state != "starting":
             return
-        # A failure is seen by the watcher as well.
+        # The watcher sees the failure, too, and handles it.
         with contextlib.suppress(*UNANSWERED):
             await record.actor.start_loading(experts, CALL_SECONDS)
 
     async def _experts_for(self, key: ActorKey) -> tuple[int, ...]:
-        """What the present process of the place is to hold, once it is to hold anything; nothing if it ends before."""
+        """Wait until the placement gives the place experts, and return them; () if its process ends first."""
         incarnation = self._registry.state.places[key].incarnation
 
         def is_gone() -> bool:
@@ -241,7 +252,7 @@ class Supervisor:
         self._recent = self._recent.add(incarnation, report.expert_load, now)
 
     async def _save(self) -> None:
-        """Write the notes if they have changed. A failure is tried again by `_save_always`."""
+        """Write the snapshot if it has changed. After a failure `_save_always` tries again."""
         async with self._saving:
             current = snapshot.compose(
                 self._config.actor_hash(),
@@ -256,7 +267,7 @@ class Supervisor:
                 await self._pool.save(snapshot.encode(current))
                 self._saved = current
             except Exception as error:
-                logger.warning("the notes cannot be written now: %s", error)
+                logger.warning("the snapshot cannot be written now: %s", error)
 
     async def _save_always(self) -> None:
         while True:
@@ -269,7 +280,7 @@ class Supervisor:
             try:
                 await self._pool.maintain()
             except Exception as error:
-                logger.warning("lost places cannot be seen to now: %s", error)
+                logger.warning("lost places cannot be replaced now: %s", error)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -1,4 +1,4 @@
-"""The addresses of the dense actors, in versions. Each ingress replica waits here for the next version."""
+"""The addresses of the dense actors, in versions. Each ingress replica waits for the next version."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ class AddressBoard:
         self._drain_seconds: float | None = None
 
     async def get(self, known_version: int, wait_seconds: float) -> DenseAddresses:
-        """The addresses: at once if newer than `known_version`, else after a change or `wait_seconds`."""
+        """Return the addresses, at once if they are newer than `known_version`.
+
+        Otherwise wait for a change, at most `wait_seconds`.
+        """
         if self._addresses.version <= known_version:
             with contextlib.suppress(asyncio.TimeoutError):
                 await within(wait_seconds, self._changed.wait())
         return self._addresses
 
     def drain(self, grace_seconds: float) -> None:
-        """From now on every ingress replica refuses new requests."""
+        """Tell all ingress replicas to refuse new requests, and to end running ones after the grace period."""
         self._drain_seconds = grace_seconds
         self.update()
 
     async def follow(self) -> None:
-        """Make a new version whenever a dense actor has come or gone; ends only when it is cancelled."""
+        """Make a new version whenever a dense actor has come or gone. Ends only when it is cancelled."""
         while True:
             self.update()
             await self._registry.change(_CHECK_SECONDS)
@@ -42,7 +45,7 @@ class AddressBoard:
     def update(self) -> None:
         """Make a new version if the addresses have changed.
 
-        Until every actor was looked at once, the list would be too short, so there is none but for a drain.
+        Until every actor was checked once, the list would be too short, so only a drain makes a version then.
         """
         state = self._registry.state
         if any(place.phase == "unseen" for place in state.places.values()) and self._drain_seconds is None:

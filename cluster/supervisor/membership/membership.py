@@ -1,19 +1,21 @@
-"""Who lives, in which version (epoch): events in, decisions out. Pure: no clock, no Ray.
+"""Decides which actors take part in which epoch, a version of the membership: events in, decisions out. Pure.
 
-A place goes through these phases; the death of its process leads to `absent` from everywhere.
+A place is a position such as dense-0 that one process at a time fills. It goes through these phases; the
+death of its process leads to `absent` from each of them.
 
     unseen --Created--> loading --Loaded--> loaded <--Unlinked, RoundEnded--> joined
        |                   |                   |                                |
        +--Missing-> absent +--LoadFailed-> failed     silent <--Silent, Heard --+
 
-Who takes part: every process that is loaded and not silent; an expert actor only if the table gives it experts. A round
-tells all of them who takes part and which experts each holds. It begins
+Members are the processes that are loaded and not silent; an expert actor is a member only if the table gives
+it experts. A round tells all members who the members are and which experts each of them holds. A round begins
 
-    - when those who take part, or the table, are others than in the last round: at once, even while that one is under way,
-    - when one of them has not joined or has lost a link: after a pause that grows for as long as that goes on,
+    - at once, if the members or the table differ from those of the last round, even while it is under way,
+    - after a pause, if a member has not joined or has lost a link; the pause grows with each such repair,
 
-but only while a dense actor takes part and every expert has a holder; the very first one waits for all places, unless
-one of them has died. Rounds interrupt nobody: whoever works goes on, and epochs only tell old news from new.
+but only while a dense actor is a member and every expert has a holder. The first round also waits for all
+places, unless a process has died or failed. A round interrupts no work: actors go on, and the epoch only
+tells old news from new.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ from typing import Literal, TypeAlias
 Kind = Literal["dense", "expert"]
 Phase = Literal["unseen", "absent", "loading", "loaded", "joined", "silent", "failed"]
 Table: TypeAlias = Mapping[int, tuple[int, ...]]
-"""Index of an expert actor -> the experts for which it gets rows."""
+"""Maps the index of an expert actor to the experts for which it gets rows."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class ActorKey:
-    """One place in the service, whichever process fills it at present."""
+    """Identifies one place in the service, whichever process fills it."""
 
     kind: Kind
     index: int
@@ -41,45 +43,45 @@ class ActorKey:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """There is one more place."""
+    """A place was added."""
 
     key: ActorKey
 
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """A place is given up, and its process with it."""
+    """A place was removed, and its process with it."""
 
     key: ActorKey
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementChanged:
-    """From the next round on, rows go to the experts' holders according to this table."""
+    """There is a new table, which says from the next round on where the rows of each expert go."""
 
     table: Table
 
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """A process fills the place; `incarnation` is unique to that process."""
+    """A process fills the place. `incarnation` is unique to the process."""
 
     key: ActorKey
     incarnation: str
     is_loaded: bool = False
-    """Whether it holds its weights already: it was there before the supervisor."""
+    """Whether the process already holds its weights, since it is older than the supervisor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """At the first look nobody fills the place."""
+    """No process was found at the first check of the place."""
 
     key: ActorKey
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """That process holds its weights."""
+    """The process has loaded its weights."""
 
     key: ActorKey
     incarnation: str
@@ -87,7 +89,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """That process cannot load its weights; it will not be tried again until it is replaced."""
+    """The process cannot load its weights. It is not tried again until the process is replaced."""
 
     key: ActorKey
     incarnation: str
@@ -96,7 +98,7 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """The process that filled the place is gone."""
+    """The process that filled the place has ended."""
 
     key: ActorKey
     incarnation: str
@@ -104,7 +106,7 @@ class Died:
 
 @dataclass(frozen=True, slots=True)
 class Silent:
-    """The process does not answer; whether it still runs is unknown."""
+    """The process does not answer. Whether it still runs is unknown."""
 
     key: ActorKey
     incarnation: str
@@ -129,7 +131,7 @@ class Unlinked:
 
 @dataclass(frozen=True, slots=True)
 class RoundEnded:
-    """Every join call of the epoch has returned: these actors joined, all others did not."""
+    """Every join call of the epoch has returned. `joined` are the actors that joined; all others did not."""
 
     epoch: int
     joined: frozenset[ActorKey]
@@ -137,14 +139,14 @@ class RoundEnded:
 
 @dataclass(frozen=True, slots=True)
 class Steady:
-    """Some time after the round of this epoch all its members still say that all is well."""
+    """Some time after the round of this epoch, all its members report that they are well."""
 
     epoch: int
 
 
 @dataclass(frozen=True, slots=True)
 class EpochSeen:
-    """An actor that was there before the supervisor belongs to this epoch; later ones must be higher."""
+    """An actor has already been in this epoch, so the next epoch must be higher."""
 
     epoch: int
 
@@ -157,14 +159,14 @@ Event: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class StartLoading:
-    """Tell the process to load its weights."""
+    """Tell the process of the place to load its weights."""
 
     key: ActorKey
 
 
 @dataclass(frozen=True, slots=True)
 class StartRound:
-    """Tell all members to join under this epoch after a pause, then report RoundEnded."""
+    """After the pause, tell all members to join under this epoch, then post RoundEnded."""
 
     epoch: int
     pause_seconds: float
@@ -179,14 +181,14 @@ class Place:
 
     phase: Phase = "unseen"
     incarnation: str | None = None
-    """The process that fills it."""
+    """The process that fills the place."""
     restarts: int = 0
-    """How many processes of this place have died."""
+    """Number of processes of this place that have died."""
     error: str | None = None
 
     @property
     def is_up(self) -> bool:
-        """Whether its process can take part."""
+        """Whether the process can take part in a round."""
         return self.phase in ("loaded", "joined")
 
 
@@ -197,19 +199,19 @@ class Membership:
     places: Mapping[ActorKey, Place]
     table: Table = field(default_factory=dict)
     epoch: int = 0
-    """The highest epoch that was ever begun; 0 before the first."""
+    """The highest epoch so far; 0 before the first round."""
     is_round_open: bool = False
     """Whether the join calls of `epoch` are still under way."""
     called: Mapping[ActorKey, str | None] = field(default_factory=dict)
     """The processes that were called to the present epoch."""
     called_table: Table = field(default_factory=dict)
-    """The table that they were told."""
+    """The table that those processes were told."""
     num_repairs: int = 0
-    """Rounds on end that were needed although nobody had come or gone."""
+    """Number of rounds since the last steady one that were needed although no member had come or gone."""
 
     @property
     def members(self) -> dict[ActorKey, str | None]:
-        """Who takes part in a round that would begin now."""
+        """The places that would take part in a round now, with the incarnation of each."""
         return {
             key: place.incarnation
             for key, place in self.places.items()
@@ -218,7 +220,7 @@ class Membership:
 
     @property
     def is_covered(self) -> bool:
-        """Whether every expert has a holder that takes part."""
+        """Whether every expert has a holder among the members."""
         if not self.table and any(key.kind == "expert" for key in self.places):
             return False
         held = {expert for key in self.members for expert in self._experts(key)}
@@ -226,13 +228,13 @@ class Membership:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a dense actor and holders of every expert have met."""
+        """Whether a dense actor has joined and every expert has a holder among the members."""
         has_dense = any(key.kind == "dense" and place.phase == "joined" for key, place in self.places.items())
         return has_dense and self.is_covered
 
     @property
     def is_switched(self) -> bool:
-        """Whether every dense actor that may be computing has joined a round that had the present table."""
+        """Whether every dense actor that may be computing has joined a round with the present table."""
         return (
             not self.is_round_open
             and dict(self.called_table) == dict(self.table)
@@ -248,12 +250,15 @@ class Membership:
 
 
 def first(places: Mapping[ActorKey, Place], table: Table, epoch: int = 0) -> Membership:
-    """What is known before anybody was looked at: nothing, or what was noted in an earlier life."""
+    """Return the state before any check of the places, with what a snapshot says of them, if there is one."""
     return Membership(places=dict(places), table=dict(table), epoch=epoch)
 
 
 def advance(state: Membership, event: Event) -> tuple[Membership, tuple[Decision, ...]]:
-    """The state after an event, and what has to be done. News of a process that is already gone change nothing."""
+    """Return the state after an event, and what has to be done.
+
+    Events of processes that have ended do nothing.
+    """
     state, loading = _take_in(state, event)
     state, rounds = _begin_round(state)
     return state, loading + rounds
@@ -264,7 +269,8 @@ def _take_in(state: Membership, event: Event) -> tuple[Membership, tuple[Decisio
         case PlacementChanged(table):
             return replace(state, table=dict(table)), ()
         case EpochSeen(epoch):
-            # Actors refuse what is not newer, so a round of a lower epoch has to be held again.
+            # Actors refuse an epoch that is not newer than theirs, so a round of a lower epoch has to be held
+            # again.
             is_overtaken = epoch > state.epoch and state.is_round_open
             state = replace(state, called={} if is_overtaken else state.called)
             return replace(state, epoch=max(state.epoch, epoch)), ()
@@ -292,7 +298,7 @@ def _take_in_process(state: Membership, event: AboutProcess) -> tuple[Membership
     if isinstance(event, Created):
         if place.incarnation == event.incarnation and phase not in ("unseen", "absent"):
             return state, ()
-        # A new process without news of the old one's death: the old one died unseen.
+        # There is a new process, so the old process has died even though no event said so.
         is_unseen_death = place.incarnation not in (None, event.incarnation)
         born = Place(
             phase="loaded" if event.is_loaded else "loading",
@@ -352,7 +358,10 @@ def _begin_round(state: Membership) -> tuple[Membership, tuple[Decision, ...]]:
 
 
 def _may_begin(state: Membership, members: Mapping[ActorKey, str | None]) -> bool:
-    """Before everybody was looked at, a round might leave out somebody who is at work."""
+    """Whether a round may begin.
+
+    Before every place was checked, a round might leave out an actor that works.
+    """
     phases = [place.phase for place in state.places.values()]
     if "unseen" in phases or not state.is_covered or not any(key.kind == "dense" for key in members):
         return False
@@ -364,7 +373,7 @@ def _may_begin(state: Membership, members: Mapping[ActorKey, str | None]) -> boo
 
 
 def _pause_seconds(num_repairs: int) -> float:
-    """Nothing before the first repair, then 0.4 s, 0.8 s ... half a minute."""
+    """The pause before a round: 0 up to the first repair, then 0.4 s, 0.8 s and so on, at most 30 s."""
     return 0.0 if num_repairs <= 1 else min(_MAX_PAUSE_SECONDS, 0.1 * 2.0**num_repairs)
 
 
@@ -372,7 +381,7 @@ _MAX_PAUSE_SECONDS = 30.0
 
 
 def _gone(place: Place) -> Place:
-    """A place whose process, if there was one, has died."""
+    """The place after the death of its process, if it had one."""
     return Place(phase="absent", restarts=place.restarts + (place.incarnation is not None))
 
 

@@ -1,4 +1,4 @@
-"""What the supervisor knows of its actors: their membership, and of each place the process and its last words."""
+"""What the supervisor knows of its actors: the membership, and the process and last report of each place."""
 
 from __future__ import annotations
 
@@ -15,44 +15,45 @@ from cluster.timeouts import within
 
 
 class ActorRecord:
-    """One place, beside what membership knows of it."""
+    """What is known of one place besides its membership."""
 
     def __init__(self, settings: DenseSettings | ExpertSettings, heartbeat: Heartbeat | None = None) -> None:
         self.settings = settings
         self.actor: RemoteActor | None = None
         self.heartbeat = heartbeat
-        """Last sign of life; of a process before the supervisor's own start where it was noted."""
+        """Last heartbeat; after a restart of the supervisor at first the one in the snapshot, if any."""
         self.report: ActorReport | None = None
         self.listening: tuple[str, str, int, str, int] | None = None
-        """Incarnation, then what listen() answered."""
+        """Incarnation of the process, then the answer of its `listen()`."""
         self.asked: tuple[str | None, tuple[int, ...]] | None = None
-        """Incarnation, and the experts that it was asked to hold last."""
+        """Incarnation of the process, and the further experts that it was last asked to hold."""
         self.is_leaving = False
-        """Whether it is about to be restarted."""
+        """Whether the actor is about to be restarted."""
         self.is_silent = False
-        """Whether its process did not answer when it was last asked, in whatever phase it is."""
+        """Whether the process did not answer the last call for a heartbeat, in whatever phase the place
+        is."""
         self.suspicion = asyncio.Event()
-        """Set when a peer misses its answers."""
+        """Set when a peer misses the actor's answers."""
 
 
 class Registry:
-    """All places. Lives in one event loop."""
+    """All places and their membership. Not thread-safe: all calls come from one event loop."""
 
     def __init__(self, decide: Callable[[membership.Decision], None]) -> None:
         self.state = membership.first({}, {})
         self.records: dict[ActorKey, ActorRecord] = {}
         self.failure: str | None = None
-        """Why the service will not become ready without help."""
+        """Why the service cannot become ready without help, or None."""
         self._decide = decide
         self._changed = asyncio.Event()
 
     def begin(self, state: membership.Membership, records: Mapping[ActorKey, ActorRecord]) -> None:
-        """Start with these places."""
+        """Set the state and the places with which the supervisor starts."""
         self.state, self.records = state, dict(records)
         self.notify()
 
     def post(self, event: membership.Event) -> None:
-        """Take in what happened, and have done what membership decides."""
+        """Pass an event to `membership`, and carry out its decisions."""
         before = self.state
         self.state, decisions = membership.advance(self.state, event)
         for decision in decisions:
@@ -61,19 +62,19 @@ class Registry:
             self.notify()
 
     def notify(self) -> None:
-        """Let everybody who waits look again."""
+        """Wake all tasks that wait for a change."""
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def change(self, seconds: float) -> None:
-        """Return after the next change, or after so many seconds."""
+        """Wait for the next change, at most `seconds`."""
         try:
             await within(seconds, self._changed.wait())
         except asyncio.TimeoutError:
             return
 
     async def until(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Whether the condition came true in time."""
+        """Wait until the condition is true, at most `seconds`. Return whether it became true."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while not condition():
@@ -84,25 +85,26 @@ class Registry:
         return True
 
     def keys(self, kind: membership.Kind) -> list[ActorKey]:
-        """All places of a kind, by index."""
+        """Return all places of a kind, sorted by index."""
         return sorted(key for key in self.records if key.kind == kind)
 
     def held(self, key: ActorKey) -> frozenset[int]:
-        """The experts that an expert actor that is up holds, as it said last."""
+        """Return the experts in the last report of an expert actor; none if the actor is not up."""
         report = self.records[key].report
         is_up = key in self.state.places and self.state.places[key].is_up
         return frozenset(report.experts) if report is not None and is_up else frozenset()
 
 
 def key_of(settings: DenseSettings | ExpertSettings) -> ActorKey:
-    """The place that an actor with these settings fills."""
+    """Return the place that an actor with these settings fills."""
     return ActorKey("dense" if isinstance(settings, DenseSettings) else "expert", settings.index)
 
 
 def actor_name(key: ActorKey) -> str:
-    """The actor's name in Ray and in every view."""
+    """Return the actor's name in Ray and in every view."""
     return f"phimoe-{key}"
 
 
 _CHECK_SECONDS = 0.2
-"""Reports come without a change of membership, so conditions are looked at that often at least."""
+"""Longest time between two checks of a condition: a new report makes no change that would wake a waiting
+task."""

@@ -1,4 +1,4 @@
-"""Rounds: all members of an epoch are told at once who takes part."""
+"""Holds rounds: tells all members of an epoch at the same time who the members are."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ logger = logging.getLogger(__name__)
 
 
 class Rounds:
-    """Holds the rounds that membership decides on. A round that was overtaken is given up by its members."""
+    """Holds the rounds that `membership` decides on.
+
+    When a newer round begins, members give up the older one.
+    """
 
     def __init__(self, registry: Registry, connect_deadline_seconds: float) -> None:
         self._registry = registry
         self._deadline_seconds = connect_deadline_seconds + CALL_SECONDS
 
     async def hold(self, epoch: int, pause_seconds: float) -> None:
-        """Call the members of the epoch, and post how it ended."""
+        """Call the members of the epoch, and post RoundEnded with those that joined."""
         await asyncio.sleep(pause_seconds)
         state = self._registry.state
         if state.epoch != epoch:
@@ -54,7 +57,7 @@ class Rounds:
         self._registry.post(RoundEnded(epoch, frozenset(joined)))
 
     async def _dense_member(self, key: ActorKey) -> DenseMember | None:
-        """Where its links meet; None where it does not say."""
+        """Return the address at which the dense actor's links are made; None if the actor does not answer."""
         record, incarnation = self._registry.records[key], self._registry.state.called[key] or ""
         if record.listening is None or record.listening[0] != incarnation:
             try:

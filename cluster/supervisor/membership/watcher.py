@@ -1,9 +1,12 @@
-"""Follows every place through all processes that fill it: creates, looks for signs of life, ends what hangs.
+"""Follows each place through all its processes: creates them, asks for signs of life, kills those that hang.
 
-    find or create -> first pulse: Created -> pulses and reports: Loaded, Unlinked, Steady -> Died -> from the start
+    find or create the process
+      -> first heartbeat: Created
+      -> heartbeats and reports: Loaded, Unlinked, Steady
+      -> Died, then from the start
 
-An actor that gives no sign of life for `hung_after_seconds`, or half of that once a peer misses its answers, is Silent at
-once and killed. While it loads it has longer.
+An actor that gives no sign of life for `hung_after_seconds` becomes Silent at once and is killed. Half of
+that time is enough once a peer misses its answers; while the actor loads, it has longer.
 """
 
 from __future__ import annotations
@@ -37,21 +40,21 @@ from cluster.timeouts import within
 logger = logging.getLogger(__name__)
 
 _KILL_SECONDS = 60.0
-"""On another node than this one Ray has to start a process first that does it, where others compute."""
+"""Longest wait for a kill. For an actor on another node, Ray first starts a process there, on busy cores."""
 _START_SECONDS = 120.0
-"""Longest time from a process's beginning to its first sign of life."""
+"""Longest time from the start of a process to its first sign of life."""
 _LOADING_SECONDS = 30.0
-"""An actor that loads may keep silent for so long."""
+"""How long an actor that loads may give no sign of life."""
 _SHORT_PAUSE_SECONDS = 0.1
 _PAUSE_SECONDS = 0.5
 _REPORT_PAUSE_SECONDS = 1.0
 _GRACE_SECONDS = 0.25
-"""For answers that are there but could not be read yet, because this process itself was held up."""
+"""Further time to read an answer that has arrived while this process itself was held up."""
 _RECREATE_SECONDS = 0.1
 
 
 class Watcher:
-    """`keep` runs for each place for as long as there is one."""
+    """Watches places. `keep` runs once for each place, for as long as the place exists."""
 
     def __init__(
         self,
@@ -64,7 +67,7 @@ class Watcher:
         self._on_dense_report = on_dense_report
 
     async def keep(self, key: ActorKey) -> None:
-        """Follow one place; ends only when it is cancelled."""
+        """Follow one place. Ends only when it is cancelled."""
         record = self._registry.records[key]
         while True:
             heartbeat = await self._first_heartbeat(key, record)
@@ -80,8 +83,8 @@ class Watcher:
             self._registry.post(Died(key, heartbeat.incarnation))
 
     async def _first_heartbeat(self, key: ActorKey, record: ActorRecord) -> Heartbeat | None:
-        """Find or create the actor and wait until its process answers; None where it does not."""
-        # A process that was noted as running has had its time to start.
+        """Find or create the actor and wait until its process answers. Return None if it does not."""
+        # A process that is in the snapshot has had its time to start.
         is_known = record.heartbeat is not None and self._registry.state.places[key].phase == "unseen"
         try:
             if record.actor is None:
@@ -105,7 +108,11 @@ class Watcher:
         return heartbeat
 
     async def _heartbeat_of_new(self, key: ActorKey, actor: RemoteActor) -> Heartbeat:
-        """The process may still be starting, or be waiting for room: a service that serves does not wait for it."""
+        """Wait for the first heartbeat of a process that may still be starting or waiting for room on a node.
+
+        If the service already serves, it must not wait for this place, so the place is posted as Missing
+        meanwhile.
+        """
         call = asyncio.ensure_future(actor.heartbeat(_START_SECONDS))
         try:
             done, _ = await asyncio.wait({call}, timeout=self._config.hung_after_seconds)
@@ -120,7 +127,8 @@ class Watcher:
     ) -> None:
         is_loaded = False
         if heartbeat.progress.state != "starting":
-            # It was there before this supervisor; one that has an epoch serves, even while it loads further experts.
+            # The process is older than this supervisor. If it has an epoch it serves, even while it loads
+            # more experts.
             with contextlib.suppress(*UNANSWERED):
                 record.report = await actor.report(CALL_SECONDS)
                 is_loaded = record.report.epoch >= 0
@@ -129,7 +137,7 @@ class Watcher:
         self._registry.post(Created(key, heartbeat.incarnation, is_loaded))
 
     async def _follow(self, key: ActorKey, record: ActorRecord, actor: RemoteActor, incarnation: str) -> None:
-        """Watch one process until it is known to be gone."""
+        """Watch one process until it is known to have ended."""
         end = asyncio.create_task(_ignoring_errors(actor.wait_for_end()))
         killing: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
@@ -140,7 +148,8 @@ class Watcher:
                 await self._pause(key, record, end)
                 is_cut = end.done()
                 if is_cut:
-                    # The process or only the connection to it: whoever answers now shows which.
+                    # Either the process or only the connection to it has ended. The next heartbeat shows
+                    # which.
                     self._registry.post(Silent(key, incarnation))
                     end = asyncio.create_task(_ignoring_errors(actor.wait_for_end()))
                 asked = record.asked
@@ -163,7 +172,8 @@ class Watcher:
                     killing.cancel()
                 record.is_silent = False
                 if record.asked is asked:
-                    # Otherwise it may tell of what was asked for before.
+                    # If `asked` has changed meanwhile, this progress may still be that of the earlier
+                    # request.
                     record.heartbeat = heartbeat
                 self._registry.post(Heard(key, incarnation))
                 phase = self._registry.state.places[key].phase
@@ -178,7 +188,7 @@ class Watcher:
                 killing.cancel()
 
     async def _pause(self, key: ActorKey, record: ActorRecord, end: asyncio.Task[None]) -> None:
-        """Until the next look; at the end of the connection, or of a peer's deadline_seconds, it comes at once."""
+        """Wait until the next heartbeat is due, which is at once after a lost connection or a suspicion."""
         if record.is_silent:
             await asyncio.sleep(_SHORT_PAUSE_SECONDS)
             return
@@ -219,7 +229,10 @@ class Watcher:
     async def _take_report(
         self, key: ActorKey, record: ActorRecord, actor: RemoteActor, incarnation: str
     ) -> None:
-        """An actor that says of itself that it is lost is called to a new round; its peers are looked at."""
+        """Take an actor's report.
+
+        If it says that links are lost, start a new round and check the peers at once.
+        """
         try:
             report = await actor.report(self._config.hung_after_seconds)
         except UNANSWERED:
@@ -249,7 +262,8 @@ class Watcher:
         try:
             await actor.replace(heartbeat, _KILL_SECONDS)
         except UNANSWERED as error:
-            # A node that is cut off ends nothing that it is told to; Ray's own health check decides on it.
+            # A node that is cut off cannot carry out the kill. Ray's own health check decides about that
+            # node.
             logger.warning("%s cannot be killed now: %r", key, error)
 
 
@@ -258,6 +272,6 @@ def _is_well(report: ActorReport) -> bool:
 
 
 async def _ignoring_errors(work: Coroutine[Any, Any, None]) -> None:
-    """For calls whose failure is seen by the watcher as well."""
+    """Await a call, and ignore a failure, since the watcher sees the failure, too."""
     with contextlib.suppress(*UNANSWERED):
         await work

@@ -1,4 +1,4 @@
-"""What changes a running service: scale, rebalance, restart, and the replacement of actors that stay away.
+"""Operations on a running service: scale, rebalance, restart, drain, and replacement of absent actors.
 
 Open `operations.py` first; `absences.py` and `rebalance_trigger.py` decide when to act without a command.
 """

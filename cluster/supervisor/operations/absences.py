@@ -1,9 +1,11 @@
-"""When experts of an actor that stays away go to others, and when they go back to it. Pure: no clock.
+"""Decides when the experts of an absent actor go to others, and when the actor gets experts again. Pure.
 
-    up --gone for `after_seconds`, and still no sign of life--> away: the others hold its experts
-    away --signs of life without a break for a while--> back: experts are placed anew, on it too
+    up --not up for `after_seconds`, and no sign of life--> away: the others hold its experts
+    away --signs of life without a break, long enough--> back: experts are placed on it again
 
-That while is longer every time that the same actor is away again, so that one that comes and goes moves nothing to and fro.
+An actor that returns must first give signs of life for some time. This time doubles with each further absence
+of the same actor, so that an actor which fails again and again does not cause experts to be moved each time.
+All times are arguments: this module reads no clock.
 """
 
 from __future__ import annotations
@@ -12,38 +14,46 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 
 _LONGEST_SECONDS = 1800.0
-"""Between two attempts, and before an actor that was away many times gets experts again."""
+"""Longest pause between two attempts, and longest time before a returning actor gets experts again."""
 _FORGIVEN_SECONDS = 3600.0
-"""One that was up for so long counts as never away."""
+"""After this time without a break in service, an actor's earlier absences no longer count."""
 _SETTLE_SECONDS = 20.0
-"""How long signs of life must last where nobody is ever replaced any longer, but somebody was."""
+"""Used for `after_seconds` where that is 0: actors may have been replaced before replacement was switched
+off."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Absences:
-    """What is known of each expert actor's absence. Times are seconds of one clock."""
+    """What is known of each expert actor's absence.
+
+    Times are seconds of one clock; actors are known by index.
+    """
 
     after_seconds: float
-    """0 means that nobody is ever replaced."""
+    """An actor without a sign of life for this time is replaced; 0 means never."""
     alive: frozenset[int] = frozenset()
-    """Indices of the actors whose process gives signs of life, even if it does not serve yet."""
+    """Actors whose process gives signs of life, even if it does not serve yet."""
     gone: Mapping[int, float] = field(default_factory=dict)
-    """When each actor that is not up was up last."""
+    """For each actor that is not up, when it was up last."""
     back: Mapping[int, float] = field(default_factory=dict)
-    """Of those that were replaced: since when each has given signs of life without a break."""
+    """For each replaced actor that is alive, since when it has given signs of life without a break."""
     steady: Mapping[int, float] = field(default_factory=dict)
-    """Since when each of the others has been up without a break."""
+    """For each actor that is up and not replaced, since when it has been up without a break."""
     num_times: Mapping[int, int] = field(default_factory=dict)
-    """How often each was replaced."""
+    """How often each actor was replaced."""
     not_before: float = 0.0
     """When the next attempt may begin."""
     num_failures: int = 0
-    """Attempts on end that failed."""
+    """Number of failed attempts since the last successful one."""
 
     def watch(
         self, all_: Set[int], alive: Set[int], up: Set[int], replaced: Set[int], now: float
     ) -> Absences:
-        """After a look at all actors: who gives signs of life, who serves, and whose experts others hold at present."""
+        """Return the absences after a check of all actors.
+
+        `alive` are the actors that give signs of life, `up` those that serve, and `replaced` those whose
+        experts others hold at present.
+        """
         steady = {index: self.steady.get(index, now) for index in sorted(up - replaced)}
         forgiven = {index for index, since in steady.items() if now - since >= _FORGIVEN_SECONDS}
         return replace(
@@ -56,7 +66,7 @@ class Absences:
         )
 
     def is_away(self, index: int, now: float) -> bool:
-        """Whether it is not worth while to wait for this actor any longer."""
+        """Whether this actor has been absent for `after_seconds`, so that nothing should wait for it."""
         return (
             self.after_seconds > 0
             and index not in self.alive
@@ -65,10 +75,10 @@ class Absences:
         )
 
     def decide(self, replaced: Set[int], now: float) -> frozenset[int] | None:
-        """Whose experts others should hold, where those are not the ones whose experts they hold; None: leave it.
+        """Return the actors whose experts the others should hold, or None if nothing should change.
 
-        One that is missing for a shorter time may share the fate of one that is away: for a while it is waited for, and
-        then counts as away as well. While anybody is missing nobody gets experts back.
+        If another actor has been missing for a shorter time than one that is away, wait for it up to
+        `after_seconds` more, then treat both as away. While any actor is missing, no actor gets experts back.
         """
         if now < self.not_before:
             return None
@@ -85,16 +95,21 @@ class Absences:
         return None
 
     def switched(self, before: Set[int], after: Set[int], now: float) -> Absences:
-        """After an attempt that succeeded: whose experts others held, and hold now.
+        """Return the absences after a successful attempt.
 
-        Where that is the same, there was nothing to do, nor will there be at once.
+        The other actors held the experts of those in `before` until the attempt, and now of those in `after`. If
+        both are equal there was nothing to do, and the next attempt comes only after a pause.
         """
         counts = {index: self.num_times.get(index, 0) + 1 for index in sorted(after - before)}
         not_before = now + self._pause_seconds(0) if after == before else 0.0
         return replace(self, num_times={**self.num_times, **counts}, num_failures=0, not_before=not_before)
 
     def failed(self, returning: Set[int], now: float) -> Absences:
-        """After an attempt that failed: the next one comes later each time, and those that were to return begin anew."""
+        """Return the absences after a failed attempt. `returning` are the actors that were to get experts back.
+
+        The pause before the next attempt doubles each time. The actors in `returning` have to give signs of
+        life for some time again.
+        """
         pause = self._pause_seconds(self.num_failures)
         counts = {index: self.num_times.get(index, 0) + 1 for index in sorted(returning)}
         return replace(

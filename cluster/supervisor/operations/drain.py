@@ -1,4 +1,4 @@
-"""Drains the service: ingress replicas take no new requests, and running ones have a grace period."""
+"""Drains the service: ingress replicas refuse new requests, and running requests get time to finish."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cluster.supervisor.operations.rolling_restart import is_idle
 
 _POLL_SECONDS = 0.2
 _BEYOND_GRACE_SECONDS = 2.0
-"""What ingress replicas and dense actors take to end the requests that are left after the grace period."""
+"""Time for ingress replicas and dense actors to end the requests that are left after the grace period."""
 
 
 async def drain(
@@ -21,7 +21,7 @@ async def drain(
     refresh: Callable[[ActorKey], Awaitable[None]],
     grace_seconds: float,
 ) -> None:
-    """Tell the ingress replicas to drain, and return when nothing runs, which may take the grace period.
+    """Tell the ingress replicas to drain, then return when no request runs or the grace period is over.
 
     `refresh` asks an actor for a new report.
     """
@@ -29,7 +29,8 @@ async def drain(
     loop = asyncio.get_running_loop()
     end = loop.time() + grace_seconds + _BEYOND_GRACE_SECONDS
     num_idle_checks = 0
-    # A request that moves from one dense actor to another is at none of them for a moment, so idleness is seen twice.
+    # A request that moves from one dense actor to another is at neither of them for a moment. Two checks in a
+    # row must therefore find all of them idle.
     while num_idle_checks < 2 and loop.time() < end:
         await asyncio.sleep(_POLL_SECONDS)
         dense = registry.keys("dense")

@@ -1,7 +1,7 @@
-"""What an operator can ask of the supervisor: one message for each operation.
+"""The operations that an operator can ask for, as one message each.
 
-The HTTP route `/admin/NAME`, the command `phimoe NAME` and the gRPC method follow from the message: its fields are the
-body of the request and the flags of the command. `operations.py` carries it out.
+The HTTP route `/admin/NAME`, the command `phimoe NAME` and the gRPC method follow from the message: its
+fields are the body of the request and the flags of the command. `operations.py` carries out the operation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _BEYOND_GRACE_SECONDS = 30.0
 
 
 class OperationMessage(msgspec.Struct, frozen=True, kw_only=True, tag=str.lower):
-    """Base of all operations. The first line of a subclass's docstring is its summary, for documents and `--help`."""
+    """Base of all operations. The first line of a subclass's docstring is its summary, shown to users."""
 
     @classmethod
     def name(cls) -> str:
@@ -30,7 +30,7 @@ class OperationMessage(msgspec.Struct, frozen=True, kw_only=True, tag=str.lower)
         return (cls.__doc__ or "").partition("\n")[0].rstrip(".")
 
     def deadline_seconds(self, load_deadline_seconds: float) -> float:
-        """How long to wait for the end of the operation, which goes on all the same."""
+        """Return how long a caller waits for the end of the operation. The operation goes on after that."""
         return load_deadline_seconds
 
 
@@ -47,22 +47,22 @@ class Rebalance(OperationMessage, frozen=True, kw_only=True):
 class Restart(OperationMessage, frozen=True, kw_only=True):
     """Restart all actors one by one.
 
-    With one replica of each expert, requests pause while an expert actor restarts: a further copy would need memory that
-    nobody has set aside. With two replicas no request waits.
+    With one replica of each expert, requests pause while an expert actor restarts, since no memory is set
+    aside for a further copy of its experts. With two replicas no request waits.
     """
 
 
 class Drain(OperationMessage, frozen=True, kw_only=True):
-    """Finish what has begun, begin nothing new.
+    """Finish the running requests and refuse new ones.
 
-    Requests that still run after the grace period are ended by the ingress replicas, with an error. A further message can
-    shorten the grace period; nothing undoes a drain.
+    Requests that still run after the grace period are ended by the ingress replicas, with an error. A second
+    drain can shorten the grace period; nothing undoes a drain.
     """
 
     grace_seconds: Annotated[float, Number(0, 3600), "How long running requests may go on."] = 30.0
 
     def deadline_seconds(self, load_deadline_seconds: float) -> float:
-        """The grace period, and a time to end what is left after it."""
+        """Return the grace period plus time to end the requests that are left after it."""
         return self.grace_seconds + _BEYOND_GRACE_SECONDS
 
 

@@ -1,7 +1,7 @@
-"""Carries out what an operator asks for on a running service, without losing a request.
+"""Carries out an operator's operations on a running service, without losing a request.
 
-An operation that cannot be finished leaves the placement as it was. One that a supervisor's death cut short is taken up
-again by the next supervisor where it had a target, and is otherwise over.
+An operation that fails leaves the placement as it was. If the supervisor dies during an operation, the next
+supervisor continues it from the target placement in the snapshot; without a target the operation has ended.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ logger = logging.getLogger(__name__)
 _CREATE_SECONDS = 180.0
 _REMOVE_UNPLACED_SECONDS = 5.0
 _SWITCH_CALLS = 2
-"""Rounds that a switch may take: one that was under way and one more."""
+"""Number of rounds that a switch may take: a round that is under way, and the round with the new table."""
 
 
 class ActorManager(Protocol):
     """The supervisor as its operations see it."""
 
     async def plan(self, num_experts: int) -> list[DenseSettings | ExpertSettings]:
-        """Settings of all actors when there are `num_experts` expert actors."""
+        """Return the settings of all actors for `num_experts` expert actors."""
 
     async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
         """Free the place of an actor that was removed."""
@@ -50,17 +50,17 @@ class ActorManager(Protocol):
         """Stop following the actor of a place."""
 
     async def refresh(self, key: ActorKey) -> None:
-        """Ask an actor for a new report. One that does not answer in time keeps its last report."""
+        """Ask an actor for a new report. If it does not answer within a second, its last report stays."""
 
     def loads(self) -> list[list[float]] | None:
-        """Rows of the last minutes, [layer][expert]; None if too few rows were seen to tell experts apart."""
+        """Return recent rows per expert, [layer][expert]; None if too few rows were seen to compare them."""
 
     def is_away(self, index: int) -> bool:
-        """Whether an expert actor is away for so long that nothing should wait for it."""
+        """Return whether an expert actor has been away too long for anything to wait for it."""
 
 
 class Operations:
-    """The operation under way, if any."""
+    """Carries out operations, one at a time, and says which one is under way."""
 
     def __init__(
         self,
@@ -76,14 +76,17 @@ class Operations:
 
     @property
     def current(self) -> OperationView | None:
-        """What is under way."""
+        """The operation under way and its progress, or None."""
         if self._current is not None and self._reconciler.target is not None:
             done, total = self._reconciler.count_moves()
             return OperationView(name=self._current.name, step="loading experts", done=done, total=total)
         return self._current
 
     async def place_first(self) -> None:
-        """The placement that the service begins with, once it is known which node each actor is on."""
+        """Choose the first placement.
+
+        With replicas, first wait until the node of each expert actor is known.
+        """
         experts = self._registry.keys("expert")
         if not experts:
             return
@@ -95,7 +98,7 @@ class Operations:
     async def operate(self, operation: Operation) -> None:
         """Carry out an operation. Raises ValueError, OperationError.
 
-        A drain is carried out at any time, the others only while no other one is under way.
+        A drain may run at any time; the other operations only while no other operation is under way.
         """
         match operation:
             case Scale():
@@ -136,7 +139,7 @@ class Operations:
                 )
 
     async def resume(self) -> None:
-        """Finish what a supervisor that died had begun."""
+        """Finish the operation that was under way when an earlier supervisor died, if any."""
         target = self._reconciler.target
         if target is None and not self._unplaced():
             return
@@ -147,14 +150,17 @@ class Operations:
             logger.error("%s", error)
 
     async def remove_unplaced(self) -> None:
-        """Remove actors that an operation could not wait for any longer, for as long as the supervisor lives."""
+        """Remove, again and again, actors in no placement that an operation had no time to remove."""
         while True:
             await asyncio.sleep(_REMOVE_UNPLACED_SECONDS)
             if self._current is None:
                 await self._remove_unplaced()
 
     async def rebalance_when_worth_it(self) -> None:
-        """Rebalance by itself, for as long as the supervisor lives."""
+        """Rebalance without a command when that saves enough, as `Hysteresis` decides.
+
+        Runs until it is cancelled.
+        """
         interval = self._config.rebalance_interval_seconds
         if interval == 0 or not self._registry.keys("expert"):
             return
@@ -174,9 +180,10 @@ class Operations:
                     logger.error("cannot rebalance: %s", error)
 
     async def choose(self, num_experts: int, absent: frozenset[int] | None = None) -> Placement:
-        """A placement on so many actors but those that are absent: given, or away and not to be waited for.
+        """Return a placement on `num_experts` actors, leaving out `absent`.
 
-        Raises ValueError where none is left.
+        By default the replaced actors and those that stay away are left out. Raises ValueError if no actor is
+        left.
         """
         if absent is None:
             absent = self._reconciler.replaced | {
@@ -188,9 +195,10 @@ class Operations:
         return among(placed, present, absent & set(range(num_experts)))
 
     async def move(self, target: Placement | None, why_not: Callable[[], str | None] = lambda: None) -> None:
-        """Prepare, switch, and remove actors that have nothing left; or leave everything as it was.
+        """Load the target's experts, switch to the target, and remove actors that are in no placement.
 
-        Raises OperationError, also where `why_not` says that it is of no use any longer.
+        Raises OperationError if that fails or if `why_not` returns a reason to stop. Up to the switch a
+        failure leaves the placement as it was.
         """
         try:
             if target is not None and target != self._reconciler.placement:
@@ -206,7 +214,10 @@ class Operations:
             await self._remove_unplaced()
 
     async def _add_actors(self, num_experts: int) -> None:
-        """More actors, each of which has given a sign of life. Raises OperationError, with none of them left."""
+        """Create expert actors up to `num_experts`, and wait for a sign of life of each new one.
+
+        Raises OperationError if one does not start; all new actors are then removed.
+        """
         self._say("creating actors")
         try:
             planned = await self._manager.plan(num_experts)
@@ -228,7 +239,7 @@ class Operations:
             raise
 
     async def _remove_unplaced(self) -> None:
-        """Expert actors that neither placement gives anything, once nobody uses them."""
+        """Remove the expert actors that are in neither placement, once no dense actor uses them."""
         if not self._registry.state.is_switched:
             return
         for key in self._unplaced():

@@ -1,4 +1,7 @@
-"""When to rebalance without being asked: measured loads over time, and the decision with hysteresis. Pure: no clock."""
+"""Decides when to rebalance without a command: measured loads over time, then hysteresis.
+
+Pure: it reads no clock.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,23 @@ import numpy as np
 from cluster.supervisor.placement.local_search import Matrix
 
 Counts = tuple[tuple[int, ...], ...]
-"""Rows routed since a process began, [layer][expert]."""
+"""Rows routed since a process started, [layer][expert]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecentLoads:
-    """Rows of the last minutes, summed over all dense actors; older ones count less."""
+    """Rows per expert, summed over all dense actors. A row counts half after `half_life_seconds`."""
 
     half_life_seconds: float = 120.0
     at: float = 0.0
     rows: Matrix | None = None
     seen: tuple[tuple[str, Counts], ...] = ()
-    """What each process had counted when it was last asked."""
+    """The counts in the last report of each process, by incarnation."""
 
     def add(self, incarnation: str, counts: Counts, now: float) -> RecentLoads:
-        """With what a dense actor counts now; its first report counts from its start.
+        """Return the loads with a dense actor's new counts added. Its first report counts from its start.
 
-        One whose first step is under way has not counted all layers yet.
+        `counts` may have fewer layers than the model while the actor's first step is under way.
         """
         if not counts:
             return self
@@ -42,7 +45,7 @@ class RecentLoads:
         return replace(self, at=now, rows=new, seen=(*seen[-_MOST_SEEN:], (incarnation, counts)))
 
     def loads(self) -> list[list[float]] | None:
-        """[layer][expert], or None where too few rows were seen to tell experts apart."""
+        """Return the rows, [layer][expert], or None if too few rows were seen to compare experts."""
         if self.rows is None or self.rows.sum() < self.rows.size * _LEAST_ROWS:
             return None
         rows: list[list[float]] = self.rows.tolist()
@@ -51,19 +54,19 @@ class RecentLoads:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hysteresis:
-    """Rebalance once the gain has been above `threshold` for `interval_seconds` without a break.
+    """Asks for a rebalance once the gain has been `threshold` or more during all of `interval_seconds`.
 
-    After a rebalance the gain is gone, so the next one cannot follow before another interval has passed.
+    Each rebalance ends the gain, so the next rebalance comes at least another interval later.
     """
 
     threshold: float
     interval_seconds: float
-    """0 means never."""
+    """0 means that no rebalance is ever asked for."""
     since: float | None = None
-    """When the gain rose above the threshold."""
+    """When the gain reached the threshold; None while it is below."""
 
     def watch(self, gain: float, now: float) -> tuple[Hysteresis, bool]:
-        """What is known after a look at the gain, and whether to rebalance now."""
+        """Return the state after the gain was measured at `now`, and whether to rebalance now."""
         if self.interval_seconds == 0 or gain < self.threshold:
             return replace(self, since=None), False
         if self.since is None:
@@ -74,11 +77,11 @@ class Hysteresis:
 
 
 def _with_layers(rows: Matrix, num_layers: int) -> Matrix:
-    """[num_layers, E]; no rows were routed in layers that are missing."""
+    """Return the rows as [num_layers, E], with zeros for the layers that are missing."""
     return np.pad(rows, ((0, num_layers - len(rows)), (0, 0)))
 
 
 _LEAST_ROWS = 32
-"""Rows per layer and expert."""
+"""Mean rows per layer and expert that must have been seen before experts are compared."""
 _MOST_SEEN = 64
-"""Processes whose last count is kept."""
+"""Number of other processes whose last counts are kept."""

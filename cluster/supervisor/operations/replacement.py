@@ -1,9 +1,9 @@
-"""Gives the experts of an actor that stays away to the others, and back to it later, as `absences` decides.
+"""Gives the experts of an absent actor to other actors, and later places experts on it again.
 
-    away --stand_in--> the others hold its experts too, then the table names them: what was parked goes on
-    back --place-----> experts are placed anew, as by `rebalance`
+    away --stand_in--> the others load its experts, then the table names them as holders: parked steps go on
+    back --place-----> experts are placed again on all actors, as by `rebalance`
 
-Where the others cannot hold as many replicas, for want of memory, they hold fewer.
+`absences` decides when. If the others have too little memory for as many replicas as before, they hold fewer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CHECK_SECONDS = 0.2
 
 
 class Replacement:
-    """`run` for as long as the supervisor lives."""
+    """Replaces expert actors that stay away. `run` runs for as long as the supervisor lives."""
 
     def __init__(
         self,
@@ -47,11 +47,11 @@ class Replacement:
         self._absences = Absences(after_seconds=config.replace_after_seconds)
 
     def is_away(self, index: int) -> bool:
-        """Whether this actor is away for so long that nothing should wait for it."""
+        """Return whether this actor has been away too long for anything to wait for it."""
         return self._absences.is_away(index, _now())
 
     async def run(self) -> None:
-        """Look, decide and act; ends only when it is cancelled."""
+        """Check the actors, decide and act, again and again. Ends only when it is cancelled."""
         work: asyncio.Task[None] | None = None
         try:
             while True:
@@ -68,7 +68,7 @@ class Replacement:
                 work.cancel()
 
     def _watch(self) -> Absences:
-        """The absences after a look at all expert actors."""
+        """Return the absences after a check of all expert actors."""
         keys = self._registry.keys("expert")
         alive = {key.index for key in keys if self._is_alive(key)}
         up = {key.index for key in keys if key.index in alive and self._registry.state.places[key].is_up}
@@ -80,7 +80,10 @@ class Replacement:
         return is_there and not self._registry.records[key].is_silent
 
     def _may_begin(self) -> bool:
-        """A service that never served is to start as it was asked to, or to say why it cannot."""
+        """Whether a replacement may begin: never before the service has served for the first time.
+
+        Until then the service starts with the actors that its config asks for, or reports why it cannot.
+        """
         has_served = self._reconciler.placement is not None and self._registry.state.epoch > 0
         return has_served and self._operations.current is None
 
@@ -103,7 +106,10 @@ class Replacement:
             self._absences = self._absences.switched(before, self._reconciler.replaced, _now())
 
     async def _take_over(self, away: frozenset[int], new: frozenset[int]) -> None:
-        """Raises OperationError. Does nothing where the others hold everything as often as they can."""
+        """Have the other actors hold the experts of those in `away`; `new` are those not replaced before.
+
+        Do nothing if the others already hold every expert as often as they can. Raises OperationError.
+        """
         present = self._reconciler.placement
         assert present is not None
         nodes = {
@@ -116,7 +122,7 @@ class Replacement:
             target = await asyncio.to_thread(stand_in, nodes, self._loads(), present, num_replicas)
             if not num_moves(present.slots, target.slots):
                 break
-            logger.warning("%s stays away: others are to hold its experts", _names(new))
+            logger.warning("%s stays away: other actors take over its experts", _names(new))
             try:
                 await self._operations.move(target, lambda: self._returned(new))
             except CannotLoadError as error:

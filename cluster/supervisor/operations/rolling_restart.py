@@ -1,4 +1,4 @@
-"""Restarts one actor while the service goes on. `Operations.restart` restarts all actors one by one."""
+"""Restarts one actor while the service goes on. `Operations` restarts all actors one by one with it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from cluster.supervisor.membership.registry import ActorRecord, Registry
 from cluster.supervisor.remote_actor import CALL_SECONDS, UNANSWERED, OperationError
 
 _LEAVING_SECONDS = 10.0
-"""How long sequences on a dense actor may take to finish before its restart; then they move."""
+"""How long sequences on a dense actor may take to finish before its restart. After that they move to other
+actors."""
 _POLL_SECONDS = 0.2
 
 
@@ -19,8 +20,8 @@ async def restart_actor(
 ) -> None:
     """Replace the process of one actor and wait until the new process has joined.
 
-    `is_away` says whether an expert actor will not come back soon. The return of this actor, and before that
-    of actors that are missing, may each take `deadline_seconds`. Raises OperationError.
+    `is_away` says whether an expert actor has been away too long to wait for it. Waiting for other actors
+    that are missing, and then for this actor, may each take `deadline_seconds`. Raises OperationError.
     """
     record, before = registry.records[key], registry.state.places[key].incarnation
     await _wait_for_others(registry, key, deadline_seconds)
@@ -49,13 +50,16 @@ async def restart_actor(
 
 
 def is_idle(record: ActorRecord) -> bool:
-    """Whether a dense actor has nothing to do."""
+    """Whether a dense actor had neither running nor waiting sequences in its last report."""
     load = record.report.load if record.report is not None else None
     return load is not None and load.running == load.waiting == 0
 
 
 async def _wait_for_others(registry: Registry, key: ActorKey, deadline_seconds: float) -> None:
-    """Wait until all other actors have joined: two must never be missing at once. Raises OperationError."""
+    """Wait until all other actors have joined, so that two actors are never missing at once.
+
+    Raises OperationError.
+    """
 
     def is_whole() -> bool:
         state = registry.state
@@ -65,12 +69,12 @@ async def _wait_for_others(registry: Registry, key: ActorKey, deadline_seconds: 
 
     if not await registry.until(is_whole, deadline_seconds):
         raise OperationError(
-            "restart", f"other actors than {key} are missing for {deadline_seconds:g} seconds"
+            "restart", f"actors other than {key} are missing for {deadline_seconds:g} seconds"
         )
 
 
 async def _empty(registry: Registry, record: ActorRecord) -> None:
-    """Let ingress replicas send new sequences elsewhere, and give short sequences time to finish."""
+    """Have ingress replicas send new sequences elsewhere, and give the running sequences time to finish."""
     record.is_leaving = True
     registry.notify()
     loop = asyncio.get_running_loop()
