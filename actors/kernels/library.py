@@ -120,8 +120,8 @@ class Kernels:
         self.decode_step.argtypes = [_POINTER, _POINTER, _COUNT, _POINTER, _POINTER]
         self.decode_step.restype = _INT
         self.serve_links = library.phimoe_serve_links
-        """`serve_links(task)` answers messages until anything but the plain case happens, and returns nothing.
-        It takes the address of a `ServeTask` of `actors.kernels.serve`."""
+        """`serve_links(task)` answers messages until anything but the plain case happens, and returns
+        nothing. It takes the address of a `ServeTask` of `actors.kernels.serve`."""
         self.serve_links.argtypes = [_POINTER]
         self.serve_links.restype = None
         self.route = library.phimoe_route
