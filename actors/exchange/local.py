@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 
@@ -17,9 +16,6 @@ from actors.exchange.context import DenseContext
 from actors.exchange.expert_load import ExpertLoad
 from actors.exchange.interface import Combined, Handle
 from actors.protocol.messages import Membership
-
-Compute: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
-"""`LocalExperts.forward`: (layer, rows, expert_ids, weights, num_results) -> results [num_results, H]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -35,9 +31,12 @@ class LocalExchange:
     kernels = None
 
     def __init__(
-        self, compute: Compute, load: ExpertLoad | None = None, combined: Combined | None = None
+        self,
+        compute: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor],
+        load: ExpertLoad | None = None,
+        combined: Combined | None = None,
     ) -> None:
-        """`load` counts routes on CPU only. `combined`, if given, replaces `compute`."""
+        """`compute` is `LocalExperts.forward`. `combined`, if given, replaces it. `load` counts routes on CPU only."""
         self.combined = combined
         self._compute = compute
         self._load = load

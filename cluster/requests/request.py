@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import msgspec
 
@@ -67,9 +66,6 @@ class _ResumeTimedOut:
     wait: int
 
 
-_Event: TypeAlias = _Delta | _Change | _ResumeTimedOut | ClientError
-
-
 class Request:
     """One client request of one or more sequences. Iterate over `deltas` once, and close it at the end."""
 
@@ -84,7 +80,7 @@ class Request:
         self._runs = {
             sequence_request.index: _Run(sequence_request) for sequence_request in sequence_requests
         }
-        self._events: asyncio.Queue[_Event] = asyncio.Queue()
+        self._events: asyncio.Queue[_Delta | _Change | _ResumeTimedOut | ClientError] = asyncio.Queue()
         self._unplaced: list[_Run] = []
         """Sequences that no dense actor computes."""
         self._num_waits = 0

@@ -6,7 +6,6 @@ The cache is read in place, and a sequence's result does not depend on what else
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
 
 import torch
 
@@ -17,12 +16,14 @@ from actors.dense.layers.rope import Tables
 from actors.kernels.library import kernels_for
 from actors.kernels.threads import num_threads
 
-DecodeKernel: TypeAlias = Callable[[KVCache, int, StepBatch, torch.Tensor, Tables], torch.Tensor]
-"""(cache, layer, batch, qkv, tables) -> [B, A * D] for the batch's first B rows, which must be decoding ones."""
 
+def decode_kernel(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> Callable[[KVCache, int, StepBatch, torch.Tensor, Tables], torch.Tensor] | None:
+    """The kernel for a model, or None if there is none for dtype, device or shapes.
 
-def decode_kernel(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> DecodeKernel | None:
-    """The kernel for a model, None where there is none for dtype, device or shapes."""
+    It maps (cache, layer, batch, qkv, tables) to [B, A * D] for the batch's first B rows, which must be decoding rows.
+    """
     kernels = kernels_for(dtype) if device.type == "cpu" else None
     shapes = (config.num_heads, config.num_kv_heads, config.head_dim)
     if kernels is None or not kernels.can_attend(config.head_dim):

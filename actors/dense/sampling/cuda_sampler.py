@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
 
 import torch
 
@@ -21,12 +20,11 @@ from actors.dense.scheduling.sequence import Sequence
 from actors.gpu.host_to_device import to_device
 from actors.protocol.messages import TokenLogprobs
 
-Sampler: TypeAlias = Callable[[torch.Tensor, list[Sequence], tuple[int, ...]], list[Sample]]
-"""`sample` for one way to choose."""
 
-
-def make_sampler(device: torch.device) -> Sampler:
-    """The sampler for logits on this device."""
+def make_sampler(
+    device: torch.device,
+) -> Callable[[torch.Tensor, list[Sequence], tuple[int, ...]], list[Sample]]:
+    """`sampler.sample` for logits on this device."""
     return partial(sample, make_choose()) if device.type == "cpu" else sample_on_device
 
 
