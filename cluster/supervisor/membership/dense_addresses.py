@@ -32,7 +32,7 @@ class AddressBoard:
         return self._addresses
 
     def drain(self, grace_seconds: float) -> None:
-        """Tell all ingress replicas to refuse new requests, and to end running ones after the grace period."""
+        """Tell all ingress replicas to refuse new requests and to end running ones after the grace period."""
         self._drain_seconds = grace_seconds
         self.update()
 

@@ -97,7 +97,7 @@ class Absences:
     def switched(self, before: Set[int], after: Set[int], now: float) -> Absences:
         """Return the absences after a successful attempt.
 
-        The other actors held the experts of those in `before` until the attempt, and now of those in `after`. If
+        Before the attempt the other actors held the experts of those in `before`, now of those in `after`. If
         both are equal there was nothing to do, and the next attempt comes only after a pause.
         """
         counts = {index: self.num_times.get(index, 0) + 1 for index in sorted(after - before)}
@@ -105,7 +105,7 @@ class Absences:
         return replace(self, num_times={**self.num_times, **counts}, num_failures=0, not_before=not_before)
 
     def failed(self, returning: Set[int], now: float) -> Absences:
-        """Return the absences after a failed attempt. `returning` are the actors that were to get experts back.
+        """Return the absences after a failed attempt, which was to give `returning` experts again.
 
         The pause before the next attempt doubles each time. The actors in `returning` have to give signs of
         life for some time again.

@@ -1,4 +1,4 @@
-"""Which expert actor holds which expert.
+"""Decides which expert actor holds which expert, and has the actors load and drop experts.
 
-Open `placement.py` first, which decides; `reconciler.py` has the expert actors load and drop experts.
+Open `placement.py` first: it decides. `reconciler.py` then calls the expert actors.
 """

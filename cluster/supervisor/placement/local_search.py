@@ -1,6 +1,8 @@
-"""How experts are put into slots: fill, then improve step by step. Pure.
+"""Puts experts into slots: fills all slots first, then improves the result step by step. Pure.
 
-An occupation is a matrix [A, E] of 0 and 1: actor a has a slot for expert e. Legend: A actors, E experts, L layers, N candidates.
+An occupation is a matrix [A, E] of 0 and 1; a 1 means that actor a has a slot for expert e.
+
+Legend: A actors, E experts, L layers, N candidates.
 """
 
 from __future__ import annotations
@@ -16,23 +18,27 @@ Matrix: TypeAlias = npt.NDArray[np.float64]
 
 _MAX_STEPS = 200
 _SAME_NODE = 1e6
-"""What a replica on the same node as another one costs, in units of the present cost: more than any balance can save."""
+"""Cost of a replica that shares a node with another replica, in units of the present cost. It is larger than
+anything that a better balance can save."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Board:
-    """The actors of a placement, ordered by index, and what is asked of it."""
+    """The actors of a placement, sorted by index, and what the placement must fulfil."""
 
     indices: tuple[int, ...]
     nodes: tuple[str, ...]
     capacities: tuple[int, ...]
-    """PlacementReconciler of each actor, at most E."""
+    """Number of slots of each actor, at most E."""
     num_experts: int
     num_replicas: int
-    """Replicas that every expert has, at most A."""
+    """Number of replicas that every expert must have, at most A."""
 
     def keep(self, slots: Mapping[int, Sequence[int]]) -> Matrix:
-        """[A, E] what of these slots the actors have room for; experts with the fewest replicas stay."""
+        """Return `slots` as an occupation [A, E].
+
+        An actor with too few slots keeps experts with few replicas.
+        """
         rows = np.zeros((len(self.indices), self.num_experts))
         for row, index in enumerate(self.indices):
             rows[row, list(slots.get(index, ()))] = 1
@@ -43,14 +49,17 @@ class Board:
         return rows
 
     def slots(self, rows: Matrix) -> dict[int, tuple[int, ...]]:
-        """Index -> experts, ascending."""
+        """Return an occupation as a mapping from the actor's index to its experts, ascending."""
         return {
             index: tuple(int(expert) for expert in np.flatnonzero(row))
             for index, row in zip(self.indices, rows, strict=True)
         }
 
     def match(self, rows: Matrix, present: Matrix) -> Matrix:
-        """[A, E] the same rows, given to other actors of the same node and capacity where those hold more of them."""
+        """Return the occupation [A, E] with rows exchanged between actors of the same node and capacity.
+
+        Each actor gets the row of which it already holds the most experts in `present`.
+        """
         matched = rows.copy()
         for kind in sorted(set(zip(self.nodes, self.capacities, strict=True))):
             alike = [
@@ -66,7 +75,11 @@ class Board:
         return matched
 
     def fill(self, rows: Matrix, matrix: Matrix) -> Matrix:
-        """[A, E] with all slots taken: first one replica of every expert, then a second one ..., then what is hot."""
+        """Return the occupation [A, E] with all slots filled.
+
+        First every expert gets one replica, then a second and so on up to `num_replicas`. Slots that are left
+        get further replicas of the experts with the most load per replica.
+        """
         rows, total = rows.copy(), matrix.sum(axis=0)
         for wanted in range(1, self.num_replicas + 1):
             for expert in sorted(range(self.num_experts), key=lambda expert: (-total[expert], expert)):
@@ -84,12 +97,16 @@ class Board:
         return rows
 
     def node_matrix(self) -> Matrix:
-        """[number of nodes, A] 1 where the actor is on the node."""
+        """Return a matrix [number of nodes, A] with 1 where the actor is on the node."""
         names = sorted(set(self.nodes))
         return np.array([[float(node == name) for node in self.nodes] for name in names])
 
     def _free_actor(self, rows: Matrix, expert: int) -> int | None:
-        """Where a replica goes: to a node that has none, of these to the one with the most free slots, there likewise."""
+        """Return the actor that gets a replica, or None if none has a free slot and lacks the expert.
+
+        Nodes without a replica of the expert come first, then the node with the most free slots, then the
+        actor with the most free slots.
+        """
         free = np.array(self.capacities) - rows.sum(axis=1)
         candidates = [row for row in range(len(self.indices)) if free[row] > 0 and not rows[row, expert]]
         if not candidates:
@@ -105,7 +122,11 @@ class Board:
         )
 
     def _add(self, rows: Matrix, expert: int) -> None:
-        """One more replica, where need be in the slot of an expert that moves on or that has replicas to spare."""
+        """Add a replica of the expert, if possible.
+
+        Without a free slot it takes the slot of an expert that moves to another actor or that has replicas to
+        spare.
+        """
         place = self._free_actor(rows, expert)
         if place is not None:
             rows[place, expert] = 1
@@ -128,23 +149,30 @@ class Board:
 
 
 def as_matrix(loads: Sequence[Sequence[float]] | None, num_experts: int) -> Matrix:
-    """[L, E]; one layer in which all experts have the same to do, where nothing was measured."""
+    """Return the loads as [L, E].
+
+    If nothing was measured, return one layer with equal load for all experts.
+    """
     matrix = np.asarray(loads, dtype=np.float64) if loads else np.zeros((1, num_experts))
     return matrix if matrix.sum() > 0 else np.ones((1, num_experts))
 
 
 def cost(matrix: Matrix, rows: Matrix) -> float:
-    """Sum over the layers of what the most loaded actor has to do."""
+    """Return the load of the most loaded actor in each layer, summed over the layers."""
     return float(_costs(matrix, rows[None])[0])
 
 
 def num_violations(board: Board, rows: Matrix) -> int:
-    """Replicas that share a node with another one although there are nodes without one."""
+    """Count the replicas that share a node with another replica although other nodes have none."""
     return int(_violations(board, rows[None])[0])
 
 
 def improve(board: Board, rows: Matrix, matrix: Matrix, least_gain: float) -> Matrix:
-    """Exchange experts between slots for as long as a step saves `least_gain` of the cost, or parts two replicas."""
+    """Exchange experts between slots, and return the occupation [A, E] that results.
+
+    Go on for as long as a step saves the part `least_gain` of the cost or takes two replicas to different
+    nodes.
+    """
     for _ in range(_MAX_STEPS):
         scale = cost(matrix, rows)
         now = scale + _SAME_NODE * scale * num_violations(board, rows)
@@ -160,7 +188,7 @@ def improve(board: Board, rows: Matrix, matrix: Matrix, least_gain: float) -> Ma
 
 
 def _costs(matrix: Matrix, rows: Matrix) -> Matrix:
-    """[N] from [N, A, E]."""
+    """Return the costs [N] of occupations [N, A, E]."""
     shares = rows / np.maximum(rows.sum(axis=1, keepdims=True), 1)
     done: Matrix = np.einsum("le,nae->nla", matrix, shares, optimize=True)
     total: Matrix = done.max(axis=2).sum(axis=1)
@@ -168,7 +196,7 @@ def _costs(matrix: Matrix, rows: Matrix) -> Matrix:
 
 
 def _violations(board: Board, rows: Matrix) -> Matrix:
-    """[N] from [N, A, E]."""
+    """Return `num_violations` [N] of occupations [N, A, E]."""
     members = board.node_matrix()
     copies = rows.sum(axis=1)
     spread = (np.einsum("ka,nae->nke", members, rows, optimize=True) > 0).sum(axis=1)
@@ -178,7 +206,10 @@ def _violations(board: Board, rows: Matrix) -> Matrix:
 
 
 def _neighbours(board: Board, rows: Matrix) -> Matrix:
-    """[N, A, E] all occupations that one exchange of two slots, or one new expert for a spare replica, leads to."""
+    """Return all occupations [N, A, E] that are one step away.
+
+    A step exchanges the experts of two slots, or puts another expert in place of a spare replica.
+    """
     copies = rows.sum(axis=0)
     changes: list[tuple[tuple[int, int, int], ...]] = []
     taken = [(int(row), int(expert)) for row, expert in np.argwhere(rows)]

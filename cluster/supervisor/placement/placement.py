@@ -1,11 +1,11 @@
-"""Which expert actor holds which experts: loads and actors in, versioned placement out. Pure.
+"""Decides which expert actor holds which experts: loads and actors in, versioned placement out. Pure.
 
     slots of the actors    0 1 2 3 | 4 5 6 7 | 8 9 10 11 | 12 13 14 15      one replica of each expert
-                           0 1 2 3 4 | 3 4 5 6 7 | ...                      redundant slots hold what is hot
+                           0 1 2 3 4 | 3 4 5 6 7 | ...                      redundant slots: the most loaded
 
-A slot holds one expert in all layers. The rows of an expert are split evenly over its replicas, so what an actor computes in
-a layer is the sum of load / replicas over its slots, and a layer takes as long as its most loaded actor: the cost of a
-placement is the sum of these over the layers.
+A slot holds one expert in all layers. The rows of an expert are split evenly over its replicas, so the load
+of an actor in a layer is the sum of load / replicas over its slots. A layer takes as long as its most loaded
+actor. The cost of a placement is the load of the most loaded actor, summed over the layers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int
     slots: dict[int, tuple[int, ...]]
-    """Index of an expert actor -> its experts, ascending; none while others hold those of an actor that stays away."""
+    """Maps the index of an expert actor to its experts, ascending. An actor whose experts others hold while
+    it stays away has none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,16 +38,16 @@ class Holder:
 
     index: int
     node: str
-    """Where it runs; replicas are kept on different nodes where there are several."""
+    """Node on which the actor runs. Replicas are kept on different nodes if there are several."""
     num_slots: int
 
 
 def spread_experts(num_actors: int, num_experts: int = NUM_EXPERTS) -> tuple[tuple[int, ...], ...]:
-    """The experts of each expert actor: contiguous, every expert exactly once, sizes that differ by at most one.
+    """Return the experts of each expert actor: contiguous, each expert once, and as even as possible.
 
         16 experts on 3 actors    0 1 2 3 4 5 | 6 7 8 9 10 | 11 12 13 14 15
 
-    Raises ValueError for more actors than experts: one of them would have no work.
+    Raises ValueError for more actors than experts, since an actor would have no work.
     """
     if not 0 <= num_actors <= num_experts:
         raise ValueError(f"num_actors is {num_actors}, expected 0 to {num_experts}")
@@ -56,7 +57,10 @@ def spread_experts(num_actors: int, num_experts: int = NUM_EXPERTS) -> tuple[tup
 
 
 def slot_counts(num_actors: int, num_replicas: int, num_redundant: int) -> tuple[int, ...]:
-    """PlacementReconciler of each actor: an even share of all replicas, and `num_redundant` more; never more than there are experts."""
+    """Return the number of slots of each actor: an even share of all replicas, plus `num_redundant`.
+
+    An actor never has more slots than there are experts.
+    """
     shares = _even(NUM_EXPERTS * num_replicas, num_actors)
     return tuple(min(NUM_EXPERTS, share + num_redundant) for share in shares)
 
@@ -64,13 +68,14 @@ def slot_counts(num_actors: int, num_replicas: int, num_redundant: int) -> tuple
 def place(
     holders: Sequence[Holder], loads: Loads | None, present: Placement | None, num_replicas: int = 1
 ) -> Placement:
-    """A placement on these actors that balances the load and moves few experts; `present` itself where nothing changes.
+    """Return a placement on these actors that balances the load and moves few experts.
 
-    Every expert is placed. It has `num_replicas` replicas, on different actors, wherever the slots allow that; slots that
-    are left hold further replicas of the experts with the most load per replica. Replicas are on different nodes where
-    there are several. Without loads all experts count the same. Equal arguments give equal placements.
+    If nothing changes, return `present` itself. Every expert is placed, with `num_replicas` replicas on
+    different actors if there are enough slots. Slots that are left hold further replicas of the experts with
+    the most load per replica. Replicas are on different nodes if there are several. Without loads all experts
+    count the same. Equal arguments give equal placements.
 
-    Raises ValueError where there are fewer slots than experts.
+    Raises ValueError if there are fewer slots than experts.
     """
     board = _board(holders, num_replicas)
     matrix = as_matrix(loads, NUM_EXPERTS)
@@ -86,13 +91,14 @@ def place(
 def stand_in(
     nodes: Mapping[int, str], loads: Loads | None, present: Placement, num_replicas: int
 ) -> Placement:
-    """A placement on some actors of the present one alone, which take over what the others hold. `nodes`: index -> node.
+    """Return a placement in which some actors of the present placement take over the experts of all others.
 
-    Nobody gives up an expert but to make room for one that has too few replicas, or to keep replicas on different nodes;
-    and nobody gets more slots than it has or than an even share of `num_replicas` of every expert needs. The others stay
-    in the placement, with no slots, so that they can get some again.
+    `nodes` maps the index of each actor that takes over to its node. These actors give up an expert only to
+    make room for an expert with too few replicas, or to keep replicas on different nodes. None of them gets
+    more slots than it has, or than its even share of `num_replicas` of every expert. The other actors stay in
+    the placement without slots, so that they can get experts again.
 
-    Raises ValueError where `nodes` is empty.
+    Raises ValueError if `nodes` is empty.
     """
     if not nodes:
         raise ValueError("no expert actor is left, expected at least 1")
@@ -112,7 +118,7 @@ def stand_in(
 
 
 def among(placement: Placement, present: Placement | None, absent: Iterable[int]) -> Placement:
-    """The placement, with actors in it that have no slots for now; `present` itself where nothing changes."""
+    """Return the placement with the actors in `absent` added without slots, or `present` if that is equal."""
     slots = {**placement.slots, **dict.fromkeys(absent, ())}
     if present is not None and slots == present.slots:
         return present
@@ -120,25 +126,25 @@ def among(placement: Placement, present: Placement | None, absent: Iterable[int]
 
 
 def gain(loads: Loads | None, present: Placement, other: Placement) -> float:
-    """The part of the present cost that the other placement saves; negative where it costs more."""
+    """Return the part of the present cost that the other placement saves; negative if it costs more."""
     matrix = as_matrix(loads, NUM_EXPERTS)
     before = cost(matrix, _rows(present))
     return 1.0 - cost(matrix, _rows(other)) / before if before else 0.0
 
 
 def num_moves(before: Mapping[int, Sequence[int]], after: Mapping[int, Sequence[int]]) -> int:
-    """How many experts have to be loaded, each by one actor, to get from one set of slots to another."""
+    """Count the experts to load, each by one actor, to get from one set of slots to another."""
     return sum(len(set(experts) - set(before.get(index, ()))) for index, experts in after.items())
 
 
 _LEAST_GAIN_PER_MOVE = 0.005
-"""An expert is moved when that saves at least this part of the cost."""
+"""The part of the cost that the move of one expert must save."""
 _WORTH_BEGINNING_ANEW = 0.03
-"""The part of the cost that a placement made without regard to the present one must save to be taken."""
+"""The part of the cost that a placement made without regard to the present placement must save."""
 
 
 _ONLY_PARTING = 1.0
-"""A gain that no balance reaches: a step is worth it only where it takes a replica to another node."""
+"""A gain that no better balance reaches, so that only steps which take a replica to another node are made."""
 
 
 def _board(holders: Sequence[Holder], num_replicas: int) -> Board:
@@ -158,7 +164,11 @@ def _board(holders: Sequence[Holder], num_replicas: int) -> Board:
 
 
 def _from_present(board: Board, present: Matrix, matrix: Matrix) -> Matrix:
-    """Few moves matter less than that a node may be lost, and less than a much better balance."""
+    """Return an occupation near the present one, or a fresh one if that is worth the moves.
+
+    A fresh occupation is worth the moves if it spreads replicas over more nodes, or balances the load much
+    better.
+    """
     near = improve(board, board.fill(present, matrix), matrix, least_gain=_LEAST_GAIN_PER_MOVE)
     fresh = improve(board, board.fill(board.keep({}), matrix), matrix, least_gain=0.0)
     more = num_violations(board, fresh) - num_violations(board, near)

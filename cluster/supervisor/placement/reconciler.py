@@ -1,9 +1,11 @@
-"""Brings what expert actors hold in line with the placement, without a pause for anybody.
+"""Brings the experts that actors hold in line with the placement, without a pause for any request.
 
-    target set -> hold on the new holders, in the background -> all held: a round with the new table -> every dense actor
-    has switched: drop on the old ones
+    a target is set         -> the new holders load its experts in the background (hold)
+    all experts are held    -> a round with the new table
+    all dense actors switch -> the old holders drop their experts
 
-An actor that dies on the way loads what it needs for both, the present placement and the target, when it comes back.
+An actor that dies meanwhile loads the experts of both the present placement and the target when it comes
+back.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ _IDLE_SECONDS = 1.0
 
 
 class PlacementReconciler:
-    """The placement in force, and the one that is to follow."""
+    """The placement in force and the target, if any; has expert actors hold and drop experts accordingly."""
 
     def __init__(self, registry: Registry, save: Callable[[], Awaitable[None]]) -> None:
         self._registry, self._save = registry, save
@@ -32,28 +34,28 @@ class PlacementReconciler:
         self.target: Placement | None = None
 
     def wanted(self, index: int) -> tuple[int, ...]:
-        """What an expert actor is to hold now, ascending."""
+        """Return the experts that an actor should hold now, ascending."""
         both = [placement for placement in (self.placement, self.target) if placement is not None]
         return tuple(sorted({expert for placement in both for expert in placement.slots.get(index, ())}))
 
     @property
     def replaced(self) -> frozenset[int]:
-        """The expert actors that have a place but, as they stay away, no experts."""
+        """The expert actors in the placement that have no experts, since they stay away."""
         slots = self.placement.slots if self.placement is not None else {}
         return frozenset(index for index, experts in slots.items() if not experts)
 
     def has_place(self, index: int) -> bool:
-        """Whether an expert actor belongs to the service, though it may have no experts now."""
+        """Return whether an expert actor belongs to the service, even if it has no experts now."""
         both = [placement for placement in (self.placement, self.target) if placement is not None]
         return any(index in placement.slots for placement in both)
 
     def set_first(self, placement: Placement) -> None:
-        """The service begins with this one."""
+        """Set the placement with which the service starts."""
         self.placement = placement
         self._registry.post(PlacementChanged(placement.slots))
 
     def count_moves(self) -> tuple[int, int]:
-        """Experts of the target that their new holders hold already, and all that had to move."""
+        """Return how many of the target's moves are done, and how many there are in all."""
         if self.target is None or self.placement is None:
             return 0, 0
         missing = sum(len(self._lacking(key)) for key in self._registry.keys("expert"))
@@ -63,9 +65,10 @@ class PlacementReconciler:
     async def prepare(
         self, target: Placement, deadline_seconds: float, why_not: Callable[[Placement], str | None]
     ) -> None:
-        """Have everybody hold what the target says, unless `why_not` says that it cannot be or need not be.
+        """Have all actors load the target's experts, and wait until they hold them.
 
-        Raises OperationError, with the target given up.
+        `why_not` returns a reason to stop, or None. Raises OperationError for such a reason, for an actor
+        that cannot load, and after the deadline; the target is then given up.
         """
         self.target = target
         for key in self._registry.keys("expert"):
@@ -87,9 +90,10 @@ class PlacementReconciler:
             raise
 
     async def commit(self, deadline_seconds: float) -> None:
-        """Put the target in force. Raises OperationError where not all dense actors have switched in time.
+        """Put the target in force.
 
-        Then the target is in force all the same, and what it does not need is dropped once they have.
+        Raises OperationError if not all dense actors have switched in time. The target is in force even then,
+        and the experts that it does not need are dropped once all dense actors have switched.
         """
         assert self.target is not None
         self.placement, self.target = self.target, None
@@ -99,7 +103,7 @@ class PlacementReconciler:
             raise OperationError("placement", f"not in use everywhere after {deadline_seconds:g} seconds")
 
     async def run(self) -> None:
-        """Hold and drop, for as long as the supervisor lives."""
+        """Have actors hold and drop experts, for as long as the supervisor lives."""
         while True:
             keys = self._registry.keys("expert")
             aligned = await asyncio.gather(*(self._align(key, self._registry.records[key]) for key in keys))
@@ -108,12 +112,13 @@ class PlacementReconciler:
                 await self._registry.change(_IDLE_SECONDS)
 
     async def _align(self, key: ActorKey, record: ActorRecord) -> bool:
-        """Whether the actor holds too much or too little, of which it was told."""
+        """Tell the actor to load or drop experts if it differs from the target; return whether it differed."""
         state = self._registry.state.places.get(key)
         if self.placement is None or state is None or not state.is_up or record.actor is None:
             return False
         if not self.wanted(key.index):
-            # It gets experts again or is removed; what it still holds need not be read anew.
+            # The actor will get experts again or be removed. It keeps its experts, so that they need not be
+            # read again.
             return False
         target, missing, spare = self.target, self._missing(key), self._spare(key)
         if not missing and not spare:
@@ -127,7 +132,7 @@ class PlacementReconciler:
             record.report = await record.actor.report(CALL_SECONDS)
             record.heartbeat = await record.actor.heartbeat(CALL_SECONDS)
             if self.target is target:
-                # What the pulse says is about what was asked for.
+                # This heartbeat was sent after the request, so its progress is that of the request.
                 record.asked = (state.incarnation, missing)
         except UNANSWERED as error:
             logger.warning("%s: %s", key, error)
@@ -138,7 +143,7 @@ class PlacementReconciler:
         return tuple(sorted(set(self.wanted(key.index)) - self._registry.held(key)))
 
     def _lacking(self, key: ActorKey) -> tuple[int, ...]:
-        """What it does not hold of the target."""
+        """The target's experts that the actor does not hold yet."""
         wanted = self.target.slots.get(key.index, ()) if self.target is not None else ()
         return tuple(sorted(set(wanted) - self._registry.held(key)))
 
@@ -146,12 +151,13 @@ class PlacementReconciler:
         return tuple(sorted(self._registry.held(key) - set(self.wanted(key.index))))
 
     def _raise_if_failed(self, key: ActorKey) -> None:
-        """An actor that cannot load what it was asked for will not be able to do so later."""
+        """Raise CannotLoadError if the actor failed to load what it was asked for. It would fail later, too."""
         record, place = self._registry.records[key], self._registry.state.places[key]
         heartbeat = record.heartbeat
         if place.phase == "failed":
             raise CannotLoadError("placement", f"{key} cannot load: {place.error}")
-        # A failure to load something else, asked for before, is no answer.
+        # A failure counts only if the actor was asked for just these experts; an older request may have
+        # failed, too.
         was_asked = record.asked == (place.incarnation, self._missing(key))
         if (
             was_asked
