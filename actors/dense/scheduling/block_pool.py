@@ -1,4 +1,5 @@
-"""Accounting of KV blocks, shared by sequences with the same prefix. Pure: block numbers and hashes, no tensors.
+"""Accounting of KV blocks, which sequences with the same prefix share. Pure: block numbers and hashes, no
+tensors.
 
 position in sequence    0 .. 15 | 16 .. 31 | 32 ..        block_size 16
 sequence.blocks         [   7   ,    2     ,   9 ]
@@ -6,14 +7,17 @@ row in the cache        7 * 16 + 0 ...
 
 A block is in one of three states:
 
-    unused      no sequence holds it, and its content is nobody's
+    unused      no sequence holds it, and its content means nothing
     held        one or more sequences hold it; it is written to only while it has no name
     idle        no sequence holds it, but it has a name: the next sequence with that prefix finds it
 
-A block gets its name, the hash of everything that its content depends on (`actors.protocol.prefix_hash`), when it is full and
-computed. From then on it is never written to. A sequence whose block has the same name as an older one holds the older
-one instead. So named blocks form a tree, whoever holds a block holds its parents too, and since a sequence gives its
-blocks back last one first, the idle block that was left longest ago has no children: it is taken when no block is unused.
+The name of a block is the hash of everything that its content depends on (`actors.protocol.prefix_hash`). A
+block gets its name when it is full and computed, and is never written to afterwards. If an older block has
+the same name, the sequence holds the older block instead of its own.
+
+Named blocks therefore form a tree, and a sequence that holds a block also holds the block's parents. A
+sequence gives back its last block first. So the block that has been idle longest has no children, and it is
+the one that is taken when no block is unused.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ class BlockPool:
         self._names: list[bytes | None] = [None] * num_blocks
         self._by_name: dict[bytes, int] = {}
         self._idle: dict[int, None] = {}
-        """Ordered: left longest ago first."""
+        """The idle blocks as an ordered set; the one that has been idle longest comes first."""
 
     @property
     def num_free(self) -> int:
@@ -41,11 +45,12 @@ class BlockPool:
         return len(self._unused) + len(self._idle)
 
     def num_missing(self, sequence: Sequence, num_tokens: int) -> int:
-        """Blocks that the sequence lacks to hold its first num_tokens tokens."""
+        """Number of further blocks that the sequence needs to hold its first `num_tokens` tokens."""
         return max(0, -(-num_tokens // self.block_size) - len(sequence.blocks))
 
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Give the sequence room for num_tokens tokens; False, and nothing taken, where too few blocks are free."""
+        """Give the sequence room for `num_tokens` tokens. Return False and take nothing if too few blocks are
+        free."""
         if num_tokens <= len(sequence.blocks) * self.block_size:
             return True
         missing = self.num_missing(sequence, num_tokens)
@@ -55,7 +60,8 @@ class BlockPool:
         return True
 
     def find(self, sequence: Sequence) -> list[int]:
-        """Blocks with the longest prefix of a sequence that are there, all full; its last token is never among them."""
+        """The blocks of the longest prefix of the sequence that the pool has; all are full. The sequence's
+        last token is never among them, because it must be computed to get the next one."""
         if not self.shares_prefixes:
             return []
         found = []
@@ -67,11 +73,12 @@ class BlockPool:
         return found
 
     def num_free_beside(self, blocks: list[int]) -> int:
-        """Free blocks that were left if `blocks` were held."""
+        """Number of blocks that would still be free if `blocks` were held."""
         return self.num_free - sum(block in self._idle for block in blocks)
 
     def share(self, sequence: Sequence, blocks: list[int]) -> None:
-        """Give a sequence without blocks those that `find` found: what they hold counts as computed."""
+        """Give a sequence that has no blocks the ones that `find` returned; their tokens count as
+        computed."""
         assert not sequence.blocks
         for block in blocks:
             self._hold(block)
@@ -80,7 +87,8 @@ class BlockPool:
         sequence.num_computed = len(blocks) * self.block_size
 
     def note_computed(self, sequence: Sequence) -> None:
-        """Name the blocks that the sequence has filled, or hold older blocks with the same content in their place."""
+        """Name the blocks that the sequence has filled. Where an older block has the same content, hold that
+        one instead."""
         if not self.shares_prefixes:
             return
         num_full = sequence.num_computed // self.block_size
@@ -99,7 +107,7 @@ class BlockPool:
         sequence.num_named = num_full
 
     def trim(self, sequence: Sequence, num_tokens: int) -> None:
-        """Take back what the sequence holds beyond its first num_tokens tokens; none of that has a name."""
+        """Take back the blocks beyond the sequence's first `num_tokens` tokens; none of them has a name."""
         num_blocks = -(-num_tokens // self.block_size)
         assert num_blocks >= sequence.num_named
         for block in reversed(sequence.blocks[num_blocks:]):
@@ -107,7 +115,8 @@ class BlockPool:
         del sequence.blocks[num_blocks:]
 
     def release(self, sequence: Sequence) -> None:
-        """Take back all blocks of the sequence; those that have a name stay findable until they are needed."""
+        """Take back all blocks of the sequence. Blocks with a name can still be found until their memory is
+        needed."""
         for block in reversed(sequence.blocks):
             self._leave(block)
         del sequence.blocks[:]

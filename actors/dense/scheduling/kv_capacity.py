@@ -1,7 +1,8 @@
-"""How many KV blocks a dense actor gets, and how long a sequence may be. Pure but for reading the free memory.
+"""How many KV blocks a dense actor gets, and how long a sequence may be. Everything but reading the free
+memory is pure.
 
-Without --kv-cache-bytes the cache takes a share of the memory that is free once the weights are loaded, but no more
-than all sequences at their longest could use.
+Without --kv-cache-bytes the cache takes a share of the memory that is free once the weights are loaded, but
+no more than all sequences could use at their greatest length.
 """
 
 from __future__ import annotations
@@ -14,37 +15,38 @@ from actors.errors import CapacityError
 
 _CPU_SHARE = 0.5
 _CPU_MAX_BYTES = 4 * 2**30
-"""Pages are taken as they are written, so this is a bound, not a cost."""
+"""The operating system assigns pages when they are first written, so this is a bound and not a cost."""
 _CUDA_SHARE = 0.85
 """The rest is for activations, the exchange's buffers and fragmentation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Capacity:
-    """What fits."""
+    """What fits into the cache."""
 
     num_blocks: int
     max_model_len: int
-    """Longest prompt plus output, in tokens; one such sequence fits the cache."""
+    """Greatest length of prompt plus output, in tokens; one sequence of this length fits the cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Demand:
-    """What is asked for."""
+    """What the model and the operator ask for."""
 
     model_limit: int
-    """max_position_embeddings."""
+    """The model's max_position_embeddings, in tokens."""
     max_model_len: int | None
-    """What the operator asked for; None takes what the model allows and the memory holds."""
+    """The length in tokens that the operator asked for. None means as much as the model allows and the memory
+    holds."""
     max_num_sequences: int
     block_size: int
     bytes_per_token: int
 
 
 def plan_capacity(demand: Demand, cache_bytes: int, is_fixed: bool) -> Capacity:
-    """Blocks for a cache of cache_bytes, of which less is taken where less can be used, unless it is_fixed.
+    """Blocks that fit `cache_bytes`, at most as many as the sequences can use unless `is_fixed`.
 
-    Raises CapacityError where the length that was asked for exceeds the model's or does not fit.
+    Raises CapacityError if `max_model_len` exceeds the model's limit or does not fit.
     """
     asked = demand.max_model_len
     if asked is not None and asked > demand.model_limit:
@@ -64,7 +66,7 @@ def plan_capacity(demand: Demand, cache_bytes: int, is_fixed: bool) -> Capacity:
 
 
 def free_cache_bytes(device: torch.device) -> int:
-    """Bytes that the KV cache may take when nobody says how many."""
+    """Bytes that the KV cache may take if the operator sets no size."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * _CUDA_SHARE)

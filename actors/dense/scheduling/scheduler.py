@@ -2,16 +2,20 @@
 
 A step takes up to `max_batch_tokens` tokens of up to `max_num_sequences` sequences:
 
-    1. sequences that decode (one token each), in order of their turn
-    2. sequences in prefill, in order of their turn, as large a chunk as the budget leaves; beside sequences that decode
-       the budget is the smaller one that the caller names, so that those do not wait for long
-    3. waiting sequences, in order of their turn, while budget, places and blocks last
+    1. sequences that decode (one token each), in priority order
+    2. sequences in prefill, in priority order, each with as large a chunk as the budget leaves; if
+       sequences decode in the same step, the caller gives a smaller budget, so that those do not wait for long
+    3. waiting sequences, in priority order, while budget, slots for sequences and blocks last
 
-The order of turns is that of arrival, shifted by priority; it never changes, so nobody is overtaken for ever. When blocks
-run out, the running sequence with the latest turn gives up its own and waits to be recomputed (preemption).
-When a sequence grows past LongRoPE's limit its cached keys are stale: it gives up its blocks, which others may hold as
-well, and is recomputed from its first token in new ones, while all others go on.
-A sequence begins behind the longest prefix whose blocks the pool still has (`block_pool.py`).
+The priority order is the order of arrival, shifted by priority (`Sequence.priority_key`). It never changes,
+so no sequence is overtaken for ever. When blocks run out, the running sequence that is last in priority order
+gives up its blocks and waits to be recomputed (preemption).
+
+When a sequence grows past LongRoPE's limit its cached keys are stale. It gives up its blocks, which other
+sequences may hold as well, and is recomputed from its first token in new ones, while all other sequences go
+on.
+
+A sequence starts after the longest prefix whose blocks the pool still has (`block_pool.py`).
 """
 
 from __future__ import annotations
@@ -23,18 +27,20 @@ from operator import attrgetter
 from actors.dense.scheduling.block_pool import BlockPool
 from actors.dense.scheduling.sequence import Sequence
 
-_TURN = attrgetter("turn")
+_PRIORITY_KEY = attrgetter("priority_key")
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens at positions start .. end - 1 of one sequence, to be computed in one step, and guesses of those behind."""
+    """The tokens at positions start .. end - 1 of one sequence that one step computes, and guesses of the
+    tokens after them."""
 
     sequence: Sequence
     start: int
     end: int
     drafts: tuple[int, ...] = ()
-    """What may follow the sequence's last token, which is then the chunk's only one (`speculator.py`)."""
+    """Guesses of what follows the sequence's last token. With drafts, that token is the chunk's only one
+    (`speculator.py`)."""
 
     @property
     def num_tokens(self) -> int:
@@ -42,27 +48,27 @@ class Chunk:
 
     @property
     def num_rows(self) -> int:
-        """Tokens and drafts."""
+        """Number of tokens and drafts."""
         return self.end - self.start + len(self.drafts)
 
     @property
     def samples(self) -> bool:
-        """Whether the chunk reaches the last token, so that the next one can be drawn."""
+        """Whether the chunk contains the sequence's last token, so that the next token can be sampled."""
         return self.end == self.sequence.num_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SchedulerLimits:
-    """What one step may hold."""
+    """Limits of one step."""
 
     max_num_sequences: int
     max_batch_tokens: int
     long_rope_threshold: int | None
-    """Longest sequence, in tokens, that uses LongRoPE's short list; None without LongRoPE."""
+    """Greatest length in tokens for LongRoPE's short list; None if the model has no LongRoPE."""
 
 
 class Scheduler:
-    """Owns the waiting and running sequences and, through the pool, every block that they hold."""
+    """The waiting and the running sequences and, through the pool, every block that they hold."""
 
     def __init__(self, limits: SchedulerLimits, pool: BlockPool) -> None:
         self.limits = limits
@@ -71,26 +77,29 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self.num_queried_tokens = 0
-        """Tokens of sequences that were looked up among the cached prefixes, each once."""
+        """Prompt and output tokens that were looked up among the cached prefixes; each sequence counts
+        once."""
         self.num_hit_tokens = 0
-        """Of those, tokens that were found and not computed again."""
+        """Tokens among `num_queried_tokens` that were found and did not have to be computed again."""
         self._preempted: set[Sequence] = set()
-        """By the plan that is being made, or else by the last one."""
+        """Sequences that the current plan has preempted or, between two plans, that the last plan
+        preempted."""
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence. It must fit the pool when alone: the front checks that."""
+        """Queue a new sequence. The ingress server has checked that the pool can hold the sequence when no
+        other is there."""
         assert self.pool.num_missing(sequence, sequence.num_tokens) <= self.pool.num_blocks
         self._enqueue(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, finished or cancelled; its blocks are free at once."""
+        """Forget a sequence that has finished or is cancelled; its blocks are free at once."""
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         self.pool.release(sequence)
 
     def plan(self, max_prefill_tokens: int | None = None) -> list[Chunk]:
-        """The next step; empty when there is nothing to compute.
+        """Return the chunks of the next step; the list is empty if there is nothing to compute.
 
-        `max_prefill_tokens` bounds what a step computes of prompts where it has sequences that decode. Where the step
+        `max_prefill_tokens` bounds the prompt tokens of a step in which other sequences decode. If the step
         fails and `commit` is not called, the next plan computes the same tokens again.
         """
         self._preempted.clear()
@@ -109,16 +118,17 @@ class Scheduler:
         return chunks
 
     def commit(self, chunks: list[Chunk]) -> None:
-        """Take note that the step was computed."""
+        """Record that the step was computed."""
         for chunk in chunks:
             chunk.sequence.num_computed = chunk.end
             self.pool.note_computed(chunk.sequence)
 
     def _enqueue(self, sequence: Sequence) -> None:
-        insort(self.waiting, sequence, key=_TURN)
+        insort(self.waiting, sequence, key=_PRIORITY_KEY)
 
     def _sort_running(self) -> tuple[list[Sequence], list[Sequence]]:
-        """Those that decode and those in prefill, each in order of their turn and with the list that fits its length."""
+        """The sequences that decode and those in prefill, each in priority order and with the LongRoPE list
+        that fits its length."""
         decoding: list[Sequence] = []
         prefilling: list[Sequence] = []
         for sequence in self.running:
@@ -129,12 +139,13 @@ class Scheduler:
                 decoding.append(sequence)
             elif num_uncomputed > 1:
                 prefilling.append(sequence)
-        decoding.sort(key=_TURN)
-        prefilling.sort(key=_TURN)
+        decoding.sort(key=_PRIORITY_KEY)
+        prefilling.sort(key=_PRIORITY_KEY)
         return decoding, prefilling
 
     def _chooses_other_list(self, sequence: Sequence) -> bool:
-        """Take LongRoPE's list by the sequence's length; True where it is another one, and all blocks are given up."""
+        """Choose LongRoPE's list by the sequence's length. If the list changes, release all blocks and return
+        True."""
         threshold = self.limits.long_rope_threshold
         is_long = threshold is not None and sequence.num_tokens > threshold
         if is_long == sequence.is_long:
@@ -144,11 +155,12 @@ class Scheduler:
         return True
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
-        """Nothing where all of the prompt has to be computed, since somebody wants to see it."""
+        """The cached blocks of the sequence's prefix; none if it reports prompt log-probabilities, for which
+        the whole prompt must be computed."""
         return [] if sequence.needs_prompt_logprobs else self.pool.find(sequence)
 
     def _extend_all(self, sequences: list[Sequence], budget: int, chunks: list[Chunk]) -> int:
-        """Add the next tokens of these running sequences to the step; the budget that is left."""
+        """Add the next tokens of these running sequences to `chunks`; return the budget that is left."""
         for sequence in sequences:
             if budget <= 0:
                 break
@@ -162,16 +174,18 @@ class Scheduler:
         return budget
 
     def _grow_at_cost_of_later(self, sequence: Sequence, end: int, chunks: list[Chunk]) -> bool:
-        """Find room by preemption; False where the sequence has to wait for those that are in this step already.
+        """Preempt later sequences until `sequence` has room. Return False if it must wait for sequences that
+        are in this step.
 
-        The first in turn always finds room: it may take everybody's blocks, and it fits the pool when alone.
+        The first sequence in priority order always finds room: it may take the blocks of all others, and the
+        pool can hold it alone.
         """
         taken = {chunk.sequence for chunk in chunks}
         while not self.pool.grow(sequence, end):
-            later = [s for s in self.running if s.turn > sequence.turn and s not in taken]
+            later = [s for s in self.running if s.priority_key > sequence.priority_key and s not in taken]
             if not later:
                 return False
-            self._preempt(max(later, key=_TURN))
+            self._preempt(max(later, key=_PRIORITY_KEY))
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -183,7 +197,8 @@ class Scheduler:
         self._preempted.add(sequence)
 
     def _admit(self, budget: int) -> Chunk | None:
-        """Move the first waiting sequence to the running ones if all of its present tokens find room."""
+        """Move the first waiting sequence to the running ones and return its chunk, or None if its present
+        tokens find no room."""
         if not self.waiting or len(self.running) >= self.limits.max_num_sequences:
             return None
         sequence = self.waiting[0]
@@ -202,7 +217,8 @@ class Scheduler:
         return Chunk(sequence, sequence.num_computed, end)
 
     def _count_prefix(self, sequence: Sequence) -> None:
-        """What a sequence finds of its own when it comes back after a preemption is no merit."""
+        """Count the prefix hits of a sequence once. Blocks that it finds again after a preemption are its own
+        and do not count."""
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = sequence.num_computed
             if self.pool.shares_prefixes and not sequence.needs_prompt_logprobs:

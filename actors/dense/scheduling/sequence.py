@@ -1,4 +1,4 @@
-"""One sequence as the dense actor sees it: its tokens, and how much of it the KV cache holds."""
+"""One sequence of a dense actor: its tokens, and how much of it the KV cache holds."""
 
 from __future__ import annotations
 
@@ -10,46 +10,49 @@ from actors.protocol.messages import SamplingParams, TokenLogprobs
 from actors.protocol.prefix_hash import extend_chain, prefix_root
 
 AGING_ARRIVALS = 256
-"""A level of priority is worth this many arrivals: a sequence is overtaken by that many later ones of one level lower and
-by none after them."""
+"""Arrivals that one level of priority is worth: a sequence is overtaken by at most this many later arrivals
+of the next more urgent level."""
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """Tokens are prompt + output; the cache holds keys and values of the first `num_computed` of them."""
+    """The tokens are prompt + output; the cache holds keys and values of the first `num_computed` of them."""
 
     sequence_id: str
     owner: int
-    """The connection that submitted it and gets its output."""
+    """The connection that submitted the sequence and gets its output."""
     prompt_ids: list[int]
     output_ids: list[int]
     params: SamplingParams
     arrival: int
-    """Order of submission."""
+    """Number of sequences that were submitted before this one."""
     priority: int = 0
-    """Lower goes first."""
+    """A sequence with a lower number goes first."""
     is_resumed: bool = False
-    """Whether it ran elsewhere before; somebody is reading it already, so it goes one level ahead."""
+    """Whether the sequence ran on another dense actor before. Its client is reading already, so it goes one
+    level ahead."""
     blocks: array[int] = field(default_factory=partial(array, "i"))
-    """KV blocks in order of position, int32: a step copies them at once."""
+    """KV blocks in order of position. They are int32 in one array, so that a step can copy them at once."""
     num_computed: int = 0
     is_long: bool = False
-    """Which LongRoPE list its cached keys were rotated with."""
+    """Whether the cached keys were rotated with LongRoPE's long list."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
-    """Collected so far, while the prompt is prefilled in chunks."""
+    """Log-probabilities of the prompt that are collected so far, while it is prefilled in chunks."""
     needs_prompt_logprobs: bool = False
     cache_salt: str = ""
-    """Blocks are shared only among sequences with the same one."""
+    """Sequences share blocks only if they have the same salt."""
     num_named: int = 0
-    """How many of its blocks, from the first one, have a name or are held by others as well: they are not written to."""
+    """Number of leading blocks that have a name or that other sequences hold as well. They are not written
+    to."""
     num_cached_tokens: int | None = None
-    """Tokens that were found computed when it was admitted first; None before."""
-    turn: tuple[int, int] = field(init=False)
-    """Its place in the order: lower ones go first and are preempted last. It never changes."""
+    """Tokens that were found in the cache when the sequence was first admitted; None before."""
+    priority_key: tuple[int, int] = field(init=False)
+    """Place in the priority order: sequences with lower keys go first and are preempted last. It never
+    changes."""
     _hashes: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.turn = self.arrival + AGING_ARRIVALS * (self.priority - self.is_resumed), self.arrival
+        self.priority_key = self.arrival + AGING_ARRIVALS * (self.priority - self.is_resumed), self.arrival
 
     @property
     def num_tokens(self) -> int:
@@ -60,7 +63,7 @@ class Sequence:
         return self.num_tokens - self.num_computed
 
     def token_ids(self, start: int, end: int) -> list[int]:
-        """Tokens at positions start to end - 1."""
+        """The tokens at positions start .. end - 1."""
         num_prompt = len(self.prompt_ids)
         if start >= num_prompt:
             return self.output_ids[start - num_prompt : end - num_prompt]
@@ -69,11 +72,12 @@ class Sequence:
         return self.prompt_ids[start:] + self.output_ids[: end - num_prompt]
 
     def continued(self, token_ids: tuple[int, ...]) -> Sequence:
-        """What it would be with these tokens behind its last one, for the sampler; itself where there are none."""
+        """A copy with `token_ids` appended, for sampling after drafts; self if there are none."""
         return replace(self, output_ids=[*self.output_ids, *token_ids]) if token_ids else self
 
     def block_hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
-        """Names of its first blocks, `num_blocks` or more, all of them full (`actors.protocol.prefix_hash`)."""
+        """The names of at least the first `num_blocks` blocks, all of which are full
+        (`actors.protocol.prefix_hash`)."""
         hashes = self._hashes
         if len(hashes) < num_blocks:
             parent = hashes[-1] if hashes else prefix_root(self.cache_salt, self.is_long)
@@ -82,13 +86,14 @@ class Sequence:
         return hashes
 
     def use_list(self, is_long: bool) -> None:
-        """Rotate keys with LongRoPE's long or short list from now on; the sequence must not hold any blocks."""
+        """Rotate keys with LongRoPE's long or short list from now on. The sequence must not hold any
+        blocks."""
         assert not self.blocks
         self.is_long = is_long
         self._hashes.clear()
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was computed."""
+        """Mark all tokens as not computed and drop the log-probabilities of the prompt."""
         self.num_computed = 0
         self.prompt_logprobs.clear()

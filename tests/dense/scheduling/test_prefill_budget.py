@@ -82,14 +82,14 @@ def test_a_machine_that_becomes_slower_gets_smaller_prompts() -> None:
     assert max(run_steps(prefill_budget, 8, 0.02, 8e-4))[0] <= fast / 4
 
 
-def test_one_step_that_hung_does_not_open_the_door_to_long_ones() -> None:
+def test_one_step_that_hung_does_not_allow_long_ones() -> None:
     prefill_budget = PrefillBudget(2.0, 2048)
     before = max(run_steps(prefill_budget, 8, 0.02, 1e-4))[0]
     prefill_budget.note_step(8, 0, 30.0)
     assert prefill_budget.max_prefill_tokens(8, 1) <= 2 * before
 
 
-def test_the_scatter_of_short_prompts_does_not_open_the_door_to_a_long_one() -> None:
+def test_the_scatter_of_short_prompts_does_not_allow_a_long_one() -> None:
     prefill_budget = PrefillBudget(2.0, 2048)
     prefill_budget.note_step(8, 0, 0.02)
     prefill_budget.note_step(8, 2000, 0.3)

@@ -1,7 +1,7 @@
-"""Whatever shares a prefix with whatever: a sequence only ever sees keys and values of its own tokens.
+"""Sequences that share prefixes in any combination: each only ever sees keys and values of its own tokens.
 
-The cache is played by a list with a note per row of what was written there: the tokens up to that position, the LongRoPE list
-and the salt, which is all that keys and values depend on.
+A list stands for the cache. It records for each row what was written there: the tokens up to that position,
+the LongRoPE list and the salt, which is all that keys and values depend on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ BLOCK_SIZE = 4
 
 
 class Played:
-    """A scheduler, and a cache that notes what is written to it. Every sequence's next token is decided by those before it."""
+    """A scheduler, and a cache that records what is written to it. The tokens before a sequence's next token
+    decide it."""
 
     def __init__(
         self,
@@ -45,7 +46,7 @@ class Played:
     def sequence(
         self, prompt_ids: list[int], max_tokens: int = 1, salt: str = "", needs_prompt_logprobs: bool = False
     ) -> Sequence:
-        """A new one, the latest in turn."""
+        """A new sequence, the last in priority order."""
         self._num_arrivals += 1
         return Sequence(
             sequence_id=str(self._num_arrivals),
@@ -116,7 +117,7 @@ class Played:
         assert not any(s.blocks or s.num_computed for s in self.scheduler.waiting)
 
 
-ORDERS = st.lists(
+ARRIVALS = st.lists(
     st.tuples(
         st.integers(0, 3),
         st.integers(0, 2),
@@ -128,12 +129,13 @@ ORDERS = st.lists(
     min_size=1,
     max_size=12,
 )
-"""(steps after the one before, where it leaves the common text, prompt tokens, output tokens, salt, 0: prompt logprobs)."""
+"""(steps after the arrival before, where the prompt leaves the common text, prompt tokens, output tokens,
+salt, and a number that asks for prompt log-probabilities if it is 0)."""
 
 
 @settings(max_examples=200)
 @given(
-    orders=ORDERS,
+    arrivals=ARRIVALS,
     num_blocks=st.integers(16, 30),
     max_num_sequences=st.integers(1, 6),
     max_batch_tokens=st.integers(1, 50),
@@ -142,7 +144,7 @@ ORDERS = st.lists(
     fail_every=st.integers(2, 9),
 )
 def test_a_sequence_sees_its_own_tokens_alone(
-    orders: list[tuple[int, int, int, int, str, int]],
+    arrivals: list[tuple[int, int, int, int, str, int]],
     num_blocks: int,
     max_num_sequences: int,
     max_batch_tokens: int,
@@ -153,7 +155,7 @@ def test_a_sequence_sees_its_own_tokens_alone(
     played = Played(num_blocks, max_num_sequences, max_batch_tokens, threshold)
     scheduler, step = played.scheduler, 0
     num_cancelled = 0
-    for delay, leaves_at, num_prompt, num_output, salt, dice in orders:
+    for delay, leaves_at, num_prompt, num_output, salt, dice in arrivals:
         for _ in range(delay):
             step += 1
             played.step(fails=step % fail_every == 0)

@@ -200,7 +200,8 @@ def test_the_highest_priority_number_gives_way_when_blocks_run_out() -> None:
 def test_nobody_starves_behind_an_endless_stream_of_more_important_ones(
     patient: int, others: list[int]
 ) -> None:
-    """One place, and a more important sequence arrives for each that ends: the aging still brings its turn."""
+    """One sequence runs at a time, and a more important one arrives for each that ends. Aging still lets the
+    first one run."""
     scheduler = make_scheduler(max_num_sequences=1, num_blocks=64)
     scheduler.add(make_sequence(0, 4, max_tokens=1, priority=patient))
     bound = AGING_ARRIVALS * (patient - min(others)) + 1

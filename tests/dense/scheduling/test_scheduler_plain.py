@@ -16,14 +16,14 @@ BLOCK_SIZE = 4
 
 
 class PlainScheduler(Scheduler):
-    """Looks everything up anew for each sequence."""
+    """A scheduler that computes everything again for each sequence."""
 
     def plan(self, max_prefill_tokens: int | None = None) -> list[Chunk]:
         for sequence in self.running:
             if self._chooses_other_list(sequence):
                 self.pool.share(sequence, self._find_prefix(sequence))
         num_preemptions = self.num_preemptions
-        running = sorted(self.running, key=lambda s: s.turn)
+        running = sorted(self.running, key=lambda s: s.priority_key)
         chunks: list[Chunk] = []
         budget = self.limits.max_batch_tokens
         for sequence in [s for s in running if s.num_uncomputed == 1]:
@@ -45,10 +45,10 @@ class PlainScheduler(Scheduler):
         end = start + min(sequence.num_uncomputed, budget)
         while self.pool.num_missing(sequence, end) > self.pool.num_free:
             taken = [chunk.sequence for chunk in chunks]
-            later = [s for s in self.running if s.turn > sequence.turn and s not in taken]
+            later = [s for s in self.running if s.priority_key > sequence.priority_key and s not in taken]
             if not later:
                 return 0
-            self._preempt(max(later, key=lambda s: s.turn))
+            self._preempt(max(later, key=lambda s: s.priority_key))
         self.pool.grow(sequence, end)
         chunks.append(Chunk(sequence, start, end))
         return end - start
@@ -90,7 +90,8 @@ ARRIVALS = st.lists(
 
 
 def take_step(scheduler: Scheduler, max_prefill_tokens: int | None, fails: bool) -> list[object]:
-    """Plan and, unless the step fails, draw a token for each sequence that may; all that can be seen afterwards."""
+    """Plan and, unless the step fails, draw a token for each sequence that samples. Return all that can be
+    seen afterwards."""
     chunks = scheduler.plan(max_prefill_tokens)
     seen: list[object] = [(c.sequence.sequence_id, c.start, c.end) for c in chunks]
     sampling = [] if fails else [chunk.sequence for chunk in chunks if chunk.samples]
