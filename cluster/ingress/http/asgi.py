@@ -1,8 +1,10 @@
-"""A small ASGI application: finds the handler, reads the body, sends what it returns, and tells it of a disconnect.
+"""A small ASGI application: it finds the handler, reads the body, runs the handler and sends what it returns.
 
-Written directly against ASGI because of what it must do that frameworks leave out: every answer, the errors included,
-has OpenAI's shape, a handler is cancelled the moment its client leaves, streaming or not, and nobody's body is read before
-the doorkeeper has let him in.
+    scope -> route -> authenticator -> body -> handler -> HttpResponse or EventStream
+
+It is written directly against ASGI because frameworks leave out three things that are needed here. Every
+answer, errors included, has OpenAI's shape. A handler is cancelled at once when its client leaves, whether it
+streams or not. No body is read before the authenticator has admitted the caller.
 """
 
 from __future__ import annotations
@@ -45,15 +47,15 @@ _EVENTS = b"text/event-stream"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BodyLimits:
-    """What an HTTP body may be."""
+    """Limits of an HTTP body."""
 
     max_bytes: int
     timeout_seconds: float
-    """From the end of the header to the end of the body."""
+    """The longest time from the end of the header to the end of the body."""
 
 
 class HttpApp:
-    """The ASGI application for some routes. Never lets an exception out."""
+    """The ASGI application of the given routes. No exception leaves it."""
 
     def __init__(self, routes: Iterable[Route], authenticator: Authenticator, limits: BodyLimits) -> None:
         self._authenticator, self._limits = authenticator, limits
@@ -120,7 +122,11 @@ class HttpApp:
         return methods[method], rest
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
-        """Raises PayloadTooLarge, as early as the header allows, BodyTimedOut, and ConnectionError when the client leaves."""
+        """Read the body.
+
+        Raises PayloadTooLarge (before reading, if the header already says so), BodyTimedOut, or
+        ConnectionError if the client leaves.
+        """
         max_bytes, timeout_seconds = self._limits.max_bytes, self._limits.timeout_seconds
         declared = dict(scope["headers"]).get(b"content-length", b"")
         if declared.isdigit() and int(declared[:20]) > max_bytes:
@@ -161,7 +167,7 @@ def _timeout(scope: Scope) -> str | None:
 
 
 def error_response(error: ClientError) -> HttpResponse:
-    """An error in OpenAI's shape, with the header that belongs to its status."""
+    """Return an error in OpenAI's shape, with the header that its status requires."""
     headers: tuple[tuple[bytes, bytes], ...] = ()
     if isinstance(error, TooManyRequests | ServerUnavailable):
         headers = ((b"retry-after", str(error.retry_after_seconds).encode()),)
@@ -173,7 +179,11 @@ def error_response(error: ClientError) -> HttpResponse:
 
 
 def _last_of_connection(response: HttpResponse) -> HttpResponse:
-    """For an answer that does not wait for the body: what is left of it must not be in the next request's way."""
+    """Return the answer with a header that closes the connection.
+
+    An answer that is sent before the body has been read needs this: the rest of the body would otherwise be
+    taken for the next request.
+    """
     return replace(response, headers=(*response.headers, (b"connection", b"close")))
 
 
@@ -197,7 +207,10 @@ async def _send_whole(send: Send, response: HttpResponse) -> None:
 
 
 async def _send_events(send: Send, frames: AsyncGenerator[bytes, None]) -> None:
-    """The first frame is awaited before the status is sent, so that a failure until then has its own status."""
+    """Send the frames.
+
+    The first one is awaited before the status, so that an earlier failure has its own status.
+    """
     async with contextlib.aclosing(frames):
         try:
             first = await anext(frames)
@@ -221,7 +234,10 @@ async def _until_disconnected(receive: Receive) -> None:
 
 
 async def _live(receive: Receive, send: Send) -> None:
-    """Nothing to start or stop: the ingress does that itself."""
+    """Confirm start-up and shutdown.
+
+    There is nothing to do for them: the ingress replica starts its own parts.
+    """
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})

@@ -35,7 +35,7 @@ from cluster.supervisor.operations.messages import Operation
 
 
 class Handlers:
-    """The handlers for clients. Each raises ClientError."""
+    """The handlers for clients. Every handler may raise ClientError."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -84,7 +84,7 @@ class Handlers:
         return HttpResponse(value=msgspec.to_builtins(await self._service.view()))
 
     async def load(self, request: HttpRequest) -> HttpResponse:
-        """Requests of this ingress replica, and sequences and KV blocks of all dense actors."""
+        """Report this ingress replica's requests, and the sequences and KV blocks of all dense actors."""
         loads = self._service.loads
         names = [item.name for item in msgspec.structs.fields(Load)]
         totals: dict[str, Any] = {name: sum(getattr(load, name) for load in loads) for name in names}
@@ -125,7 +125,10 @@ class Handlers:
 
 
 class AdminHandlers:
-    """The handlers for operators. Each answers with the view of all actors after the operation is done."""
+    """The handlers for operators.
+
+    Every handler answers with the view of all actors, after the operation if any.
+    """
 
     def __init__(self, admin: Admin) -> None:
         self._admin = admin
@@ -134,7 +137,10 @@ class AdminHandlers:
         return HttpResponse(value=msgspec.to_builtins(await self._admin.status()))
 
     def operate(self, operation: type[Operation]) -> Handler:
-        """The handler that carries out an operation. An empty body stands for an object without fields."""
+        """Return the handler that carries out an operation.
+
+        An empty body counts as an object without fields.
+        """
 
         async def handle(request: HttpRequest) -> HttpResponse:
             message = parse_operation(operation, decode_body(request.body) if request.body else {})
@@ -144,7 +150,7 @@ class AdminHandlers:
 
 
 def package_version() -> str:
-    """The installed version, or the one of a checkout that is not installed."""
+    """Return the installed version, or the version of this source tree if the package is not installed."""
     try:
         return importlib.metadata.version("phimoe-cluster")
     except importlib.metadata.PackageNotFoundError:

@@ -1,9 +1,10 @@
-"""How long and how large the header of an HTTP request may be, where Serve listens with uvicorn.
+"""Limits on the time and the size of an HTTP request's header, for a Serve that listens with uvicorn.
 
-uvicorn bounds neither: a client that sends a byte a minute keeps its connection for ever, and one that never ends its header fills
-the memory. Serve calls `install` in every process that listens (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH), before it does; it
-puts a subclass of uvicorn's protocol under the name that Serve's uvicorn looks up. HAProxy has limits of its own, which
-`cluster.ray_actors.ray_environment` sets; its answer to a header that is too large is 400 where this one is 431.
+uvicorn limits neither: a client that sends a byte a minute keeps its connection for ever, and a client that
+never ends its header fills the memory. Serve calls `install` in every process that listens, before it listens
+(RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH). `install` puts a subclass of uvicorn's protocol under the name
+that Serve's uvicorn looks up. HAProxy has its own limits, which `cluster.ray_actors.ray_environment` sets; it
+answers a header that is too large with 400, uvicorn with this subclass with 431.
 """
 
 from __future__ import annotations
@@ -22,13 +23,20 @@ _CODES = {408: "header_timed_out", 431: "header_too_large"}
 
 
 def install() -> list[Any]:
-    """Have every uvicorn server of this process that begins later use `GuardedProtocol`. No middlewares."""
+    """Make every uvicorn server that starts later in this process use `GuardedProtocol`.
+
+    Returns no middlewares.
+    """
     HTTP_PROTOCOLS["auto"] = f"{__name__}:GuardedProtocol"
     return []
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection. The clock runs from its beginning, and for each further request from its first byte, to the header's end."""
+    """One connection, with limits on each request's header.
+
+    The time for a header runs until its end. It starts with the connection for the first request, and with
+    the request's first byte for every further request.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._timeout_seconds, self._max_header_bytes = header_limits()
@@ -46,7 +54,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._timer is None or self._has_begun:
             return
-        # All of it belongs to a header that began earlier and has not ended.
+        # No header began or ended in this data, so all of it belongs to a header that began earlier.
         self._num_pending_bytes += len(data)
         if self._num_pending_bytes > self._max_header_bytes:
             self._refuse(431, f"the header is larger than {self._max_header_bytes} bytes")
@@ -81,7 +89,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._end_header()
         if self.transport.is_closing():
             return
-        # A further request's header may be late while the answer to the one before is on its way: then nothing is said.
+        # If the answer to the previous request is still being sent, an error message would end up inside it.
         if self.cycle is None or self.cycle.response_complete:
             body = _body(status, message)
             head = f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/json\r\n"
@@ -92,7 +100,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 def _too_large(num_bytes: int, max_bytes: int) -> Any:
-    """The ASGI application of a connection whose header is too large."""
+    """Return an ASGI application that answers 431 to a request whose header is too large."""
     body = _body(431, f"the header has {num_bytes} bytes, the limit is {max_bytes}")
     headers = [
         (b"content-type", b"application/json"),

@@ -1,4 +1,4 @@
-"""What a route is: its description, what its handler gets, and what its handler returns."""
+"""The types of a route: its description, the request that its handler gets and the answer that it returns."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from cluster.ingress.auth import Access
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HttpRequest:
-    """What a handler gets."""
+    """A request as its handler gets it."""
 
     rest: str
-    """The part of the path after a route that ends with a slash; empty for other routes."""
+    """For a route whose path ends with a slash, the part of the request's path after it; otherwise empty."""
     body: bytes
     timeout: str | None = None
-    """The header X-Request-Timeout."""
+    """The value of the header X-Request-Timeout, in seconds; None if the header is absent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HttpResponse:
-    """A whole answer."""
+    """An answer that is sent as a whole."""
 
     value: object
     """A string is sent as plain text, any other value as JSON."""
@@ -32,7 +32,10 @@ class HttpResponse:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EventStream:
-    """An answer of server-sent events. An error before the first frame has its status, a later one is an event."""
+    """An answer of server-sent events.
+
+    An error before the first frame is sent with its own status; a later error is sent as an event.
+    """
 
     frames: AsyncGenerator[bytes, None]
 
@@ -46,17 +49,20 @@ class Route:
 
     method: str
     path: str
-    """A path that ends with a slash also stands for all paths that begin with it and have a last part, a model's name."""
+    """The path. If it ends with a slash, it matches every longer path that begins with it.
+
+    The rest of such a path is the name of a model.
+    """
     access: Access = Access.CLIENT
-    """Who may call it."""
+    """Who may call the route."""
     summary: str
     body: dict[str, Any] | None = None
-    """JSON Schema of the request's body; None if it has none."""
+    """JSON Schema of the request's body; None if the route takes no body."""
     is_body_required: bool = True
     answer: dict[str, Any]
     """JSON Schema of the answer with status 200."""
     is_streamed: bool = False
-    """Whether it may answer with server-sent events."""
+    """Whether the route may answer with server-sent events."""
     errors: tuple[int, ...] = ()
-    """Statuses of its errors, without those that every route may have."""
+    """Statuses of the handler's errors, without those that any route may have."""
     handler: Handler

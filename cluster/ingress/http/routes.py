@@ -1,4 +1,4 @@
-"""Every HTTP route with its description: OpenAI's routes, those of the service itself, and those for operators."""
+"""Every HTTP route with its description: OpenAI's routes, the service's own routes and the operators' routes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ _TOKENIZER_ERRORS = (400, 404, 503)
 
 
 def http_app(service: Service, authenticator: Authenticator) -> HttpApp:
-    """The ASGI application of one ingress replica."""
+    """Return the ASGI application of one ingress replica."""
     config = service.config
     limits = BodyLimits(max_bytes=config.max_body_bytes, timeout_seconds=config.body_timeout_seconds)
     return HttpApp(routes(service, authenticator), authenticator, limits)
 
 
 def routes(service: Service, authenticator: Authenticator) -> tuple[Route, ...]:
-    """Every route of one ingress replica. The last one serves the document that describes them all."""
+    """Return every route of one ingress replica.
+
+    The last route serves the document that describes them all.
+    """
 
     async def serve_document(request: HttpRequest) -> HttpResponse:
         return HttpResponse(

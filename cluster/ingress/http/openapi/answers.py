@@ -1,4 +1,4 @@
-"""Schemas of answers: what is promised of them, not every field that there may be."""
+"""JSON Schemas of the answers. They say what clients can rely on; an answer may have further fields."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ USAGE = {
 }
 
 EVENT: Schema = {"type": "object", "required": ["data"], "properties": {"data": _TEXT}}
-"""Of each server-sent event; its data is a chunk as JSON, an error, or [DONE]."""
+"""One server-sent event; its data is a chunk as JSON, an error as JSON, or [DONE]."""
 
 ERROR: Schema = {
     "type": "object",
@@ -50,7 +50,7 @@ ERROR: Schema = {
 
 
 def model_card() -> Schema:
-    """Of /v1/models/{model}."""
+    """Return the schema of the answer of /v1/models/{model}."""
     meta = _record(n_vocab=_COUNT)
     return _record(
         id=_TEXT, object={"const": "model"}, created=_COUNT, owned_by=_TEXT, max_model_len=_COUNT, meta=meta
@@ -58,12 +58,12 @@ def model_card() -> Schema:
 
 
 def model_list() -> Schema:
-    """Of /v1/models."""
+    """Return the schema of the answer of /v1/models."""
     return _record(object={"const": "list"}, data={"type": "array", "minItems": 1, "items": model_card()})
 
 
 def generation(kind: str) -> Schema:
-    """Of a generation that is not streamed; `kind` is its `object`."""
+    """Return the schema of a generated answer that is not streamed; `kind` is the value of its `object`."""
     choice = _record(index=_COUNT, finish_reason={"enum": ["stop", "length"]})
     choices = {"type": "array", "minItems": 1, "items": choice}
     return _record(
@@ -72,41 +72,45 @@ def generation(kind: str) -> Schema:
 
 
 def tokens() -> Schema:
-    """Of /tokenize."""
+    """Return the schema of the answer of /tokenize."""
     ids = {"type": "array", "items": _COUNT}
     strings = {"type": ["array", "null"], "items": _TEXT}
     return _record(count=_COUNT, max_model_len=_COUNT, tokens=ids, token_strs=strings)
 
 
 def text() -> Schema:
-    """Of /detokenize."""
+    """Return the schema of the answer of /detokenize."""
     return _record(prompt=_TEXT)
 
 
 def health() -> Schema:
-    """Of /health."""
+    """Return the schema of the answer of /health."""
     return _record(status={"const": "ready"})
 
 
 def version() -> Schema:
-    """Of /version."""
+    """Return the schema of the answer of /version."""
     return _record(version=_TEXT)
 
 
 def load() -> Schema:
-    """Of /load: the requests of one ingress replica, and the sums of `Load` over the dense actors."""
+    """Return the schema of the answer of /load.
+
+    The answer has the number of requests of one ingress replica, and the fields of `Load`, summed over the
+    dense actors.
+    """
     return _record(**dict.fromkeys(("server_load", *Load.__struct_fields__), _COUNT))
 
 
 def cluster() -> Schema:
-    """Of /cluster and the admin routes: `cluster.messages.ClusterView`."""
+    """Return the schema of the answer of /cluster and the admin routes, a `cluster.messages.ClusterView`."""
     _, components = msgspec.json.schema_components([ClusterView], ref_template="#/$defs/{name}")
     schema: Schema = _inlined({"$ref": "#/$defs/ClusterView"}, components)
     return schema
 
 
 def document() -> Schema:
-    """Of /openapi.json."""
+    """Return the schema of the answer of /openapi.json."""
     return _record(openapi=_TEXT, info={"type": "object"}, paths={"type": "object"})
 
 
@@ -115,7 +119,7 @@ def _record(**properties: Schema) -> Schema:
 
 
 def _inlined(schema: Any, components: dict[str, Any]) -> Any:
-    """A schema without references."""
+    """Return the schema with every reference replaced by what it refers to."""
     if isinstance(schema, list):
         return [_inlined(item, components) for item in schema]
     if not isinstance(schema, dict):

@@ -1,7 +1,8 @@
-"""Schemas of request bodies that `Object.schema` does not make by itself.
+"""JSON Schemas of the request bodies that `Object.schema` does not make by itself.
 
-A schema cannot say everything that a body must hold: min_tokens within max_tokens, top_logprobs only with
-logprobs, the context's length. A body that does not fit its schema is always refused; one that fits may be.
+A schema cannot express every condition on a body, for example that min_tokens is at most max_tokens, that
+top_logprobs needs logprobs, or that the prompt fits into the context. A body that does not match its schema
+is always refused; a body that matches may still be refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from cluster.openai.limits import Limits
 
 
 def tokenize_body(limits: Limits) -> Schema:
-    """Of /tokenize: either a text or a conversation."""
+    """Return the schema of the body of /tokenize, which has either a text or a conversation."""
     text, chat = TOKENIZE_TEXT.schema(limits), TOKENIZE_CHAT.schema(limits)
     required = {*text.pop("required"), *chat.pop("required")}
     properties = {**chat["properties"], **text["properties"]}

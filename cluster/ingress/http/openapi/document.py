@@ -1,4 +1,4 @@
-"""The OpenAPI document. It is made from the routes that are served, so that it describes all of them and no other."""
+"""The OpenAPI document. It is made from the served routes, so that it describes all of them and no others."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from cluster.ingress.http.openapi import answers
 from cluster.ingress.http.route import Route
 
 _EVERY_ROUTE_ERRORS = (408, 413, 431, 500)
-"""Any route may refuse a body or a header that is too long or late; 500 is a defect."""
+"""A route may refuse a body or a header that is too large or too late; 500 means a defect in the service."""
 _KEY_ERRORS = {Access.PUBLIC: (), Access.CLIENT: (401, 429), Access.ADMIN: (401, 403)}
-"""Errors of a service that asks for keys."""
+"""Further errors of a route in a service that asks for keys."""
 
 
 def openapi_document(routes: Iterable[Route], version: str, *, has_keys: bool) -> dict[str, Any]:
-    """The document of these routes. `has_keys` says whether this service asks for keys at all."""
+    """Return the document of these routes. `has_keys` says whether this service asks for keys at all."""
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         path = route.path + "{model}" if route.path.endswith("/") else route.path
@@ -27,7 +27,7 @@ def openapi_document(routes: Iterable[Route], version: str, *, has_keys: bool) -
         "info": {
             "title": "PhiMoE",
             "version": version,
-            "description": "OpenAI's protocol before a PhiMoE cluster. HEAD is answered wherever GET is.",
+            "description": "OpenAI's protocol, served by a PhiMoE cluster. HEAD is answered wherever GET is.",
         },
         "paths": paths,
         "components": {
@@ -59,7 +59,7 @@ def _operation(route: Route, has_keys: bool) -> dict[str, Any]:
 def _responses(route: Route, has_keys: bool) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": route.answer}}
     if route.is_streamed:
-        # The schema is that of each event.
+        # This is the schema of one event of the stream.
         content["text/event-stream"] = {"schema": answers.EVENT}
     responses: dict[str, Any] = {"200": {"description": "OK", "content": content}}
     for status in sorted({*_EVERY_ROUTE_ERRORS, *_access_errors(route, has_keys), *route.errors}):
@@ -71,10 +71,10 @@ def _responses(route: Route, has_keys: bool) -> dict[str, Any]:
 
 
 def _access_errors(route: Route, has_keys: bool) -> tuple[int, ...]:
-    """Statuses with which a caller is refused before the handler runs.
+    """Return the statuses with which a caller may be refused before the handler runs.
 
-    Without keys, operators of other hosts are refused. Generation is refused while too many requests are under way,
-    with keys and without.
+    Without keys, operators on other hosts are refused. With or without keys, a request for generated text is
+    refused while too many requests are under way.
     """
     keyed = _KEY_ERRORS[route.access] if has_keys else ()
     other_host = (403,) if route.access is Access.ADMIN else ()
