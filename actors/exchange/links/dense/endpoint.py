@@ -25,7 +25,7 @@ from actors.protocol.messages import Membership
 
 
 class DenseLinks:
-    """A dense actor's end: one exchange for its whole life, over links that come and go."""
+    """A dense actor's end. Its one exchange lives as long as the actor does; links come and go."""
 
     def __init__(self, context: DenseContext) -> None:
         exchange_context, settings = context.exchange_context, context.exchange_context.settings
@@ -52,10 +52,11 @@ class DenseLinks:
         context.use_exchange(self.exchange)
 
     def join(self, membership: Membership, stop: threading.Event) -> None:
-        """Return when all expert actors of the membership are linked and asked for what it says they hold.
+        """Return when all expert actors of the membership are linked and get rows for their experts.
 
-        Raises DeadlineError naming those that did not come within the connect deadline; the others are in use
-        then. Raises LinkError when `stop` is set meanwhile; the membership before is still in use then.
+        Raises DeadlineError naming the actors that did not link within the connect deadline; the others are
+        in use then. Raises LinkError when `stop` is set meanwhile; the membership before is still in use
+        then.
         """
         peers = self.exchange.peers
         deadline = Deadline(seconds=self._settings.connect_deadline_seconds)
@@ -75,7 +76,7 @@ class DenseLinks:
         return self.exchange.peers.suspected()
 
     def close(self) -> None:
-        """Close the listener and end all links. The user of the exchange closes that."""
+        """Close the listener and end all links. The exchange itself is closed by its user."""
         self._listener.close()
         self.exchange.interrupt()
 

@@ -8,11 +8,11 @@ Legend: T tokens, H hidden, K experts per token, n results of one message.
 
     an answer comes            its results go to their dispatch (receiver.py)
     an answer is late          its rows go to another holder as well; the first answer counts (hedging.py)
-    a link ends                its peer is dropped; what it owes goes to other holders (sender.py)
+    a link ends                its peer is dropped; the rows it owes go to other holders (sender.py)
     an expert has no holder    its rows are parked until an actor that holds it is linked (sender.py)
 
 Each request has a number of its own and its answer carries that number, so a late answer is recognised. The
-results of a dispatch are the same bits, whichever of this happens.
+results of a dispatch are the same bits, whichever of these events happen.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from actors.exchange.links.dense.receiver import Receiver
 from actors.exchange.links.dense.sender import Sender
 
 MAX_UNDER_WAY = 4
-"""Dispatches that may wait for their combine: each keeps its rows and results in memory."""
+"""How many dispatches may wait for their combine. Each of them keeps its rows and results in memory."""
 
 
 class LinksExchange:
-    """Exchange over the links that `roster` has at any time; they come and go while the exchange lives.
+    """Exchange over the links that `peers` has at any time; links come and go while the exchange lives.
 
-    One thread calls dispatch, combine, tend, close and `kernels`; any thread may call the rest.
+    One thread calls dispatch, combine, maintain, close and `kernels`; any thread may call the rest.
     """
 
     def __init__(
         self, num_experts: int, limits: WaitLimits, load: ExpertLoad, on_change: Callable[[], None]
     ) -> None:
-        """on_change: called, from any thread, when the links or what is held behind them have changed."""
+        """`on_change` is called, from any thread, when links or the experts that peers hold have changed."""
         self._on_change = on_change
         self._load = load
         self._poller = LinkPoller()
@@ -92,16 +92,16 @@ class LinksExchange:
         if handle.owed is None:
             self._receiver.under_way.remove(handle)
         else:
-            self._receiver.abandon(handle)  # Somebody may still be computing what another one has answered.
+            self._receiver.abandon(handle)  # One peer may still compute rows that another peer has answered.
         return handle.result()
 
     def maintain(self) -> None:
-        """Look after the links while no step is under way: notice ends, drop silent peers. Never waits."""
+        """Notice ended links and drop silent peers while no step is under way. Never waits."""
         self._receiver.refresh()
         self._receiver.take_news(0.0)
 
     def interrupt(self) -> None:
-        """End all links; every call, also one under way, raises LinkError. From any thread; idempotent."""
+        """End all links; every call, also one under way, raises LinkError. For any thread; idempotent."""
         self.peers.close()
 
     def close(self) -> None:

@@ -1,11 +1,11 @@
-"""What a dense actor does about late answers: it asks other holders as well, and drops silent peers.
+"""Handles late answers: a dense actor asks other holders as well, and drops silent peers.
 
     an answer is late                        its peer is suspected, and the rows go to sound holders as well
     an answer comes                          its peer is no longer suspected
-    a peer keeps silent past its deadline    the peer is dropped, and what it owes goes to other holders
+    a peer keeps silent past its deadline    the peer is dropped, and the rows it owes go to other holders
 
-Earlier answers say when an answer is late (`hedge_delay.py`). The idea is that of hedged requests: Dean and
-Barroso, "The Tail at Scale", 2013.
+The times of earlier answers decide when an answer is late (`hedge_delay.py`). These are hedged requests: Dean
+and Barroso, "The Tail at Scale", 2013.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class WaitLimits:
     """How long a dense actor waits, in seconds."""
 
     late: float
-    """No answer is late before this, however fast answers usually are."""
+    """No answer counts as late before this time, however fast answers usually are."""
     dead: float
     """A peer that owes an answer and keeps silent for this long is dropped."""
     park: float
-    """Rows whose experts have no holder wait this long for one."""
+    """Rows whose experts have no holder wait this long for a holder."""
 
 
 class Hedging:
@@ -43,22 +43,22 @@ class Hedging:
         self.delay = HedgeDelay(HedgeLimits(shortest=limits.late, longest=limits.dead))
         """How long an answer may take before it is late."""
         self.check_at = math.inf
-        """The earliest time at which an answer may be late, on the monotonic clock: call `check` then."""
+        """The earliest time at which an answer may be late, on the monotonic clock. Call `check` then."""
         self._peers = peers
         self._dead_seconds = limits.dead
 
     def expect(self, request: Request) -> None:
-        """Watch for the answer to a request that is sent now."""
+        """Watch for the answer to a request that is just being sent."""
         late_at = request.sent_at + self.delay.seconds(request.num_results)
         if late_at < self.check_at:
             self.check_at = late_at
 
     def check_soon(self) -> None:
-        """Make `check` due at once: holders have changed, or requests were sent without `expect`."""
+        """Make `check` due at once. Call it when holders change or requests were sent without `expect`."""
         self.check_at = 0.0
 
     def note_answer(self, peer: Peer, request: Request) -> None:
-        """Learn how long an answer took that has come just now; its peer is no longer suspected."""
+        """Learn how long the answer took that has just come, and stop suspecting its peer."""
         now = time.monotonic()
         self.delay.learn(request.num_results, now - max(request.sent_at, peer.heard_at))
         peer.heard_at, peer.num_heard = now, peer.link.num_received
@@ -66,7 +66,7 @@ class Hedging:
             self._peers.suspect(peer, False)
 
     def check(self, sender: Sender) -> None:
-        """Drop peers that have kept silent for too long; send the rows of late answers elsewhere as well."""
+        """Drop peers that have been silent for too long; send the rows of late answers elsewhere as well."""
         now, self.check_at = time.monotonic(), math.inf
         for peer in sender.table.peers:
             if peer.owed and not peer.is_gone:
@@ -93,7 +93,7 @@ class Hedging:
 
 
 def _hedge(sender: Sender, peer: Peer, request: Request) -> None:
-    """Send the rows of a late answer to sound holders as well, where there are some."""
+    """Send the rows of a late answer to sound holders as well, if there are any."""
     dispatch = request.dispatch
     if request.is_hedged or dispatch is None or not dispatch.num_owed:
         return

@@ -1,10 +1,11 @@
-"""What is under way between a dispatch and its combine.
+"""The state of a dispatch and of its requests, from the dispatch to its combine.
 
 Legend: T tokens, H hidden, K experts per token, n results of one message.
 
-A dispatch is sent as requests, one message each. In the plain course every (token, expert) is in one request and each
-request is answered. When a request is sent again, in part or as a whole, to somebody else, the dispatch begins to keep
-book of single (token, expert) pairs ("targets"); whoever answers first, the bits are the same.
+A dispatch is sent as requests, one message each. Normally every (token, expert) pair is in one request and
+each request is answered. When a request is sent again, in part or as a whole, to another peer, the dispatch
+begins to track single (token, expert) pairs ("targets"). The first answer counts; every holder computes the
+same bits.
 """
 
 from __future__ import annotations
@@ -22,45 +23,46 @@ from actors.exchange.combine import add_arrived, add_one
 from actors.exchange.row_assignment import Ids
 
 Targets: TypeAlias = Ids | Sequence[int]
-"""[n] into T * K, ascending."""
+"""[n] indices into T * K, ascending."""
 
 _NONE: Ids = np.empty(0, dtype=np.int64)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Dispatch:
-    """Rows of one layer on their way."""
+    """Rows of one layer that were sent, and the results that have come back so far."""
 
     layer: int
     rows: torch.Tensor
-    """[T, H]; kept, so that they can be sent again"""
+    """[T, H]; kept so that rows can be sent again."""
     expert_ids: torch.Tensor
     """[T, K]"""
     weights: torch.Tensor
     """[T, K]"""
     arrived: torch.Tensor
-    """[T * K, H], a stretch for each request of the first sending, the rest behind them"""
+    """[T * K, H]: a stretch for each request of the first sending, and one for targets without a holder."""
     num_owed: int
     """Targets without a result."""
     order: list[Targets] = field(default_factory=list)
-    """Stretch by stretch of `arrived`: the targets."""
+    """The targets of each stretch of `arrived`, in the order of the stretches."""
     answered: list[Targets] = field(default_factory=list)
-    """Targets of answered requests, until book is kept."""
+    """Targets of answered requests; used only until single targets are tracked."""
     owed: npt.NDArray[np.bool_] | None = None
-    """[T * K]: the book, where one is kept."""
+    """[T * K]: whether a target is still owed; None until single targets are tracked."""
     sources: Ids | None = None
-    """[T * K]: where in `arrived` a target's result belongs; made with the book."""
+    """[T * K]: where in `arrived` a target's result belongs; made together with `owed`."""
     parked: Ids = field(default_factory=lambda: _NONE)
-    """Targets whose experts nobody holds at present."""
+    """Targets whose experts no linked peer holds at present."""
     parked_until: float | None = None
+    """When parked targets fail, on the monotonic clock; None before a target is parked."""
     last_failure: ExpertFailedError | None = None
-    """What the last expert actor said that could not compute some of the rows."""
+    """The newest report of an expert actor that could not compute some of the rows."""
     failure: ExchangeError | None = None
-    """Why the dispatch as a whole will not be answered."""
+    """Why the whole dispatch will stay unanswered; None while an answer is possible."""
 
     @staticmethod
     def of(layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor) -> Dispatch:
-        """One of which nothing was sent yet: rows [T, H], expert_ids and weights [T, K], both on the host."""
+        """A dispatch before its first sending: rows [T, H], expert_ids and weights [T, K] on the host."""
         num_routes = expert_ids.numel()
         return Dispatch(
             layer=layer,
@@ -72,13 +74,13 @@ class Dispatch:
         )
 
     def next_stretch(self, targets: Targets) -> torch.Tensor:
-        """[n, H] of `arrived` for the results of the next request of the first sending."""
+        """The part [n, H] of `arrived` that takes the results of the next request of the first sending."""
         start = sum(len(part) for part in self.order)
         self.order.append(targets)
         return self.arrived[start : start + len(targets)]
 
     def keep_book(self) -> npt.NDArray[np.bool_]:
-        """From now on single targets are tracked. All stretches must have been given out."""
+        """Track single targets from now on; return `owed`. All stretches must have been given out."""
         if self.owed is None:
             self.owed = np.ones(len(self.arrived), dtype=np.bool_)
             for targets in self.answered:
@@ -90,7 +92,7 @@ class Dispatch:
         return self.owed
 
     def fulfil(self, request: Request, results: torch.Tensor) -> None:
-        """Take results [n, H] of one of its requests."""
+        """Store the results [n, H] of a request of this dispatch."""
         if self.owed is None:
             assert request.stretch is not None
             request.stretch.copy_(results)
@@ -105,7 +107,7 @@ class Dispatch:
         self.owed[targets] = False
 
     def result(self) -> torch.Tensor:
-        """[T, H]: the sum over K of what has arrived."""
+        """[T, H]: the sum over K of the results that have arrived."""
         num_tokens, num_choices = self.expert_ids.shape
         if num_tokens == 1:
             return add_one(self.arrived, [target for part in self.order for target in part])
@@ -114,17 +116,18 @@ class Dispatch:
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Request:
-    """One message with rows, and what is known of its answer."""
+    """One message with rows, and what is known about its answer."""
 
     sequence: int
     dispatch: Dispatch | None
-    """None when nobody waits for the answer any longer."""
+    """None when the dispatch no longer waits for the answer."""
     targets: Targets
     num_results: int
     stretch: torch.Tensor | None
-    """[n, H] of `Dispatch.arrived` where the request belongs to the first sending."""
+    """The part [n, H] of `Dispatch.arrived` for the results, if the request belongs to the first sending."""
     sent_at: float
+    """On the monotonic clock."""
     tried: frozenset[str] = frozenset()
-    """Names of those that could not compute these rows."""
+    """Names of the peers that could not compute these rows."""
     is_hedged: bool = False
-    """Whether the rows have gone elsewhere as well."""
+    """Whether all rows that are still owed were sent to another holder as well."""

@@ -1,13 +1,13 @@
-"""A decoding step's exchanges, which the kernels carry out between the layers while nothing unusual happens.
+"""The exchanges of a decoding step, carried out by the C kernels alone while nothing unusual happens.
 
-    begin       nothing is under way and every expert has a sound holder: the kernels may go ahead
-    (kernels)   layer after layer: send, wait, add up (actors/kernels/c/exchange.c)
-    end         take note of how long answers took
-    take_over   the kernels have stopped within a layer: what they have begun becomes a dispatch like any
-                other, and the links go on where the kernels were
+    begin       nothing is under way and every expert has a sound holder, so the kernels may start
+    (kernels)   layer after layer: send rows, wait for results, add them up (actors/kernels/c/exchange.c)
+    end         learn how long answers took
+    take_over   the kernels have stopped within a layer: the messages they have sent become an ordinary
+                dispatch, and each link continues where the kernels stopped
 
-The kernels decide nothing: `hedging.py` and `receiver.py` handle what is late, lost or refused. While the
-kernels exchange, the interpreter's lock is free for the other threads of the process.
+The kernels decide nothing: `hedging.py` and `receiver.py` handle late, lost and refused answers. While the
+kernels exchange rows, the interpreter's lock is free for the other threads of the process.
 
 Legend: B sequences, H hidden, K experts per token, E experts, P peers, L layers.
 """
@@ -38,13 +38,13 @@ from actors.exchange.row_assignment import MIN_PART_ROWS, NOBODY
 from actors.kernels.exchange import ExchangePeer, ExchangeTask
 
 MAX_ROWS = 2 * MIN_PART_ROWS - 1
-"""Of a step: with more, an expert's rows may be shared out over its holders."""
+"""Rows of a step at most. With more rows, an expert's rows may be split over several holders."""
 _MAX_PEERS = 64
 _NUM_SIZES = 64
 
 
 class LinkKernels:
-    """The kernels' way through a LinksExchange: see `ExchangeKernels`. One thread uses it."""
+    """Lets the kernels use the links of a LinksExchange: an `ExchangeKernels`. One thread uses it."""
 
     def __init__(
         self,
@@ -55,12 +55,12 @@ class LinkKernels:
         load: ExpertLoad,
         dispatch: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], Handle],
     ) -> None:
-        """`dispatch` is that of the exchange."""
+        """`dispatch` is that of the LinksExchange, for layers in which the kernels sent nothing."""
         self._sender, self._receiver = sender, receiver
         self._poller, self._hedging = poller, hedging
         self._load, self._dispatch = load, dispatch
         self._prepared: LinkKernelExchange | None = None
-        """For the table that was in use at the last `begin`."""
+        """The exchange for the routing table of the last `begin`; None if there is none."""
 
     def begin(self, num_layers: int, x: torch.Tensor) -> KernelExchange | None:
         self._receiver.refresh()
@@ -79,10 +79,8 @@ class LinkKernels:
     def take_over(
         self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
     ) -> Handle:
-        begun, self._prepared = (
-            self._prepared,
-            None,
-        )  # What it has lent to the kernels may still be on its way.
+        # The messages that the kernels have borrowed may still be on their way, so they are not used again.
+        begun, self._prepared = self._prepared, None
         dispatch = begun.begun_dispatch(layer, rows, expert_ids, weights) if begun is not None else None
         if begun is None or dispatch is None:
             return self._dispatch(layer, rows, expert_ids, weights)
@@ -92,7 +90,7 @@ class LinkKernels:
         return dispatch
 
     def _prepare(self, num_layers: int) -> LinkKernelExchange | None:
-        """None if the kernels do not know the kind of some link."""
+        """An exchange over the present links; None unless all of them are TCP links, at most _MAX_PEERS."""
         peers = self._sender.table.peers
         lines = [
             _Line(peer=peer, link=peer.link, outgoing=peer.link.outgoing())
@@ -106,7 +104,7 @@ class LinkKernels:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Line:
-    """A peer and the memory that its link lends to the kernels."""
+    """A peer, and the message of its link that the kernels fill."""
 
     peer: Peer
     link: TcpLink
@@ -114,7 +112,7 @@ class _Line:
 
 
 class LinkKernelExchange:
-    """What the kernels know of the links: see `KernelExchange`. Each table of holders needs another one."""
+    """The links as the kernels see them (see `KernelExchange`). A new routing table needs a new object."""
 
     def __init__(
         self,
@@ -126,7 +124,7 @@ class LinkKernelExchange:
         lines: list[_Line],
     ) -> None:
         self.table: RoutingTable = sender.table
-        """The table that this was made for."""
+        """The routing table for which this exchange was made."""
         self.num_layers = num_layers
         self._sender, self._poller, self._hedging = sender, poller, hedging
         self._load, self._lines = load, lines
@@ -164,18 +162,18 @@ class LinkKernelExchange:
             wakeup=poller.wakeup,
         )
         self.combined: torch.Tensor | None = None
-        """[B, H]: where the kernels leave the last complete layer's result."""
+        """[B, H]: the result of the last complete layer, written by the kernels."""
 
     @property
     def is_usable(self) -> bool:
-        """Whether every link is as the kernels expect it at this moment."""
+        """Whether every link is sound and idle at this moment, as the kernels expect."""
         return all(
             not (peer.is_gone or peer.is_suspected or peer.owed or peer.link.has_unsent)
             for peer in self.table.peers
         )
 
     def begin(self, x: torch.Tensor) -> None:
-        """Prepare a step of sequences whose rows are like x [B, H]."""
+        """Prepare a step whose rows have the shape and dtype of x [B, H]."""
         seconds = self._hedging.delay.seconds
         for size in range(1, (2 * len(x)).bit_length() + 1):
             self._hedge_delay[size] = int(seconds(1 << (size - 1)) * 1e9)
@@ -198,45 +196,44 @@ class LinkKernelExchange:
     def begun_dispatch(
         self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
     ) -> Dispatch | None:
-        """What the kernels have begun of a layer, as a dispatch with unanswered requests; None if they sent
-        nothing.
+        """The layer that the kernels have begun, as a dispatch with unanswered requests.
 
-        rows [B, H], expert_ids [B, K], weights [B, K] as `Exchange.dispatch` takes them.
+        None if they sent nothing. rows [B, H], expert_ids [B, K], weights [B, K] as `Exchange.dispatch` takes
+        them.
         """
-        if not any(turn.num_results for turn in self._peers):
+        if not any(state.num_results for state in self._peers):
             return None
         dispatch = Dispatch.of(layer, rows, expert_ids, weights)
         owner_of_route = self._owners[expert_ids.numpy()].reshape(-1)
-        for place, (turn, line) in enumerate(zip(self._peers, self._lines, strict=True)):
-            if not turn.num_results:
+        for place, (state, line) in enumerate(zip(self._peers, self._lines, strict=True)):
+            if not state.num_results:
                 continue
             targets = np.flatnonzero(owner_of_route == place)
             request = Request(
-                sequence=turn.sequence,
+                sequence=state.sequence,
                 dispatch=dispatch,
                 targets=targets,
-                num_results=turn.num_results,
+                num_results=state.num_results,
                 stretch=dispatch.next_stretch(targets),
-                sent_at=turn.sent_ns * 1e-9,
+                sent_at=state.sent_ns * 1e-9,
             )
             line.peer.owed.append(request)
         self._hedging.check_soon()
         return dispatch
 
     def hand_back(self) -> list[Peer]:
-        """Let the links go on where the kernels have stopped. Returns peers whose links have something to
-        read."""
+        """Let each link continue where the kernels stopped. Return peers whose links have bytes to read."""
         with_news = []
-        for turn, line in zip(self._peers, self._lines, strict=True):
-            if not turn.num_results:
+        for state, line in zip(self._peers, self._lines, strict=True):
+            if not state.num_results:
                 continue
             try:
-                line.link.take_up(line.outgoing, turn.num_sent, turn.num_read)
+                line.link.take_up(line.outgoing, state.num_sent, state.num_read)
             except LinkError as error:
                 self._sender.lose(line.peer, error)
                 continue
             if line.link.has_unsent:
                 self._poller.watch_sending(line.peer)
-            if turn.num_read:
+            if state.num_read:
                 with_news.append(line.peer)
         return with_news

@@ -1,8 +1,8 @@
-"""The dense actor's door for links: open for its whole life, so that any expert actor can link up at any time.
+"""The listener of a dense actor, at which expert actors can ask for a link at any time of its life.
 
-An expert actor learns the address and a secret from the dense actor's store, connects and says who it is. One that is
-early, with the epoch of a membership that this actor has not been told of yet, waits; one that comes with an older epoch
-or is not named by the newest membership is sent away.
+An expert actor reads the address and a secret from the dense actor's store, connects and says who it is. It
+waits while its epoch is newer than any that this actor was told of. It gets no link if its epoch is older
+than the newest, or if the newest membership does not name it.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from actors.protocol.messages import Membership
 logger = logging.getLogger(__name__)
 
 _MAX_CONNECTING = 64
-"""Connections that may be between their first byte and their verdict; more are closed at once."""
+"""Connections that may be in the handshake at the same time; further ones are closed at once."""
 _HELLO_SECONDS = 2.0
 
 MakeLink = Callable[[LinkHello, socket.socket], Link]
-"""Brings up this end of a link that was granted; the connection is its own from then on. Raises ExchangeError."""
+"""Makes this end of a granted link, and takes over the connection, also if it raises ExchangeError."""
 HasLink = Callable[[int, str, int], bool]
-"""(expert index, incarnation, epoch of the link): whether that very link is working."""
+"""(expert index, incarnation, epoch of the link) -> whether exactly that link is working."""
 TakeLink = Callable[[int, str, Link], None]
-"""(expert index, incarnation, link): a link is up."""
+"""(expert index, incarnation, link): called when a link is up."""
 
 
 class LinkListener:
-    """Listens until it is closed. Each knock is answered in a thread of its own: a slow one holds nobody up."""
+    """Listens until it is closed. Each connection has a thread of its own, so a slow peer delays no other."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class LinkListener:
         has_link: HasLink,
         take_link: TakeLink,
     ) -> None:
-        """`deadline_seconds`: how long an early expert actor is kept waiting."""
+        """An expert actor with a newer epoch than this actor's waits `deadline_seconds` at most."""
         self._incarnation, self._deadline_seconds = incarnation, deadline_seconds
         self._make_link, self._has_link, self._take_link = make_link, has_link, take_link
         self._changed = threading.Condition()
@@ -72,17 +72,17 @@ class LinkListener:
         self._socket = socket.create_server((node_ip, 0), family=family, backlog=_MAX_CONNECTING)
         port = self._socket.getsockname()[1]
         publish_address_record(store, node_ip, port, self._secret)
-        self._thread = threading.Thread(target=self._listen, name="link-door", daemon=True)
+        self._thread = threading.Thread(target=self._listen, name="link-listener", daemon=True)
         self._thread.start()
 
     def admit(self, membership: Membership) -> None:
-        """Judge by this membership from now on."""
+        """Grant links to the expert actors of this membership from now on."""
         with self._changed:
             self._newest = membership
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Nobody is let in any longer. Idempotent."""
+        """Stop listening; refuse expert actors that wait. Idempotent."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -97,17 +97,19 @@ class LinkListener:
                 connection, _ = self._socket.accept()
             except OSError as error:
                 if not self._is_closed:
-                    logger.warning("a connection to the link door failed: %s", error)
+                    logger.warning("the link listener cannot accept a connection: %s", error)
                     with self._changed:
-                        self._changed.wait(0.1)  # Out of descriptors, say: do not spin.
+                        self._changed.wait(0.1)  # The error may last (too many open files, say); do not spin.
                 continue
             if not self._room.acquire(blocking=False):
                 connection.close()
                 continue
-            threading.Thread(target=self._answer, args=(connection,), name="link-knock", daemon=True).start()
+            threading.Thread(
+                target=self._answer, args=(connection,), name="link-handshake", daemon=True
+            ).start()
 
     def _answer(self, connection: socket.socket) -> None:
-        """The connection is closed unless it has become a link's."""
+        """Carry out the handshake; close the connection unless a link has taken it over."""
         is_taken = False
         try:
             deadline = Deadline(seconds=_HELLO_SECONDS)
@@ -122,7 +124,7 @@ class LinkListener:
                 link = self._make_link(hello, connection)
                 self._take_link(hello.expert_index, hello.incarnation, link)
         except (OSError, ValueError, ExchangeError) as error:
-            logger.warning("a knock at the link door came to nothing: %s", error)
+            logger.warning("a connection to the link listener gave no link: %s", error)
         finally:
             if not is_taken:
                 connection.close()
@@ -149,7 +151,7 @@ class LinkListener:
 
 
 def _objection(hello: LinkHello, newest: Membership, incarnation: str) -> str | None:
-    """Why this knock is not answered with a link; None where nothing stands against it."""
+    """Why this expert actor gets no link in the newest membership; None if it may have one."""
     if not is_same(hello.dense_incarnation, incarnation):
         return f"it looks for dense actor {hello.dense_incarnation!r}, this is {incarnation!r}"
     for member in newest.experts:

@@ -1,11 +1,11 @@
-"""Which expert actors a dense actor is linked to, and who holds which expert; changed by many threads.
+"""The expert actors to which a dense actor is linked, and which of them hold which expert.
 
     attach      a link has come up (listener.py)
-    announce    a membership is coming: what it says of its actors holds in addition to the present one
-    settle      that membership is the only one; links to actors that it does not name are retired
+    announce    a membership is coming; until it is settled, the present one counts as well
+    settle      only that membership counts now; links to actors that it does not name are retired
     lose        a link has ended (sender.py)
 
-Every change makes a new `RoutingTable`, and no table is changed later.
+Many threads make changes. Every change makes a new `RoutingTable`, and no table is changed later.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ class Peer:
     incarnation: str
     link: Link
     owed: deque[Request] = field(default_factory=deque)
-    """Unanswered, in the order of sending, in which answers come."""
+    """Unanswered requests in the order of sending, which is also the order of their answers."""
     heard_at: float = 0.0
+    """When bytes last came from this peer, on the monotonic clock."""
     num_heard: int = 0
-    """`link.num_received` at that time."""
+    """`link.num_received` at `heard_at`."""
     is_suspected: bool = False
-    """Whether an answer is late; others are preferred until one comes."""
+    """Whether an answer is late. Other holders are preferred until the peer answers."""
     is_gone: bool = False
+    """Whether the peer was dropped or retired; nothing more is sent to it."""
     lacks: frozenset[int] = frozenset()
-    """Experts that it has said it does not hold, whatever the membership says."""
+    """Experts that the peer has reported as not held, whatever the membership says."""
 
     @property
     def name(self) -> str:
@@ -52,15 +54,15 @@ class Peer:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RoutingTable:
-    """Who can be asked. A peer is known by its place in `peers`."""
+    """The linked peers and the experts they hold. A peer is identified by its index in `peers`."""
 
     peers: tuple[Peer, ...]
     holders: tuple[tuple[int, ...], ...]
-    """By expert: its holders that are not suspected; if there are none, those that are."""
+    """The holders of each expert that are not suspected; if there are none, its suspected holders."""
     owners: tuple[int, ...] | None
-    """By expert, its holder. None unless each expert has exactly one, so that there is nothing to choose."""
+    """The only holder of each expert; None unless every expert has exactly one holder."""
     owner_of: Ids | None
-    """The same, [E + 1], with NOBODY for expert id -1 at the end."""
+    """`owners` as an array [E + 1], with NOBODY for expert id -1 at the end."""
 
     @property
     def is_complete(self) -> bool:
@@ -68,7 +70,7 @@ class RoutingTable:
         return all(self.holders)
 
     def uncovered(self, dispatch: Dispatch, request: Request) -> Ids:
-        """Targets of a request that are still owed, and that no sound peer owes in another request."""
+        """Targets of a request that are still owed and that no sound peer owes in another request."""
         is_left = np.zeros(len(dispatch.arrived), dtype=np.bool_)
         is_left[request.targets] = dispatch.keep_book()[request.targets]
         for peer in self.peers:
@@ -95,11 +97,11 @@ class Peers:
         self.table = self._make_table()
 
     def attach(self, index: int, incarnation: str, link: Link) -> None:
-        """Use a link from now on, in place of an older one to the same actor."""
+        """Use a new link from now on, in place of an older link to the same actor."""
         peer = Peer(index=index, incarnation=incarnation, link=link)
         with self._changed:
             if self.is_closed or not self._members_of(peer):
-                self._retire(peer)  # Or a newer membership was announced meanwhile.
+                self._retire(peer)  # Or no membership names this actor any longer.
             else:
                 if index in self._peers:
                     self._retire(self._peers[index])
@@ -107,7 +109,7 @@ class Peers:
             self._update()
 
     def has_link(self, index: int, incarnation: str, epoch: int) -> bool:
-        """Whether the link of that epoch to that process is working."""
+        """Whether the link that came up in that epoch to that process is working."""
         with self._changed:
             peer = self._peers.get(index)
             return (
@@ -124,7 +126,10 @@ class Peers:
     def wait_until_linked(
         self, membership: Membership, deadline: Deadline, stop: threading.Event
     ) -> tuple[str, ...]:
-        """Wait until all are linked, the deadline has passed or `stop` is set. Returns who is not linked."""
+        """Wait until all expert actors are linked, the deadline has passed or `stop` is set.
+
+        Return the names of those that are not linked.
+        """
         with self._changed:
             while True:
                 missing = self._lost(membership.experts)
@@ -154,19 +159,19 @@ class Peers:
             self._update()
 
     def refuse(self, peer: Peer, experts: Iterable[int]) -> None:
-        """A peer does not hold these experts, whatever the membership says; holds until the next `settle`."""
+        """Record that a peer does not hold these experts, whatever the membership says, until `settle`."""
         with self._changed:
             peer.lacks |= frozenset(experts)
             self._update()
 
     def take_changes(self) -> tuple[RoutingTable, list[Peer]]:
-        """The newest table, and the peers that left it since the last call. The caller closes their links."""
+        """The newest table, and the peers retired since the last call; the caller closes their links."""
         with self._changed:
             retired, self._retired = self._retired, []
             return self.table, retired
 
     def close(self) -> None:
-        """Retire all peers; a link that comes up later is ended at once. Idempotent."""
+        """Retire all peers. A link that comes up later is ended at once. Idempotent."""
         with self._changed:
             self.is_closed = True
             for peer in list(self._peers.values()):
@@ -180,7 +185,7 @@ class Peers:
             return self._lost(newest.experts) if newest is not None else ()
 
     def suspected(self) -> tuple[str, ...]:
-        """Expert actors that owe an answer for longer than is usual."""
+        """Expert actors whose answer is late."""
         return tuple(peer.name for peer in self.table.peers if peer.is_suspected)
 
     def _lost(self, members: Iterable[ExpertMember]) -> tuple[str, ...]:
@@ -191,7 +196,7 @@ class Peers:
         return peer is not None and is_same(member.incarnation, peer.incarnation) and not peer.link.is_ended()
 
     def _members_of(self, peer: Peer) -> list[ExpertMember]:
-        """As what the present and the coming membership name a peer."""
+        """The entries for a peer in the present and in the coming membership."""
         return [
             member
             for membership in (self._in_use, self._coming)

@@ -1,4 +1,4 @@
-"""All links of a dense actor in one poll, and a bell with which other threads end the wait."""
+"""Polls all links of a dense actor at once; other threads can wake the thread that polls."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _WRITE = select.POLLOUT
 
 
 class LinkPoller:
-    """One thread polls; any may ring."""
+    """One thread polls; any thread may call `wake`."""
 
     def __init__(self) -> None:
         self._poll = select.poll()
         self.wakeup = os.eventfd(0, os.EFD_NONBLOCK)
-        """Descriptor that is readable once somebody has rung; -1 when this is closed."""
+        """An eventfd that is readable after `wake`; -1 when this poller is closed."""
         self._poll.register(self.wakeup, _READ)
         self._peers: dict[int, Peer] = {}
-        """By descriptor."""
+        """The watched peers by file descriptor."""
         self._descriptors: dict[Peer, int] = {}
 
     def add(self, peer: Peer) -> None:
-        """Watch a peer's link. A second call does nothing."""
+        """Watch a peer's link. A second call for the same peer does nothing."""
         if peer not in self._descriptors:
             descriptor = peer.link.fileno()
             self._descriptors[peer] = descriptor
@@ -34,20 +34,23 @@ class LinkPoller:
             self._poll.register(descriptor, _READ | _WRITE if peer.link.has_unsent else _READ)
 
     def remove(self, peer: Peer) -> None:
-        """Forget a peer, known or not; its link must still be open."""
+        """Stop watching a peer; do nothing if it is not watched. Its link must still be open."""
         descriptor = self._descriptors.pop(peer, None)
         if descriptor is not None:
             del self._peers[descriptor]
             self._poll.unregister(descriptor)
 
     def watch_sending(self, peer: Peer) -> None:
-        """Tell when a link with unsent bytes takes more, and no longer when it has none."""
+        """Poll a link for room to send while it has unsent bytes. Call this when that has changed."""
         descriptor = self._descriptors.get(peer)
         if descriptor is not None:
             self._poll.modify(descriptor, _READ | _WRITE if peer.link.has_unsent else _READ)
 
     def wait(self, seconds: float) -> Iterator[tuple[Peer, bool]]:
-        """(peer, whether it takes more bytes) of links on which something happens; empty at the time or the bell."""
+        """Yield (peer, whether its link takes more bytes) for each link on which something happens.
+
+        Wait `seconds` at most, or until `wake` is called; yield nothing then.
+        """
         for descriptor, events in self._poll.poll(seconds * 1000):
             if descriptor == self.wakeup:
                 with suppress(BlockingIOError):
@@ -56,7 +59,7 @@ class LinkPoller:
                 yield peer, bool(events & _WRITE)
 
     def wake(self) -> None:
-        """From any thread: end a wait under way, or the next one."""
+        """End the `wait` under way, or else the next one. Any thread may call it."""
         if self.wakeup >= 0:
             os.eventfd_write(self.wakeup, 1)
 

@@ -1,6 +1,7 @@
-"""How a dense actor waits for answers and gives each to the dispatch that it belongs to.
+"""Waits for answers on all links of a dense actor and gives each answer to its dispatch.
 
-A dispatch is under way from its first message to its combine. Answers that come after that are dropped.
+A dispatch is under way from its first message to its combine. Answers that come after the combine are
+dropped.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from actors.exchange.message import FAILURE, NOT_HELD, RESULTS, Message
 logger = logging.getLogger(__name__)
 
 _MAX_WAIT_SECONDS = 1.0
-"""How often deadlines are checked during a long wait: other answers may meanwhile have shown what is late."""
+"""A long wait is cut into parts of this length, and late answers are checked after each of them."""
 
 
 class Receiver:
-    """Waits for whatever happens on any link. One thread uses it."""
+    """Waits for events on all links and handles them. One thread uses it."""
 
     def __init__(
         self, peers: Peers, sender: Sender, poller: LinkPoller, hedging: Hedging, park_seconds: float
@@ -38,24 +39,24 @@ class Receiver:
         self._hedging = hedging
         self._park_seconds = park_seconds
         self._placed_by = sender.table
-        """The table by which parked rows were last tried."""
+        """The routing table with which parked rows were last tried."""
 
     def refresh(self) -> None:
-        """Take in what other threads have changed since the last call. Raises LinkError after `close`."""
+        """Adopt changes that other threads have made. Raises LinkError after the exchange is closed."""
         if self._peers.is_closed:
             raise LinkError("expert actors", None, "this exchange is closed")
         if self._peers.table is not self._sender.table:
             self._sender.adopt()
         if self._placed_by is not self._sender.table:
             self._placed_by = self._sender.table
-            self._hedging.check_soon()  # A late answer's rows may have somewhere to go now.
+            self._hedging.check_soon()  # The rows of a late answer may have another holder now.
             for dispatch in list(self.under_way):
                 if len(dispatch.parked):
                     parked, dispatch.parked = dispatch.parked, dispatch.parked[:0]
                     self._sender.place(dispatch, parked, frozenset())
 
     def wait(self, dispatch: Dispatch) -> None:
-        """Wait for the next event on any link and take it in. Raises what ends the dispatch."""
+        """Wait for the next event on any link and handle it. Raises the error that ends the dispatch."""
         self.refresh()
         if dispatch.failure is not None:
             raise dispatch.failure
@@ -69,17 +70,17 @@ class Receiver:
             self.take_news(min(max(0.0, wake_at - now), _MAX_WAIT_SECONDS))
 
     def take_news(self, seconds: float) -> None:
-        """Take in what happens on the links, after waiting `seconds` for it at most."""
+        """Handle events on the links, after waiting at most `seconds` for the first of them."""
         is_quiet = True
         for peer, takes_more in self._poller.wait(seconds):
             is_quiet = False
             self.take_all(peer, takes_more)
-        # Only now, because what arrived while this process stood still is not late.
+        # Only after reading: an answer that arrived while this process stood still is not late.
         if is_quiet or time.monotonic() >= self._hedging.check_at:
             self._hedging.check(self._sender)
 
     def take_all(self, peer: Peer, takes_more: bool = False) -> None:
-        """Take in what has come on a link, and send what is left if the link takes more."""
+        """Handle all messages that have come on a link; send unsent bytes first if the link takes more."""
         try:
             if takes_more:
                 peer.link.flush()
@@ -92,7 +93,7 @@ class Receiver:
             self._sender.lose(peer, error)
 
     def abandon(self, dispatch: Dispatch) -> None:
-        """Nobody waits for the dispatch any longer: drop answers that still come."""
+        """Stop waiting for a dispatch, and drop answers to it that still come."""
         if dispatch in self.under_way:
             self.under_way.remove(dispatch)
         for peer in self._sender.table.peers:

@@ -1,4 +1,4 @@
-"""How a dense actor's rows get to holders of their experts, the first time and every further time.
+"""Sends a dense actor's rows to holders of their experts, the first time and every further time.
 
 Legend: T tokens, H hidden, K experts per token, E experts, n results of one message.
 """
@@ -26,9 +26,9 @@ _NONE: Ids = np.empty(0, dtype=np.int64)
 
 
 class Sender:
-    """Sends rows to holders of their experts, and keeps what each peer owes. One thread uses it.
+    """Sends rows to holders of their experts and records the answers that each peer owes. One thread uses it.
 
-    Nothing here waits, and the end of a peer is no error: what it owes goes to others, or is parked.
+    No method waits. The end of a peer is no error: the rows it owes go to other holders or are parked.
     """
 
     def __init__(
@@ -39,19 +39,22 @@ class Sender:
         park_seconds: float,
         on_send: Callable[[Request], None],
     ) -> None:
-        """on_send: called for each request that is sent."""
+        """`on_send` is called for each request that is sent."""
         self.table = peers.table
-        """The table by which rows are sent; `adopt` brings the newest."""
+        """The routing table by which rows are sent; `adopt` replaces it by the newest."""
         self._peers = peers
         self._poller = poller
         self._num_experts = num_experts
         self._park_seconds = park_seconds
         self._on_send = on_send
         self._next_sequence = 0
-        """Number of the next message with rows."""
+        """The number of the next message with rows."""
 
     def adopt(self) -> None:
-        """Use the newest table. What retired peers owe goes elsewhere, unless the exchange is closed."""
+        """Use the newest routing table. The rows that retired peers owe go to other holders.
+
+        After the exchange is closed nothing is sent.
+        """
         self.table, retired = self._peers.take_changes()
         for peer in retired:
             peer.is_gone = True
@@ -67,7 +70,7 @@ class Sender:
                 self.send_again(request)
 
     def send_one(self, dispatch: Dispatch, ids: list[int]) -> None:
-        """The first sending of a dispatch of one token: as `send_all`, in a fraction of the time."""
+        """`send_all` for a dispatch of one token, in a fraction of the time."""
         table = self.table
         owners = table.owners or _choose(ids, table.holders)
         groups: dict[int, list[int]] = {}
@@ -91,7 +94,10 @@ class Sender:
             self._post(peer, request, message)
 
     def send_all(self, dispatch: Dispatch, ids: Ids) -> None:
-        """The first sending: a share and a stretch for each holder, and one for what nobody holds."""
+        """Send a dispatch for the first time: one request and one stretch of `arrived` for each holder.
+
+        Targets whose experts have no holder get a last stretch and are parked.
+        """
         table = self.table
         shares, left = self._split(ids, frozenset())
         stretches = [dispatch.next_stretch(share.targets) for share in shares]
@@ -102,7 +108,11 @@ class Sender:
             self.place(dispatch, left, frozenset())
 
     def place(self, dispatch: Dispatch, targets: Ids, tried: frozenset[str]) -> None:
-        """Send targets of a dispatch to holders that have not tried yet; park those that have no holder."""
+        """Send targets of a dispatch to holders that are not in `tried`; park targets without such a holder.
+
+        If all holders of the remaining targets have tried, the dispatch fails with the last of their
+        errors.
+        """
         dispatch.keep_book()
         table = self.table
         ids = dispatch.expert_ids.numpy()
@@ -122,7 +132,7 @@ class Sender:
         dispatch.parked = np.concatenate((dispatch.parked, left))
 
     def _split(self, ids: Ids, tried: frozenset[str]) -> tuple[list[Share], Ids]:
-        """Shares of ids [T, K], and the targets whose experts have no holder but those that have tried."""
+        """The holders' shares of ids [T, K], and the targets whose experts have no holder outside `tried`."""
         table = self.table
         holders = table.holders
         if tried:
@@ -170,7 +180,7 @@ class Sender:
         self._post(peer, request, message)
 
     def _outgoing(self, peer: Peer) -> Message | None:
-        """A message to fill; None where the peer is gone, or is as of now."""
+        """A message to fill; None if the peer is gone, or is found to be gone now."""
         if peer.is_gone:
             return None
         try:
@@ -210,7 +220,10 @@ class Sender:
             self._poller.watch_sending(peer)
 
     def send_again(self, request: Request) -> None:
-        """Send elsewhere what a request will not bring, unless it has come or a sound peer owes it too."""
+        """Send to other holders the rows of a request that will not be answered.
+
+        Rows whose results have come, or that a sound peer owes too, are left out.
+        """
         dispatch = request.dispatch
         if dispatch is None or not dispatch.num_owed:
             return
@@ -219,7 +232,7 @@ class Sender:
             self.place(dispatch, left, request.tried)
 
     def lose(self, peer: Peer, error: LinkError | DeadlineError) -> None:
-        """Drop a peer; what it owes goes elsewhere."""
+        """Drop a peer; the rows it owes go to other holders."""
         if not peer.is_gone:
             logger.warning("%s is dropped: %s", peer.name, error)
             peer.is_gone = True
@@ -227,7 +240,7 @@ class Sender:
             self.adopt()
 
     def next_sequence(self) -> int:
-        """The number of the next message with rows."""
+        """Return the number of the next message with rows."""
         return self._next_sequence
 
     def skip_to_sequence(self, sequence: int) -> None:
@@ -236,7 +249,7 @@ class Sender:
 
 
 def _choose(ids: list[int], holders: Sequence[Sequence[int]]) -> dict[int, int]:
-    """The holder of each of a token's experts."""
+    """The chosen holder of each of a token's experts: expert -> holder."""
     counts: dict[int, int] = {}
     for expert in ids:
         counts[expert] = counts.get(expert, 0) + 1
