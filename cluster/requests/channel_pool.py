@@ -1,4 +1,4 @@
-"""All dense actors that an ingress replica can reach, and where its next sequence goes."""
+"""The channels of an ingress replica to all dense actors, and the choice of one for each sequence."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from cluster.requests.load_balancer import choose
 from cluster.requests.prefix_affinity import MAX_BLOCKS
 
 _UNREADY_SECONDS = 1.0
-"""How long sequences stay at a dense actor that lives but cannot compute, while another one could."""
+"""How long sequences stay at a dense actor that lives but cannot compute, while another dense actor could."""
 
 
 class Channels:
-    """One channel to each dense actor that the supervisor names. Lives in one event loop."""
+    """One channel to each dense actor that the supervisor names.
+
+    Not thread-safe: it lives in one event loop.
+    """
 
     def __init__(self, silence_seconds: float) -> None:
         self._silence_seconds = silence_seconds
@@ -27,21 +30,21 @@ class Channels:
         self._unready_alarms: dict[DenseChannel, asyncio.TimerHandle] = {}
         self._listeners: set[Callable[[], None]] = set()
         self.was_ready = False
-        """Whether any dense actor was ever ready."""
+        """Whether any dense actor has ever been ready."""
 
     def __iter__(self) -> Iterator[DenseChannel]:
         return iter(self._channels.values())
 
     @property
     def is_ready(self) -> bool:
-        """Whether a sequence that is submitted now is computed now."""
+        """Whether some dense actor would compute a sequence that is submitted now."""
         return any(channel.is_ready for channel in self)
 
     def choose(self, token_ids: Sequence[int] = (), cache_salt: str = "") -> DenseChannel | None:
-        """Where the next sequence, of these tokens, is to be computed; the caller submits it there.
+        """Return the channel to which a sequence of these tokens should be submitted; None if none is ready.
 
-        Of the dense actors that are ready the least busy one, or one that has computed a good part of the tokens; one
-        that is about to leave only where no other is ready.
+        This is the least busy dense actor that is ready, or a busier one that has computed a good part of the
+        tokens before. An actor that is about to leave is chosen only if no other actor is ready.
         """
         ready = {channel.address.index: channel for channel in self if channel.is_ready}
         staying = {index: channel for index, channel in ready.items() if index not in self._leaving}
@@ -57,15 +60,18 @@ class Channels:
         return chosen
 
     def add_listener(self, listener: Callable[[], None]) -> None:
-        """`listener` is called whenever a dense actor becomes ready or ceases to be."""
+        """Have `listener` called whenever a dense actor becomes ready or stops being ready."""
         self._listeners.add(listener)
 
     def remove_listener(self, listener: Callable[[], None]) -> None:
-        """It is not called any longer."""
+        """Stop the calls of `listener`."""
         self._listeners.discard(listener)
 
     async def update(self, addresses: DenseAddresses) -> None:
-        """Connect to new dense actors, leave those that are gone, and move away from those that are about to go."""
+        """Connect to new dense actors, and close the channels to those that are gone.
+
+        Sequences move away from dense actors that are about to leave.
+        """
         named = {(address.index, address.host, address.port): address for address in addresses.dense}
         gone = [self._channels.pop(key) for key in [*self._channels] if key not in named]
         hello = Hello(token=addresses.token)
@@ -77,7 +83,7 @@ class Channels:
         self._note_change()
 
     async def close(self) -> None:
-        """Leave all dense actors."""
+        """Close the channels to all dense actors."""
         channels, self._channels = self._channels, {}
         for alarm in self._unready_alarms.values():
             alarm.cancel()
@@ -90,7 +96,7 @@ class Channels:
             listener()
 
     def _move_sequences(self) -> None:
-        """At once from a dense actor that is about to leave, after a while from one that cannot compute."""
+        """Move sequences away from leaving actors at once, and from those that cannot compute after a while."""
         for channel in self:
             has_other = any(
                 other.is_ready and other.address.index not in self._leaving

@@ -1,10 +1,15 @@
 """The ingress side of the token stream: one multiplexed connection to one dense actor.
 
-    Hello -> <- Welcome      then Submit and Cancel ->, <- StepOutput (one per engine step, and several beats a second)
+    ingress replica              dense actor
+    Hello               ->
+                        <-       Welcome
+    Submit, Cancel      ->
+                        <-       StepOutput, one per engine step and several heartbeats a second
 
-A connection that ends, or that is silent for too long (`cluster.requests.failure_detector`), is lost: every sequence on it is told, and a
-new connection is tried until the channel is closed. The dense actor forgets the sequences of a connection that ends, also
-when it was only asleep; what it sent on the old one is never read.
+A connection is lost if it ends, or if nothing arrives for too long (`cluster.requests.failure_detector`). All
+sequences on it are then told, and new connections are tried until the channel is closed. The dense actor
+forgets the sequences of a connection that has ended, even if it was only stopped for a while; what it sent on
+the old connection is never read.
 """
 
 from __future__ import annotations
@@ -36,7 +41,8 @@ from cluster.timeouts import within
 logger = logging.getLogger(__name__)
 
 Sink: TypeAlias = Callable[[SequenceDelta | None], None]
-"""Takes what happens to one sequence; None says that it must be submitted elsewhere and nothing more will come."""
+"""Takes what happens to one sequence. None means that nothing more will come and the sequence must be
+submitted elsewhere."""
 
 _CONNECT_SECONDS = 5.0
 _FIRST_BACKOFF_SECONDS = 0.05
@@ -44,20 +50,20 @@ _LAST_BACKOFF_SECONDS = 1.0
 
 
 class DenseChannel:
-    """One dense actor. Not thread-safe: everything happens in one event loop."""
+    """The connection to one dense actor. Not thread-safe: it lives in one event loop."""
 
     def __init__(
         self, address: DenseAddress, hello: Hello, silence_seconds: float, on_change: Callable[[], None]
     ) -> None:
         self.address = address
         self.is_ready = False
-        """Whether a sequence that is submitted now is computed now."""
+        """Whether the dense actor would compute a sequence that is submitted now."""
         self.max_model_len = 0
-        """Prompt plus output, in tokens; 0 until the first Welcome."""
+        """Longest prompt plus output in tokens; 0 until the first Welcome."""
         self.load = Load(running=0, waiting=0, free_blocks=0, total_blocks=0)
-        """As the actor said last."""
+        """The load that the actor sent last."""
         self.prefix_rule: PrefixRule | None = None
-        """Which sequences share prefixes there; None where none do."""
+        """The rule by which sequences share prefixes in the actor's cache; None if they do not."""
         self.prefixes = PrefixIndex()
         self._hello = hello
         self._on_change = on_change
@@ -70,11 +76,11 @@ class DenseChannel:
 
     @property
     def num_sequences(self) -> int:
-        """Sequences of this ingress that are under way."""
+        """Number of sequences under way on this channel."""
         return len(self._sinks)
 
     def candidate(self, hashes: Sequence[bytes] = ()) -> Candidate:
-        """How busy it is, and how much it has of a sequence whose first blocks have these names."""
+        """Return the actor's load, and how much of a sequence with these block hashes is in its cache."""
         block_size = self.prefix_rule.block_size if self.prefix_rule is not None else 0
         return Candidate(
             index=self.address.index,
@@ -87,7 +93,7 @@ class DenseChannel:
         )
 
     def submit(self, submit: Submit, sink: Sink) -> None:
-        """Begin a sequence. Its sink may hear of the loss at once."""
+        """Begin a sequence. Without a connection its sink soon gets None."""
         if self._writer is None:
             asyncio.get_running_loop().call_soon(sink, None)
             return
@@ -96,19 +102,19 @@ class DenseChannel:
         _write(self._writer, submit)
 
     def cancel(self, sequence_id: str) -> None:
-        """Forget a sequence; its sink hears nothing more."""
+        """Cancel a sequence. Its sink is not called again."""
         if self._sinks.pop(sequence_id, None) is not None and self._writer is not None:
             _write(self._writer, Cancel(sequence_id=sequence_id))
 
     def send_away(self) -> None:
-        """Cancel all sequences and let each be submitted elsewhere."""
+        """Cancel all sequences. Each sink gets None, so that the sequence is submitted elsewhere."""
         sinks = dict(self._sinks)
         for sequence_id, sink in sinks.items():
             self.cancel(sequence_id)
             sink(None)
 
     async def close(self) -> None:
-        """End the connection; all sequences hear that they are lost."""
+        """End the connection. The sinks of all sequences get None."""
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -146,11 +152,12 @@ class DenseChannel:
             self._note_ready(welcome.is_ready)
             await self._listen(reader)
         finally:
-            # Not after what is still to be sent: a process that hangs would never take it.
+            # `abort` does not wait until all data is sent, since a process that hangs would never take the
+            # data.
             writer.transport.abort()
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        """Until the connection ends. Raises OSError where the dense actor is silent for too long."""
+        """Read until the connection ends. Raises OSError if the dense actor sends nothing for too long."""
         listening = asyncio.ensure_future(self._read(reader))
         loop = asyncio.get_running_loop()
         last = loop.time()
@@ -200,6 +207,9 @@ class DenseChannel:
 
 
 def _write(writer: asyncio.StreamWriter, frame: Hello | Submit | Cancel) -> None:
-    """Nothing where the connection has ended: whoever reads it is about to hear so. uvloop raises RuntimeError there."""
+    """Send a frame; do nothing if the connection has ended, since the task that reads it will notice the end.
+
+    The check is needed because uvloop raises RuntimeError for a write to such a connection.
+    """
     if not writer.is_closing():
         writer.write(encode_frame(frame))

@@ -1,7 +1,8 @@
-"""How long a dense actor may be silent before it counts as hung. Pure: durations in, a verdict out.
+"""Decides when a dense actor that sends nothing counts as hung. Pure: durations in, a decision out.
 
-It beats several times a second whatever it computes. Where beats are seen to be irregular, on a machine with more work
-than cores, the allowance grows with the longest silence that ended by itself, and shrinks again as time goes by.
+A dense actor sends a heartbeat several times a second, whatever it computes. If heartbeats are irregular, on
+a machine with more work than cores, the longest pause that ended by itself raises the time-out; with time it
+falls again.
 """
 
 from __future__ import annotations
@@ -9,20 +10,22 @@ from __future__ import annotations
 import math
 
 TICK_SECONDS = 0.05
-"""How often `passed` is to be called."""
+"""Interval at which `passed` should be called."""
 MOST_SECONDS = 5.0
-"""No silence longer than this is ever allowed, unless the least one is."""
+"""Longest time-out, unless `least_seconds` is longer."""
 _MOST_CREDIT_SECONDS = 0.2
-"""What one call counts at most; whoever comes later than that was asleep."""
+"""Longest time that one call of `passed` counts. If a call comes later than that, its caller did not run
+meanwhile."""
 _STRETCH = 3.0
-"""Allowed silence, in units of the longest that ended by itself."""
+"""The time-out, in units of the longest pause that ended by itself."""
 _TIMEOUT_GROWTH = 1.5
+"""Factor by which the time-out grows for the connection after one that was given up."""
 _FORGET_SECONDS = 30.0
-"""After this time a long silence counts for 1/e of what it was."""
+"""Time in which the weight of a long pause falls to 1/e."""
 
 
 class FailureDetector:
-    """Of one dense actor, over all connections to it."""
+    """Detects that one dense actor hangs; it is kept over all connections to the actor."""
 
     def __init__(self, least_seconds: float) -> None:
         self._least_seconds = least_seconds
@@ -32,30 +35,34 @@ class FailureDetector:
 
     @property
     def allowed_seconds(self) -> float:
-        """The silence after which it counts as hung."""
+        """The time-out: how long the actor may send nothing before it counts as hung."""
         return max(self._least_seconds, min(_STRETCH * self._longest, MOST_SECONDS))
 
     def heard(self) -> None:
-        """A frame has come."""
+        """Note that a frame has arrived."""
         self._longest = max(self._quiet, self._longest)
         self._quiet = 0.0
         self._is_heard = True
 
     def passed(self, seconds: float) -> bool:
-        """Time went by without a frame since the last call; whether that was too long.
+        """Note that `seconds` have passed since the last call; return whether the actor counts as hung.
 
-        Only time counts in which the listener itself was awake: of a call that comes late, most was its own sleep, and
-        frames of that time are still to be read.
+        Only time in which the caller itself ran counts. If a call comes late, the caller was held up for most
+        of the time, and frames that arrived meanwhile are still unread.
         """
         self._longest *= math.exp(-seconds / _FORGET_SECONDS)
         if self._is_heard:
-            self._is_heard = False  # Some of this time went by before that frame.
+            self._is_heard = False  # A part of this time passed before the frame.
         else:
             self._quiet += min(seconds, _MOST_CREDIT_SECONDS)
         return self._quiet > self.allowed_seconds
 
     def begin(self) -> None:
-        """A new connection. Where silence ended the one before, a little more is allowed, should that have been wrong."""
+        """Note that a connection begins.
+
+        If the last connection ended by a time-out, the time-out grows a little, since the actor may not have
+        hung.
+        """
         if self._quiet > self.allowed_seconds:
             self._longest = _TIMEOUT_GROWTH * self.allowed_seconds / _STRETCH
         self._quiet = 0.0

@@ -1,4 +1,4 @@
-"""Which dense actor computes the next sequence. Pure."""
+"""Decides which dense actor computes the next sequence. Pure."""
 
 from __future__ import annotations
 
@@ -6,34 +6,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _WAITING_COSTS = 2.0
-"""A sequence that waits says more than one that runs: a further one waits behind it."""
+"""Cost of a waiting sequence in units of a running sequence: a further sequence would have to wait behind
+it."""
 _PREFIX_TOKENS = 128
-"""So many tokens of a prompt that need not be computed again outweigh one running sequence,"""
+"""Cached prompt tokens that offset one running sequence."""
 _MAX_PREFIX_GAIN = 8
-"""but no more than so many: past that the dense actors' loads differ too much."""
+"""Most running sequences that cached tokens can offset. Beyond that the loads of the dense actors would
+differ too much."""
 _CACHE_STEPS = 8
-"""Differences in free blocks below an eighth of the cache decide nothing."""
+"""The used part of the cache is rounded down to eighths, so that smaller differences decide nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """One dense actor that would compute now, as an ingress knows it."""
+    """A dense actor that is ready, as an ingress replica knows it."""
 
     index: int
     running: int
     waiting: int
     unreported: int
-    """Sequences of this ingress that were submitted there and are in no load yet that the actor told."""
+    """Sequences that this ingress replica has submitted and that the actor's last load does not include
+    yet."""
     free_blocks: int
     total_blocks: int
     held_tokens: int = 0
-    """Of the sequence to be placed, the first tokens that are probably computed there."""
+    """Number of first tokens of the new sequence that are probably in the actor's cache."""
 
 
 def cost(candidate: Candidate) -> float:
-    """The lower, the sooner a sequence is computed there; in units of a running sequence.
+    """Return the cost of a dense actor in units of a running sequence. A lower cost means an earlier start.
 
-    The one place where a preference for a dense actor belongs: what speaks for it is subtracted here.
+    Every preference for a dense actor belongs here: its advantages are subtracted from the cost.
     """
     used_share = 1.0 - candidate.free_blocks / max(1, candidate.total_blocks)
     return (
@@ -46,7 +49,7 @@ def cost(candidate: Candidate) -> float:
 
 
 def choose(candidates: Sequence[Candidate], last_index: int) -> int:
-    """The index of the cheapest dense actor; of several, the next after `last_index`, round robin.
+    """Return the index of the cheapest dense actor; among equals the next after `last_index`, round robin.
 
     `candidates` must not be empty.
     """

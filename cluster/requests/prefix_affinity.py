@@ -1,7 +1,8 @@
-"""Which prefixes a dense actor holds, as an ingress believes. Pure.
+"""Estimates which prefixes a dense actor has in its cache. Pure.
 
-It is a guess from what was submitted there: the actor may have dropped a prefix, or another ingress brought one. A wrong
-guess costs time, never a token, since the actor looks for itself.
+The estimate follows from the sequences that this ingress replica has submitted. The actor may have evicted a
+prefix, or may have got another one from another replica. A wrong estimate costs time but changes no token,
+since the actor checks its own cache.
 """
 
 from __future__ import annotations
@@ -9,20 +10,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 MAX_BLOCKS = 256
-"""Blocks of one sequence that are looked at: what agrees so far is worth the way in any case."""
+"""Number of first blocks of a sequence that are compared. A longer prefix would hardly change the choice."""
 _MAX_HASHES = 16_384
 
 
 class PrefixIndex:
-    """The blocks of one dense actor that were used last, by name (`actors.protocol.prefix_hash`)."""
+    """Hashes (`actors.protocol.prefix_hash`) of the blocks that one dense actor used most recently."""
 
     def __init__(self, max_hashes: int = _MAX_HASHES) -> None:
         self._max_hashes = max_hashes
         self._used: dict[bytes, None] = {}
-        """Ordered: used longest ago first."""
+        """The hashes, least recently used first."""
 
     def note(self, hashes: Sequence[bytes]) -> None:
-        """A sequence whose first blocks have these names was submitted. Of a prefix the end is forgotten first."""
+        """Note that a sequence whose first blocks have these hashes was submitted.
+
+        The end of a prefix counts as used before its beginning, so that the end is forgotten first.
+        """
         for name in reversed(hashes):
             self._used.pop(name, None)
             self._used[name] = None
@@ -30,9 +34,9 @@ class PrefixIndex:
             del self._used[next(iter(self._used))]
 
     def num_held(self, hashes: Sequence[bytes]) -> int:
-        """How many of the first blocks are there, without a gap."""
+        """Return how many of the first blocks are known, up to the first unknown block."""
         return next((index for index, name in enumerate(hashes) if name not in self._used), len(hashes))
 
     def forget(self) -> None:
-        """The dense actor was lost, and its cache with it."""
+        """Forget all hashes, since the dense actor and its cache are lost."""
         self._used.clear()

@@ -1,8 +1,9 @@
-"""The truth of a client's request: its prompts, its seeds and the tokens it has so far.
+"""One client request, held by its ingress replica: its prompts, its seeds and the tokens so far.
 
-When the dense actor that computes a sequence is lost, or is to be left, the sequence is submitted again with the tokens
-that it has, to another one at once or to the first that becomes ready; since sampling depends on seed and position
-alone, it goes on as if nothing had happened. Everything that can happen to a request comes through one queue.
+When the dense actor that computes a sequence is lost or about to leave, the sequence is submitted again
+together with its tokens so far: at once to another dense actor that is ready, otherwise to the first that
+becomes ready. Sampling depends on seed and position alone, so the sequence continues with the same tokens.
+All events of a request pass through one queue.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ class Deadlines:
     """How long one request may take."""
 
     total_seconds: float
-    """From its arrival to its last token."""
+    """Time from the request's arrival to its last token."""
     resume_seconds: float
-    """How long it waits for a dense actor after a loss."""
+    """How long the request waits for a dense actor after a loss."""
     spent_seconds: float = 0.0
-    """What of the total is over when the sequences are submitted."""
+    """The part of the total time that had passed when the sequences were submitted."""
 
 
 class _Run:
-    """One sequence and where it is being computed."""
+    """One sequence, its tokens so far, and the channel to the dense actor that computes it."""
 
     def __init__(self, sequence_request: SequenceRequest) -> None:
         self.sequence_request = sequence_request
@@ -47,7 +48,10 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _Delta:
-    """Of one attempt to compute a sequence; without a delta nothing more will come of it."""
+    """What one attempt to compute a sequence has produced.
+
+    With None the attempt has ended without a result.
+    """
 
     run: _Run
     attempt: int
@@ -56,18 +60,21 @@ class _Delta:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """A dense actor has become ready, or has ceased to be."""
+    """A dense actor has become ready, or is no longer ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class _ResumeTimedOut:
-    """Sequences have been without a dense actor for too long, if they still are."""
+    """The time for sequences without a dense actor is over. It counts only if `wait` is the present wait."""
 
     wait: int
 
 
 class Request:
-    """One client request of one or more sequences. Iterate over `deltas` once, and close it at the end."""
+    """One client request of one or more sequences.
+
+    Iterate over `deltas` once, and close the iterator at the end.
+    """
 
     def __init__(
         self,
@@ -82,16 +89,16 @@ class Request:
         }
         self._events: asyncio.Queue[_Delta | _Change | _ResumeTimedOut | ClientError] = asyncio.Queue()
         self._unplaced: list[_Run] = []
-        """Sequences that no dense actor computes."""
+        """Sequences that wait for a dense actor."""
         self._num_waits = 0
         self._resume_timer: asyncio.TimerHandle | None = None
 
     async def deltas(self) -> AsyncGenerator[tuple[int, SequenceDelta], None]:
-        """(index of the sequence, what is new), in the order of arrival, until all sequences have finished.
+        """Yield (index of the sequence, delta) in the order of arrival, until all sequences have finished.
 
-        Raises DeadlineExceeded, ServerUnavailable when a lost actor did not come back in time, RequestFailed when the dense
-        actor cannot compute a sequence, and what `abort` was given. However it ends, no sequence stays behind at a dense
-        actor.
+        Raises DeadlineExceeded; ServerUnavailable if no dense actor is ready in time after a loss;
+        RequestFailed if the dense actor cannot compute a sequence; and the error that `abort` was given. At
+        the end, in each of these cases, all sequences are cancelled at their dense actors.
         """
         late = DeadlineExceeded(f"the request took longer than {self._deadlines.total_seconds:g} seconds")
         left_seconds = self._deadlines.total_seconds - self._deadlines.spent_seconds
@@ -118,7 +125,7 @@ class Request:
                 self.finish(index)
 
     def finish(self, index: int) -> None:
-        """This sequence is not wanted any longer, for example because its text reached a stop string."""
+        """End a sequence, for example because its text has reached a stop string."""
         run = self._runs[index]
         if not run.is_finished:
             run.is_finished = True
@@ -126,7 +133,7 @@ class Request:
                 run.channel.cancel(run.sequence_id)
 
     def abort(self, error: ClientError) -> None:
-        """End with this error."""
+        """End the request with this error."""
         self._events.put_nowait(error)
 
     def _react(self, event: _Change | _ResumeTimedOut | ClientError) -> None:
@@ -155,7 +162,7 @@ class Request:
         return delta
 
     def _place(self, runs: list[_Run]) -> None:
-        """Submit these sequences, each where it is computed soonest, or let them wait until that is possible."""
+        """Submit each sequence where it starts earliest, or have it wait until a dense actor is ready."""
         for run in runs:
             channel = self._channels.choose(
                 [*run.sequence_request.prompt_ids, *run.output_ids], run.sequence_request.cache_salt

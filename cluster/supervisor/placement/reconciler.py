@@ -112,7 +112,7 @@ class PlacementReconciler:
                 await self._registry.change(_IDLE_SECONDS)
 
     async def _align(self, key: ActorKey, record: ActorRecord) -> bool:
-        """Tell the actor to load or drop experts if it differs from the target; return whether it differed."""
+        """Tell the actor to load or drop experts if it differs from the target; return whether it does."""
         state = self._registry.state.places.get(key)
         if self.placement is None or state is None or not state.is_up or record.actor is None:
             return False
@@ -151,7 +151,7 @@ class PlacementReconciler:
         return tuple(sorted(self._registry.held(key) - set(self.wanted(key.index))))
 
     def _raise_if_failed(self, key: ActorKey) -> None:
-        """Raise CannotLoadError if the actor failed to load what it was asked for. It would fail later, too."""
+        """Raise CannotLoadError if the actor failed to load what it was asked for: it would fail again."""
         record, place = self._registry.records[key], self._registry.state.places[key]
         heartbeat = record.heartbeat
         if place.phase == "failed":
