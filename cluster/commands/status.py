@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from actors.protocol.messages import EngineCounters, Load
 from cluster.commands.client_options import (
     add_trust_flags,
     add_url_flag,
@@ -21,7 +22,7 @@ from cluster.commands.client_options import (
     verification,
 )
 from cluster.commands.http_client import HTTP_ERRORS, Reply, error_message, get, open_client, reason
-from cluster.commands.tables import Cell, Column, make_table
+from cluster.commands.tables import Cell, Column, make_table, show_table
 from cluster.messages import ActorView, ClusterView, OperationView
 
 _COLUMNS = (
@@ -48,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_url_flag(parser)
     add_trust_flags(parser)
     parser.add_argument(
-        "--wide", action="store_true", help="also pid, node, device, products and lost links of each actor"
+        "--wide",
+        action="store_true",
+        help="also pid, node, device, products and lost links of each actor, and figures of dense actors",
     )
     parser.add_argument("--json", action="store_true", help="print /cluster as it is")
 
@@ -95,6 +98,8 @@ def show_status(console: Console, view: ClusterView, *, is_wide: bool) -> None:
         console.print(operation_words(view.operation), highlight=False)
     # Without cropping: what is wider than the terminal goes on in its next line.
     console.print(actor_table(view.actors, console.width, is_wide=is_wide), crop=False, no_wrap=True)
+    if is_wide:
+        _show_figures(console, view.actors)
 
 
 def actor_table(actors: Sequence[ActorView], width: int, *, is_wide: bool = False) -> Table:
@@ -107,6 +112,28 @@ def operation_words(operation: OperationView) -> str:
     """What is being done, and how far it is."""
     count = f" ({operation.done} of {operation.total})" if operation.total else ""
     return f"{operation.name}: {operation.step}{count}"
+
+
+def _show_figures(console: Console, actors: Sequence[ActorView]) -> None:
+    """How busy each dense actor is and what it has done: one line for every field of `Load` and `EngineCounters`."""
+    figures = {actor.name: _figures(actor) for actor in actors if actor.load is not None}
+    if not figures:
+        return
+    rows = [
+        (name.replace("_", " "), *(of_actor.get(name, "") for of_actor in figures.values()))
+        for name in (*Load.__struct_fields__, *EngineCounters.__struct_fields__)
+    ]
+    console.print()
+    show_table(console, "", (Column("figure", is_number=False), *map(Column, figures)), rows)
+
+
+def _figures(actor: ActorView) -> dict[str, str]:
+    return {
+        name: f"{getattr(record, name):,}"
+        for record in (actor.load, actor.counters)
+        if record is not None
+        for name in record.__struct_fields__
+    }
 
 
 def _row(actor: ActorView) -> tuple[Cell, ...]:

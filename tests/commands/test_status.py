@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import io
 
-from cluster.commands.status import ranges
+import pytest
+from rich.console import Console
+
+from actors.protocol.messages import EngineCounters, Load
+from cluster.commands.status import ranges, show_status
+from cluster.messages import ActorView, ClusterView
 
 
 @pytest.mark.parametrize(
@@ -13,3 +18,36 @@ from cluster.commands.status import ranges
 )
 def test_experts_are_shown_as_ranges(numbers: tuple[int, ...], text: str) -> None:
     assert ranges(numbers) == text
+
+
+def test_wide_status_has_every_figure_of_a_dense_actor() -> None:
+    load = Load(**{name: 1000 + index for index, name in enumerate(Load.__struct_fields__)})
+    counters = EngineCounters(
+        **{name: 2000 + index for index, name in enumerate(EngineCounters.__struct_fields__)}
+    )
+    dense, other = (
+        ActorView(
+            name=name,
+            kind=name,
+            index=0,
+            pid=1,
+            node_ip="",
+            device="cpu",
+            state="ready",
+            restarts=0,
+            experts=(),
+            memory_bytes=0,
+            load=load if name == "dense" else None,
+            counters=counters if name == "dense" else None,
+        )
+        for name in ("dense", "other")
+    )
+    view = ClusterView(model="m", epoch=1, actors=(dense, other))
+    console = Console(width=60, file=io.StringIO(), force_terminal=False)
+    show_status(console, view, is_wide=True)
+    assert isinstance(console.file, io.StringIO)
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["figure", "dense"] in lines
+    for record in (load, counters):
+        for name in record.__struct_fields__:
+            assert [*name.split("_"), f"{getattr(record, name):,}"] in lines
