@@ -1,4 +1,5 @@
-"""A dense actor: loads the dense weights, opens its doors, then computes for whoever the membership names."""
+"""A dense actor: it loads the dense weights, starts to listen, then computes over the expert actors of its
+membership."""
 
 from __future__ import annotations
 
@@ -35,33 +36,36 @@ from actors.protocol.settings import DenseSettings
 
 
 class DenseActor:
-    """A plain class: the cluster makes a remote actor of it. Every method may be called while another one runs."""
+    """The dense actor as a plain class; the cluster makes a remote actor of it. Every method may be called
+    while another one runs."""
 
     def __init__(self, settings: DenseSettings) -> None:
         share_cores(settings.num_threads)
         self._settings = settings
         self._loading = Loading("load-dense", lambda progress: _Loaded(settings, progress))
         self._guard = threading.Lock()
-        """Of all fields below; held for moments only."""
+        """Guards the fields below; it is held only for moments."""
         self.incarnation = uuid.uuid4().hex
-        """Unique to this object: a membership names actors by it."""
+        """Unique id of this object; a membership names actors by it."""
         self._address: tuple[str, int, str, int] | None = None
         self._epoch = -1
         self._give_up = threading.Event()
         self._is_stopped = False
         self._joining = threading.Lock()
-        """Held while links come up."""
+        """Held while the actor starts to listen, joins a membership or stops."""
 
     def start_loading(self) -> None:
-        """Load in a thread; `progress` says how far it is. A second call does nothing."""
+        """Load in a thread; `progress` tells how much is done. A second call does nothing."""
         self._loading.start()
 
     def progress(self) -> Progress:
-        """In stored bytes. "failed" comes with the reason and stays."""
+        """The progress of loading in bytes as stored. After "failed", which comes with the reason, it no
+        longer changes."""
         return self._loading.progress()
 
     def listen(self) -> tuple[str, int, str, int]:
-        """Host and port for ingress connections, then host and port of the store under which links meet.
+        """Return host and port for ingress connections, then host and port of the store through which links
+        are set up.
 
         The first call opens both. Raises LinkError before the weights are loaded.
         """
@@ -71,13 +75,18 @@ class DenseActor:
             return self._address
 
     def join(self, membership: Membership) -> None:
-        """Compute over a membership's expert actors; returns when all of them are linked and in use.
+        """Compute over a membership's expert actors. Return when all of them are linked and in use.
 
-        Links that work stay, running sequences go on throughout. With links it raises DeadlineError naming the expert
-        actors that did not come within the connect deadline; those that came are in use all the same, and the others
-        when they are named again. The collective transport is made anew, and after an error the one before goes on, where
-        it still can. Raises StaleEpochError for an epoch that is not higher than any before, also when a higher one comes
-        while this one's links are coming up.
+        Links that work stay, and running sequences go on all the time.
+
+        With a transport of links, raises DeadlineError naming the expert actors that did not come within the
+        connect deadline. The others are in use all the same; a later membership that names the late actors
+        again uses them too.
+
+        The collective transport is made new each time. After an error the old one goes on if it still can.
+
+        Raises StaleEpochError if the epoch is not higher than every earlier one, or if a higher one comes
+        while the links of this one are being set up.
         """
         loaded, give_up = self._begin_join(membership)
         with self._joining:
@@ -87,7 +96,8 @@ class DenseActor:
             loaded.endpoint.join(membership, give_up)
 
     def report(self) -> ActorReport:
-        """State "ready" while sequences would be computed, "lost" when some expert cannot be reached."""
+        """The actor's present state, which is "ready" while sequences would be computed, and "lost" if some
+        expert cannot be reached."""
         loaded = self._loading.result
         engine = loaded.engine if loaded is not None else None
         endpoint = loaded.endpoint if loaded is not None else None
@@ -107,7 +117,8 @@ class DenseActor:
         )
 
     def stop(self) -> None:
-        """End the engine, its links and all ingress connections. Idempotent; nothing can be joined afterwards."""
+        """End the engine, its links and all ingress connections. Idempotent. The actor cannot join a
+        membership afterwards."""
         with self._guard:
             self._is_stopped = True
             self._give_up.set()
@@ -122,7 +133,7 @@ class DenseActor:
         return self._loading.result
 
     def _begin_join(self, membership: Membership) -> tuple[_Loaded, threading.Event]:
-        """Make this the newest epoch and end the wait of an older join."""
+        """Make this the newest epoch, and end the wait of an older join."""
         with self._guard:
             name = f"dense-{self._settings.index}"
             if membership.epoch <= self._epoch:
@@ -139,7 +150,7 @@ class DenseActor:
 
 
 class _Loaded:
-    """The model on its device, and the engine and doors around it."""
+    """The model on its device, with the engine and the ingress server around it."""
 
     def __init__(self, settings: DenseSettings, progress: ProgressCallback) -> None:
         exchange, device = settings.exchange, torch.device(settings.device)
@@ -163,7 +174,7 @@ class _Loaded:
         if quantization is not None:
             self.products += f", experts {product_name(dtype, device, quantization)}"
         self.endpoint: DenseEndpoint | None = None
-        """Of the exchange; open from `listen` on."""
+        """The dense end of the exchange; None before `listen`."""
         self.load = ExpertLoad(config.num_experts)
         self._make_engine(settings, config, model)
         release_free_memory()
@@ -242,7 +253,7 @@ class _Loaded:
 
 
 class _TwoParts:
-    """One progress out of two loads, the second of which may not come."""
+    """Joins the progress of two loads into one. The second load may not happen."""
 
     def __init__(self, report: ProgressCallback) -> None:
         self._report = report

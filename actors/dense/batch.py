@@ -1,15 +1,16 @@
 """One step's chunks as tensors.
 
-Legend: T tokens in the step, B decoding rows, S longest context among them.
+Legend: T tokens in the step, B decoding rows, S longest context among them, M most blocks of a sequence among
+them.
 
-The step's rows are the chunks one after the other, the narrow ones first:
+The step's rows are the chunks one after the other; the short chunks come first:
 
     rows      | d0 | d1 | d2 d2 d2 | p0 p0 p0 p0 | p1 p1 p1 |
-    decode      one attention for all narrow chunks, one attention per wide one
+    decode      one attention for all short chunks, one attention for each long chunk
 
-A narrow chunk is one token (a sequence that decodes) or those of a prompt that the model takes the same way. Each of its
-tokens and drafts is a decoding row: for the attention sequences of their own, each a position longer than the one before, in
-the same blocks.
+A short chunk is one token of a sequence that decodes, or the tokens of a prompt that the model computes in
+the same way. Each of its tokens and drafts is a decoding row. The attention treats these rows as separate
+sequences in the same blocks; each is one position longer than the row before.
 """
 
 from __future__ import annotations
@@ -33,26 +34,26 @@ _Numbers: TypeAlias = npt.NDArray[np.int64]
 
 _INT32_BYTES = 4
 _ALIGNED_INT32 = 4
-"""So many of them are 16 bytes."""
+"""Number of int32 values in 16 bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeRows:
-    """The first B rows: one token or draft each. Kernels find a sequence's cache rows by its blocks, and write the keys and
-    values of all rows before they read any."""
+    """The first B rows of a step, with one token or draft each. Kernels find a sequence's cache rows by its
+    blocks, and write the keys and values of all rows before they read any."""
 
     block_table: torch.Tensor
-    """[B, M] int32: each row's blocks in order of position; what lies behind its end is not read."""
+    """[B, M] int32: each row's blocks in order of position. Entries after the row's end are not read."""
     starts: torch.Tensor
     """[B] int32: the first visible position."""
     ends: torch.Tensor
-    """[B] int32: the position behind the last visible one; 0 for a row that only pads the batch."""
+    """[B] int32: the position after the last visible one; 0 for a row that only pads the batch."""
     block_size: int
     most_visible: int
-    """The most positions that a row sees, or more."""
+    """Upper bound of the number of positions that any row sees."""
 
     def to(self, device: torch.device) -> DecodeRows:
-        """On the device, in one copy."""
+        """A copy on the device, made by one transfer."""
         if device.type == "cpu":
             return self
         num_rows, places = len(self.ends), aligned_places(len(self.ends))
@@ -69,9 +70,12 @@ class DecodeRows:
 
     @cached_property
     def gathered(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """For an attention that copies what it reads: cache rows [B, S] int64 of the positions 0 .. S - 1 of each row's
-        sequence, and which of them it sees [B, 1, 1, S] bool. Positions that it does not see repeat its own, so that no
-        row of another sequence is ever touched: masking alone would not cure 0 * NaN."""
+        """Cache rows [B, S] int64 of the positions 0 .. S - 1 of each row's sequence, and a mask [B, 1, 1, S]
+        bool of the positions that the row sees. They are for an attention that copies what it reads.
+
+        Where a row does not see a position, the row's own position stands in its place, so that no cache row
+        of another sequence is ever read. Masking alone is not enough, because 0 * NaN is NaN.
+        """
         offsets = torch.arange(self.block_size, device=self.block_table.device)
         slots = (self.block_table.long()[:, :, None] * self.block_size + offsets).flatten(1)
         starts, ends = self.starts.long()[:, None], self.ends.long()[:, None]
@@ -83,7 +87,8 @@ class DecodeRows:
 
 @dataclass(frozen=True, kw_only=True)
 class PrefillRows:
-    """Rows `first_row` .. `first_row + end - start - 1`: positions start .. end - 1 of one sequence."""
+    """The rows `first_row` .. `first_row + end - start - 1` of a step: positions start .. end - 1 of one
+    sequence."""
 
     first_row: int
     start: int
@@ -94,33 +99,33 @@ class PrefillRows:
 
     @cached_property
     def visible(self) -> torch.Tensor | None:
-        """For an attention that does not know the window itself: [end - start, end] bool; None where it is the plain causal
-        triangle (start 0, nothing outside the window)."""
+        """The mask [end - start, end] bool for an attention that does not know the window itself; None for
+        the plain causal triangle (start 0, nothing outside the window)."""
         return prefill_mask(self.start, self.end, self.sliding_window, self.slots.device)
 
 
 Prefill: TypeAlias = Callable[[PrefillRows, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""The attention of one chunk: (rows, queries [T, A, D], keys [S, G, D], values [S, G, D]) -> [T, A * D], with S the chunk's
-context, A query heads, G key-value heads, D the head dimension."""
+"""The attention of one chunk: (rows, queries [T, A, D], keys [S, G, D], values [S, G, D]) -> [T, A * D]. S is
+the chunk's context, A the number of query heads, G of key-value heads, and D the head dimension."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepBatch:
-    """What the model needs for one step."""
+    """The input of the model for one step."""
 
     token_ids: torch.Tensor
     """[T] int64."""
     positions: torch.Tensor
     """[T] int64."""
     is_long: torch.Tensor
-    """[T] int64: 1 where the row's sequence uses LongRoPE's long list."""
+    """[T] int64: 1 if the row's sequence uses LongRoPE's long list, else 0."""
     slots: torch.Tensor
-    """[T] int64: the cache row that each token's key and value go to."""
+    """[T] int64: the cache row for each token's key and value."""
     decode: DecodeRows | None
     prefills: tuple[PrefillRows, ...]
 
     def to(self, device: torch.device) -> StepBatch:
-        """On the device."""
+        """A copy on the device."""
         if device.type == "cpu":
             return self
         numbers = torch.stack((self.token_ids, self.positions, self.is_long, self.slots))
@@ -138,7 +143,7 @@ class StepBatch:
 
 
 def has_one_token(chunk: Chunk) -> bool:
-    """What every model takes as a decoding row."""
+    """Whether the chunk has one token, so that every model computes it as a decoding row."""
     return chunk.num_tokens == 1
 
 
@@ -148,7 +153,7 @@ def build_batch(
     sliding_window: int | None,
     is_short: IsShort = has_one_token,
 ) -> StepBatch:
-    """Lay out the chunks, of which the narrow ones must come first, on the host."""
+    """Lay out the chunks on the host. Short chunks must come first."""
     short_chunks = list(takewhile(is_short, chunks))
     long_chunks = chunks[len(short_chunks) :]
     assert not any(map(is_short, long_chunks))
@@ -188,7 +193,8 @@ def build_batch(
 
 
 def _positions(chunks: list[Chunk], counts: list[int], first_rows: list[int]) -> tuple[_Numbers, _Numbers]:
-    """[T] each, for chunks of so many rows that begin at these, with T behind them: positions, and 1 for the long list."""
+    """Positions [T] and long-list flags [T] of all rows. `counts` has the number of rows of each chunk,
+    `first_rows` the first row of each chunk and then T."""
     shifts = [chunk.start - row for chunk, row in zip(chunks, first_rows, strict=False)]
     is_long = [chunk.sequence.is_long for chunk in chunks]
     repeated = np.repeat(np.array((shifts, is_long), dtype=np.int64), counts, axis=1)
@@ -196,7 +202,7 @@ def _positions(chunks: list[Chunk], counts: list[int], first_rows: list[int]) ->
 
 
 def _token_ids(chunks: list[Chunk]) -> _Numbers:
-    """[T]."""
+    """Token ids [T] of all rows."""
     token_ids: list[int] = []
     for chunk in chunks:
         token_ids += chunk.sequence.token_ids(chunk.start, chunk.end)
@@ -205,9 +211,9 @@ def _token_ids(chunks: list[Chunk]) -> _Numbers:
 
 
 def _block_table(chunks: list[Chunk], counts: list[int]) -> npt.NDArray[np.int32]:
-    """[B, M] for narrow chunks of so many rows, the shorter ones filled up with 0.
+    """The block table [B, M] of short chunks with `counts` rows each; shorter rows are filled up with 0.
 
-    Rows are put together as bytes: one copy of each, where NumPy takes a call for each.
+    Rows are put together as bytes, which takes one copy per row; NumPy would take one call per row.
     """
     held = [chunk.sequence.blocks for chunk in chunks]
     num_bytes = max(map(len, held)) * _INT32_BYTES
@@ -218,7 +224,7 @@ def _block_table(chunks: list[Chunk], counts: list[int]) -> npt.NDArray[np.int32
 
 
 def _own_slots(table: npt.NDArray[np.int32], own: _Numbers, block_size: int) -> _Numbers:
-    """[B]: the cache row of each row's own position."""
+    """The cache row [B] of each row's own position."""
     own_blocks = table[np.arange(len(own)), own // block_size].astype(np.int64)
     return own_blocks * block_size + own % block_size
 
@@ -226,7 +232,7 @@ def _own_slots(table: npt.NDArray[np.int32], own: _Numbers, block_size: int) -> 
 def _decode_rows(
     table: npt.NDArray[np.int32], own: _Numbers, block_size: int, sliding_window: int | None
 ) -> DecodeRows:
-    """Of rows with these own positions [B]."""
+    """Decoding rows whose own positions are `own` [B]."""
     ends = (own + 1).astype(np.int32)
     starts = np.zeros_like(ends) if sliding_window is None else np.maximum(ends - sliding_window, 0)
     return DecodeRows(
@@ -239,13 +245,13 @@ def _decode_rows(
 
 
 def aligned_places(num_rows: int) -> int:
-    """Places of int32 for so many rows, so that what follows begins at a multiple of 16 bytes: kernels are compiled once more
-    for addresses that do not."""
+    """Row count rounded up so that the next int32 array is 16-byte aligned; Triton compiles a second kernel
+    for unaligned pointers."""
     return -(-num_rows // _ALIGNED_INT32) * _ALIGNED_INT32
 
 
 def _cache_rows(chunk: Chunk, block_size: int) -> _Numbers:
-    """[end]: of the sequence's positions up to the chunk's end."""
+    """Cache rows [end] of the sequence's positions up to the chunk's end."""
     blocks = np.array(chunk.sequence.blocks, dtype=np.int64)
     rows: _Numbers = (blocks[:, None] * block_size + np.arange(block_size)).reshape(-1)
     return rows[: chunk.end]
@@ -254,7 +260,8 @@ def _cache_rows(chunk: Chunk, block_size: int) -> _Numbers:
 def prefill_mask(
     start: int, end: int, sliding_window: int | None, device: torch.device | str = "cpu"
 ) -> torch.Tensor | None:
-    """What the positions start .. end - 1 see: [end - start, end] bool, None where it is the plain causal triangle."""
+    """The mask [end - start, end] bool of what positions start .. end - 1 see; None for the plain causal
+    triangle."""
     is_windowed = sliding_window is not None and end > sliding_window
     if start == 0 and not is_windowed:
         return None

@@ -1,9 +1,12 @@
-"""The dense actor's loop: take orders, plan, compute, sample (`model_runner.py`), tell (`step_results.py`).
+"""The dense actor's loop: take commands, plan, compute and sample (`model_runner.py`), tell
+(`step_results.py`).
 
-One thread owns the scheduler, the cache and the exchange; others talk to it through `submit`, `cancel`, `leave`
-and `use_exchange`, which only put orders into an inbox. A step whose exchange fails changes nothing that counts:
-its sequences keep their blocks, and it is computed again over the next exchange. A step that raises for another reason
-is computed again in parts, until it is known which sequences cannot be computed (`fault_isolation.py`).
+One thread owns the scheduler, the cache and the exchange. Other threads talk to it through `submit`,
+`cancel`, `leave` and `use_exchange`, which only put commands into an inbox.
+
+A step whose exchange fails changes nothing that counts: its sequences keep their blocks, and the step is
+computed again over the next exchange. A step that raises for another reason is computed again in parts, until
+it is known which sequences cannot be computed (`fault_isolation.py`).
 """
 
 from __future__ import annotations
@@ -30,15 +33,16 @@ from actors.protocol.messages import Cancel, EngineCounters, Load, Submit
 logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 1.0
-"""How long an idle engine sleeps at most before it looks after its exchange."""
+"""Longest sleep of an idle engine before it maintains its exchange."""
 _INTERRUPTED_COUNTS = 4
-"""A sequence with output that has to be computed again counts for so many that wait for their prompt: its stream stands
-still. So what another dense actor leaves behind, and who crosses together, is computed in few steps."""
+"""Weight of a resumed sequence when prefill is budgeted. Its client already sees a stalled stream, so it
+counts as four waiting prompts. Sequences that another dense actor leaves behind, or that cross LongRoPE's
+limit together, are therefore recomputed in few steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Leave:
-    """A connection has ended."""
+    """The command that a connection has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ _Command: TypeAlias = Submit | Cancel | _Leave | _UseExchange
 
 
 class Engine:
-    """Runs sequences to their end. `start` it once, `stop` it once."""
+    """The loop that runs sequences to their end. Call `start` once and `stop` once."""
 
     def __init__(
         self,
@@ -62,8 +66,11 @@ class Engine:
         park_seconds: float,
         max_drafts: int = 0,
     ) -> None:
-        """park_seconds: how long sequences wait here between two steps while some expert has no holder. max_drafts: of one
-        sequence in one step; 0 is no speculation."""
+        """Make an engine that is not started yet.
+
+        park_seconds: how long sequences wait between two steps while some expert has no holder. max_drafts:
+        most drafts of one sequence in one step; 0 turns speculation off.
+        """
         self._model_runner = ModelRunner(model, cache)
         self._results = StepResults(emit, model.config.eos_token_ids)
         self._scheduler = scheduler
@@ -71,7 +78,7 @@ class Engine:
         self._park_seconds = park_seconds
         self._speculator = Speculator(max_drafts, scheduler.limits, scheduler.pool) if max_drafts else None
         self._parked_since: float | None = None
-        """Since when there are sequences that cannot be computed."""
+        """Time since which there are sequences that cannot be computed; None if there are none."""
         self._exchange: Exchange | None = None
         self._sequences: dict[tuple[int, str], Sequence] = {}
         self._num_arrivals = 0
@@ -87,7 +94,8 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the loop after the step under way, which waits for nobody any longer, and close the exchange."""
+        """End the loop after the current step and close the exchange. The step stops waiting for expert
+        actors."""
         with self._wake:
             self._is_stopping = True
             self._wake.notify()
@@ -98,13 +106,14 @@ class Engine:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a sequence submitted now would be computed."""
+        """Whether a sequence that is submitted now would be computed."""
         exchange = self._exchange
         return exchange is not None and exchange.is_ready
 
     @property
     def load(self) -> Load:
-        """A snapshot, from any thread. What was submitted and is not taken up yet counts as waiting."""
+        """A snapshot of the load. Any thread may read it. Sequences that wait in the inbox count as
+        waiting."""
         scheduler = self._scheduler
         num_submitted = sum(isinstance(command, Submit) for _, command in tuple(self._inbox))
         return Load(
@@ -118,7 +127,7 @@ class Engine:
 
     @property
     def counters(self) -> EngineCounters:
-        """What the engine has done so far. A snapshot, from any thread."""
+        """A snapshot of what the engine has done so far. Any thread may read it."""
         speculator = self._speculator
         return EngineCounters(
             steps=self.num_steps,
@@ -140,11 +149,11 @@ class Engine:
         self._put(connection, _Leave())
 
     def use_exchange(self, exchange: Exchange) -> None:
-        """Compute over this exchange from the next step on; the present one is closed."""
+        """Compute over this exchange from the next step on, and close the present one."""
         self._put(EVERYBODY, _UseExchange(exchange))
 
     def wake(self) -> None:
-        """The exchange may have become ready, or ceased to be: an idle loop looks now."""
+        """Wake an idle loop, since the exchange may have become ready or may be ready no longer."""
         with self._wake:
             self._has_news = True
             self._wake.notify()
@@ -155,7 +164,8 @@ class Engine:
             self._wake.notify()
 
     def step_once(self) -> None:
-        """One turn of the loop: orders, plan, step, news. The loop's own thread calls it, or a test in its place."""
+        """Run the loop once: take commands, plan, compute a step, tell the results. Only the loop's thread
+        calls this, or a test that does not start the thread."""
         self._take_commands()
         chunks = self._plan() if self.is_ready else []
         if chunks:
@@ -176,7 +186,8 @@ class Engine:
         )
         num_prefills = num_places - num_decodes + (_INTERRUPTED_COUNTS - 1) * sum(interrupted)
         chunks = scheduler.plan(self._prefill_budget.max_prefill_tokens(num_decodes, num_prefills))
-        # Beside prompts there are no drafts, nor in a step that only decodes so that its time can be measured.
+        # A step with prompt tokens gets no drafts. Nor does a step that only decodes so that its time can be
+        # measured.
         is_all = len(chunks) == len(scheduler.running) and not scheduler.waiting
         if self._speculator is None or not chunks or not is_all:
             return chunks
@@ -221,7 +232,8 @@ class Engine:
                 self._exchange = command.exchange
 
     def _admit(self, connection: int, submit: Submit) -> None:
-        """A sequence id that its connection has used already is replaced: the later order counts."""
+        """Add a sequence. If its connection already has a sequence with this id, the new one replaces that
+        sequence."""
         if present := self._sequences.get((connection, submit.sequence_id)):
             self._forget(present)
         sequence = Sequence(
@@ -279,13 +291,13 @@ class Engine:
 
     def _compute(self, chunks: list[Chunk]) -> None:
         assert self._exchange is not None
-        drawn = self._model_runner.compute(chunks, self._exchange)
-        # From here on nothing raises, so that a step is either taken note of or can be computed again.
+        outputs = self._model_runner.compute(chunks, self._exchange)
+        # From here on nothing raises. So a step is either committed or can be computed again.
         self._scheduler.commit(chunks)
-        for sequence, logprobs in drawn.prompt_logprobs:
+        for sequence, logprobs in outputs.prompt_logprobs:
             sequence.prompt_logprobs += logprobs
         results, speculator = self._results, self._speculator
-        for chunk, samples in drawn.samples:
+        for chunk, samples in outputs.samples:
             token_ids, finish_reason = results.append(chunk, samples)
             if speculator is not None:
                 speculator.note_drawn(chunk, token_ids)
@@ -293,15 +305,17 @@ class Engine:
                 self._forget(chunk.sequence)
 
     def _fail(self, chunk: Chunk, error: Exception) -> None:
-        """Answer the sequence of a chunk that cannot be computed; nothing where it was, after all."""
+        """Answer the sequence of a chunk that cannot be computed; do nothing if the chunk was computed after
+        all."""
         if chunk.sequence.num_computed < chunk.end:
             self._end_with_error(chunk.sequence, error)
             self.num_failed_sequences += 1
 
     def _end_parked(self) -> None:
-        """Answer all sequences once none could be computed for too long: no step waits that would notice.
+        """Answer all sequences with an error once none could be computed for `park_seconds`.
 
-        Where a step has waited already, and in vain, nobody waits as long once more.
+        While the exchange is not ready no step runs, so no step can find out. If a step has already waited in
+        vain, its waiting time counts.
         """
         now = time.monotonic()
         if self.is_ready or not (self._sequences or self._inbox):

@@ -1,9 +1,11 @@
-"""A step that raises is computed again in halves: what cannot be computed alone fails, all else goes on.
+"""A step that raises is computed again in halves: chunks that cannot be computed alone fail, and all others
+go on.
 
     [a b c d] raises     [a b] is computed     [c d] raises     [c] is computed     [d] raises: d fails
 
-One culprit among n sequences costs about 2 log2(n) steps. A chunk that runs out of memory alone is halved, too, before
-it fails: its sequence's tokens are computed in two steps. Before all that a chunk is tried without its drafts.
+One chunk that cannot be computed costs about 2 log2(n) steps among n sequences. A chunk with drafts that
+raises alone is first tried without its drafts. A chunk that runs out of memory alone is halved as well before
+it fails; the tokens of its sequence are then computed in two steps.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ def compute_isolated(
     compute: Callable[[list[Chunk]], None],
     fail: Callable[[Chunk, Exception], None],
 ) -> bool:
-    """Compute all chunks together, and where that raises, in parts; `fail` those that raise alone.
+    """Compute all chunks together or, if that raises, in parts; call `fail` for those that raise alone.
 
-    Returns whether none failed. `compute` must take note of all of its chunks or, when it raises, of none. Raises what it raises of ExchangeErrors,
-    except ExpertFailedError: they say nothing about the chunks.
+    Return whether all chunks were computed. `compute` must commit all of its chunks or, if it raises, none.
+    An ExchangeError of `compute` is raised again because it says nothing about the chunks, except
+    ExpertFailedError, which does.
     """
     error = _try(chunks, compute)
     if error is None:
@@ -47,7 +50,8 @@ def compute_isolated(
 
 
 def _try(chunks: list[Chunk], compute: Callable[[list[Chunk]], None]) -> Exception | None:
-    """What it raised, without the frames, which would keep the step's tensors in memory."""
+    """The exception that `compute` raised, or None. Its traceback is removed, because the frames would keep
+    the step's tensors in memory."""
     try:
         compute(chunks)
     except ExpertFailedError as error:
@@ -62,7 +66,7 @@ def _try(chunks: list[Chunk], compute: Callable[[list[Chunk]], None]) -> Excepti
 
 
 def _halves(chunks: list[Chunk], error: Exception) -> list[list[Chunk]]:
-    """Empty for a chunk that has failed alone."""
+    """The parts of a step to try next; empty for a chunk that has failed alone."""
     if len(chunks) > 1:
         middle = len(chunks) // 2
         return [chunks[:middle], chunks[middle:]]

@@ -1,9 +1,11 @@
-"""The dense actor's door: one TCP connection per ingress replica, all of its sequences multiplexed on it.
+"""The dense actor's listener for ingress replicas: one TCP connection per replica carries all of its
+sequences.
 
-A connection begins with Hello and Welcome; then Submit and Cancel come in and StepOutput goes out, one per engine
-step, and an empty one as a heartbeat. When a connection ends, however it ends, its sequences are forgotten.
+A connection begins with Hello and Welcome. Then Submit and Cancel come in, and one StepOutput per engine step
+goes out. An empty StepOutput serves as a heartbeat. When a connection ends for any reason, its sequences are
+forgotten.
 
-The beats come from this thread whatever the engine computes: where they stop, the process hangs.
+This file's thread sends the heartbeats whatever the engine computes. If they stop, the process hangs.
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 0.15
 _HELLO_DEADLINE_SECONDS = 10.0
 _MAX_UNSENT_BYTES = 64 * 1024 * 1024
-"""What may wait for an ingress that does not read; past it the connection is given up."""
+"""Bytes that may wait for an ingress replica that does not read; beyond them its connection is closed."""
 
 
 class IngressServer:
-    """Serves on a thread of its own. `engine` must be set before `start`."""
+    """The listener and its connections, served by a thread of their own."""
 
     def __init__(self, token: str, max_model_len: int, prefix_rule: PrefixRule | None = None) -> None:
         self._token = token
@@ -47,12 +49,12 @@ class IngressServer:
         self._server: asyncio.Server | None = None
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._num_submitted: Counter[int] = Counter()
-        """By connection."""
+        """Number of sequences that each connection has submitted."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections = itertools.count()
 
     def start(self, engine: Engine, host: str, deadline_seconds: float = 10.0) -> tuple[str, int]:
-        """Listen on a free port of host; returns the address."""
+        """Listen on a free port of `host` for sequences of `engine`; return the address."""
         self._engine = engine
         self._thread.start()
         address: tuple[str, int] = self._call(self._listen(host)).result(deadline_seconds)
@@ -68,7 +70,7 @@ class IngressServer:
         self._loop.close()
 
     def emit(self, connection: int, output: StepOutput) -> None:
-        """Send, from any thread and without waiting, to one connection or to EVERYBODY."""
+        """Send to one connection or to EVERYBODY. Any thread may call this; it does not wait."""
         self._loop.call_soon_threadsafe(self._send, connection, output)
 
     def _call(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
@@ -110,7 +112,7 @@ class IngressServer:
             if not isinstance(hello, Hello) or not hmac.compare_digest(
                 hello.token.encode(), self._token.encode()
             ):
-                raise FrameError("a connection that does not show the cluster's token")
+                raise FrameError("it does not show the cluster's token")
             writer.write(encode_frame(self._welcome()))
             self._writers[connection] = writer
             while True:
@@ -118,7 +120,7 @@ class IngressServer:
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.TimeoutError):
             pass
         except FrameError as error:
-            logger.warning("connection refused: %s", error)
+            logger.warning("a connection is closed: %s", error)
         finally:
             self._writers.pop(connection, None)
             self._num_submitted.pop(connection, None)
@@ -152,7 +154,8 @@ class IngressServer:
                 raise FrameError(f"{type(frame).__name__} is not for a dense actor")
 
     def _refusal(self, submit: Submit) -> str | None:
-        """Why the sequence cannot be computed at all; the ingress checks the same before it asks."""
+        """The reason why the sequence can never be computed, or None. The ingress checks the same before it
+        submits."""
         num_tokens = len(submit.prompt_ids) + submit.params.max_tokens
         if not submit.prompt_ids:
             return "the prompt has no tokens"
@@ -169,6 +172,6 @@ class IngressServer:
             writer.write(encode_frame(replace(output, num_submitted=self._num_submitted[receiver])))
             if writer.transport.get_write_buffer_size() > _MAX_UNSENT_BYTES:
                 logger.warning(
-                    "an ingress has not read for %d bytes; its connection is closed", _MAX_UNSENT_BYTES
+                    "more than %d bytes wait for an ingress; its connection is closed", _MAX_UNSENT_BYTES
                 )
                 writer.transport.abort()

@@ -30,10 +30,12 @@ from actors.linear import make_product
 
 
 class DenseModel:
-    """Weights in the layout that the device reads fastest. Keeps nothing of a sequence between steps; one thread takes them."""
+    """The dense weights, in the layout that the device reads fastest. The model keeps nothing of a sequence
+    between steps. One thread uses it."""
 
     def __init__(self, config: ModelConfig, weights: DenseWeights, quantization: str | None = None) -> None:
-        """quantization: what `dense_quantization` says, for attention's projections and the head; None is as they are."""
+        """Prepare the weights. `quantization` is the format of attention's projections and of the head, as
+        `dense_quantization` returns it; None leaves them as they are."""
         self.config = config
         self.device = weights.embed.device
         self.dtype = weights.embed.dtype
@@ -45,22 +47,22 @@ class DenseModel:
         self._normalise = make_norm(config, self.dtype, self.device)
         self._add_norm = make_add_norm(config, self.device, self._normalise)
         self.captured = make_cuda_graphs(self._compute, self.device)
-        """ModelRunner that are repeated as CUDA graphs; None where there are none."""
+        """The CUDA graphs of steps; None if steps cannot be captured."""
         self._cpu_step = CpuStep.make(config, self._embed, self._layers)
         self.decode_head = CpuHead.make(config, self._norm, self._lm_head)
-        """Draws tokens; None where `logits` and a sampler do."""
+        """Computes and samples next tokens in one call; None if `logits` and a sampler do this."""
         self.is_short: IsShort = has_one_token if self._cpu_step is None else self._cpu_step.is_short
-        """Which chunks' tokens are to be decoding rows."""
+        """Whether the tokens of a chunk are decoding rows."""
         self._norm_and_route = make_norm_and_route(config, self.dtype, self.device, self._add_norm)
         self._rope = RotaryEmbedding(config.rope, config.head_dim, self.device)
 
     @torch.inference_mode()
     def step(self, chunks: list[Chunk], cache: KVCache, exchange: Exchange) -> torch.Tensor:
-        """Last layer's output [T, H], before the final norm, for the rows of chunks, of which the narrow ones must come first; writes
-        their keys and values to the cache.
+        """Return the last layer's output [T, H], before the final norm, for the rows of `chunks`; short
+        chunks must come first. Write the rows' keys and values to the cache.
 
-        It may be overwritten by the next call. Raises ExchangeError, and IndexError for a token that the model does not
-        have; nothing but this step's own cache rows has changed then.
+        The next call may overwrite the result. Raises ExchangeError, and IndexError for a token that the
+        model does not have. After an error nothing but the cache rows of this step has changed.
         """
         if self._cpu_step is not None and self.is_short(chunks[-1]):
             return self._cpu_step.forward(chunks, cache, exchange)
@@ -69,7 +71,7 @@ class DenseModel:
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch, cache: KVCache, exchange: Exchange) -> torch.Tensor:
-        """The same for a batch on the host, operation by operation or as a CUDA graph."""
+        """Do the same as `step` for a batch on the host, as a CUDA graph or operation by operation."""
         if self.captured is not None:
             captured = self.captured.forward(batch, cache, exchange)
             if captured is not None:
@@ -98,7 +100,7 @@ class DenseModel:
 
     @torch.inference_mode()
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Scores [rows, V] float32 of the next token for rows [rows, H] of `forward`'s result."""
+        """Scores [rows, V] float32 of the next token for rows [rows, H] of the result of `forward`."""
         return self._lm_head(self._normalise(x, self._norm)).float()
 
 

@@ -1,4 +1,5 @@
-"""A step's chunks through the model: what each sequence draws, and what is reported of prompts. Nothing of the sequences changes.
+"""One step on the model: what each sequence samples, and what is reported of prompts. The sequences are not
+changed.
 
 Legend: T rows of the step, H hidden.
 """
@@ -21,15 +22,16 @@ from actors.gpu.host_to_device import to_device
 from actors.protocol.messages import TokenLogprobs
 
 _PROMPT_LOGITS_ROWS = 256
-"""Prompt positions whose logits are held at once when log-probabilities of a prompt are asked for."""
+"""Number of prompt positions whose logits are in memory at once when log-probabilities of a prompt are
+computed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepOutputs:
-    """What came of a step."""
+    """The results of a step."""
 
     samples: list[tuple[Chunk, list[Sample]]]
-    """Of each chunk that samples: what its last row drew, and each of its drafts' rows."""
+    """For each chunk that samples: the sample of its last row, then those of its drafts' rows."""
     prompt_logprobs: list[tuple[Sequence, list[TokenLogprobs]]]
 
 
@@ -42,7 +44,8 @@ class ModelRunner:
         self._draw = model.decode_head or self._draw_from_logits
 
     def compute(self, chunks: list[Chunk], exchange: Exchange) -> StepOutputs:
-        """Raises ExchangeError, and whatever a sequence that cannot be computed makes the model raise."""
+        """Compute one step. Raises ExchangeError, and any exception that the model raises for a sequence that
+        cannot be computed."""
         model = self._model
         chunks = sorted(chunks, key=model.is_short, reverse=True)
         x = model.step(chunks, self._cache, exchange)
@@ -52,12 +55,12 @@ class ModelRunner:
         return StepOutputs(samples=samples, prompt_logprobs=prompt_logprobs)
 
     def _samples(self, ends: list[tuple[Chunk, int]], x: torch.Tensor) -> list[tuple[Chunk, list[Sample]]]:
-        """Of chunks that sample, with their last rows."""
+        """Sample for the chunks in `ends`, each given with its last row."""
         if not ends:
             return []
         rows = [row for chunk, last in ends for row in range(last, last + 1 + len(chunk.drafts))]
-        drawn = iter(self._draw(x, rows, _sampling([chunk for chunk, _ in ends])))
-        return [(chunk, list(islice(drawn, 1 + len(chunk.drafts)))) for chunk, _ in ends]
+        samples = iter(self._draw(x, rows, _sampling([chunk for chunk, _ in ends])))
+        return [(chunk, list(islice(samples, 1 + len(chunk.drafts)))) for chunk, _ in ends]
 
     def _draw_from_logits(self, x: torch.Tensor, rows: list[int], sequences: list[Sequence]) -> list[Sample]:
         logits = self._model.logits(_pick(x, rows))
@@ -66,8 +69,11 @@ class ModelRunner:
     def _prompt_logprobs(
         self, placed: list[tuple[Chunk, int]], x: torch.Tensor
     ) -> list[tuple[Sequence, list[TokenLogprobs]]]:
-        """Of chunks with their last rows. Position p predicts token p + 1: rows of a chunk report on tokens start + 1 .. end
-        of the prompt."""
+        """The log-probabilities of prompt tokens for the chunks in `placed`, each given with its last row.
+
+        Position p predicts token p + 1, so the rows of a chunk report on tokens start + 1 .. end of the
+        prompt.
+        """
         collected = []
         for chunk, last in placed:
             sequence = chunk.sequence
@@ -85,7 +91,7 @@ class ModelRunner:
 
 
 def _last_rows(chunks: list[Chunk]) -> list[int]:
-    """The row of each chunk's last token; those of its drafts follow."""
+    """The row of each chunk's last token; the rows of its drafts follow that row."""
     rows: list[int] = []
     row = 0
     for chunk in chunks:
@@ -95,14 +101,15 @@ def _last_rows(chunks: list[Chunk]) -> list[int]:
 
 
 def _pick(x: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    """These rows of x [T, H]; x itself where they are all of them, as when all sequences decode."""
+    """Pick rows from x [T, H]. Return x itself if `rows` are all of its rows, as when all sequences
+    decode."""
     if rows == list(range(x.shape[0])):
         return x
     return x.index_select(0, to_device(torch.tensor(rows), x.device))
 
 
 def _sampling(ends: list[Chunk]) -> list[Sequence]:
-    """The sequence as each row that samples sees it: with the drafts before the row for its last tokens."""
+    """The sequence that each sampling row continues: with the drafts before that row as its last tokens."""
     return [
         chunk.sequence.continued(chunk.drafts[:index])
         for chunk in ends

@@ -4,7 +4,7 @@ A step takes up to `max_batch_tokens` tokens of up to `max_num_sequences` sequen
 
     1. sequences that decode (one token each), in priority order
     2. sequences in prefill, in priority order, each with as large a chunk as the budget leaves; if
-       sequences decode in the same step, the caller gives a smaller budget, so that those do not wait for long
+       sequences decode in the same step, the caller gives a smaller budget, so that those do not wait long
     3. waiting sequences, in priority order, while budget, slots for sequences and blocks last
 
 The priority order is the order of arrival, shifted by priority (`Sequence.priority_key`). It never changes,
