@@ -1,11 +1,11 @@
-"""How an expert and a dense actor agree on a link: an address record, then the first words on a connection.
+"""How an expert and a dense actor agree on a link: an address record, then the first frames on a connection.
 
     dense actor -> its store       address record: host, port and secret of its listener
     expert actor -> dense actor    the secret of that record, then LinkHello
-    dense actor -> expert actor    LinkReply, at the latest when it has heard of the membership itself
+    dense actor -> expert actor    LinkReply, once the dense actor was told of the membership itself
 
 A frame is 4 bytes of length, little-endian, and msgpack. A stranger who connects can neither make the dense
-actor run code nor make it take much memory.
+actor run code nor make it use much memory.
 """
 
 from __future__ import annotations
@@ -25,36 +25,39 @@ _LENGTH = struct.Struct("<I")
 _ADDRESS = "address"
 
 NO_LINK = -1
+"""`LinkHello.linked_epoch` of an expert actor that has no link."""
 
 T = TypeVar("T")
 
 
 class LinkHello(msgspec.Struct, frozen=True, kw_only=True):
-    """Who knocks, and what for."""
+    """The first frame on a connection: which expert actor asks for a link, and in which membership."""
 
     expert_index: int
     incarnation: str
+    """The expert actor's."""
     dense_incarnation: str
-    """Whom it takes the dense actor for."""
+    """The incarnation of the dense actor that the expert actor wants to reach; empty if any will do."""
     epoch: int
-    """Of the membership that it joins."""
+    """The epoch of the membership that the expert actor joins."""
     linked_epoch: int = NO_LINK
-    """Epoch of the link that it has to this dense actor already, and believes to be working."""
+    """The epoch of a link to this dense actor that the expert actor has and believes to be working."""
 
 
 class LinkReply(msgspec.Struct, frozen=True, kw_only=True):
-    """What becomes of it."""
+    """The dense actor's answer to a LinkHello."""
 
     outcome: str
-    """"link": this connection is now the link, or a group comes up for it; "keep": go on with the present
-    link; "stale": the epoch is not the newest; "refused"."""
+    """"link": this connection becomes the link, or a group comes up for it; "keep": the present link stays;
+    "stale": the epoch is not the newest; "refused": there is no link, for `reason`."""
     epoch: int
-    """The dense actor's newest."""
+    """The newest epoch of the dense actor, -1 before the first."""
     reason: str = ""
+    """Why the dense actor refuses."""
 
 
 def is_same(named: str, shown: str) -> bool:
-    """Whether a process that shows this incarnation is the one that was named; an empty name means any."""
+    """Whether a process of incarnation `shown` is the process that was named; an empty name means any."""
     return named in ("", shown)
 
 
@@ -66,7 +69,7 @@ def publish_address_record(store: Store, host: str, port: int, secret: bytes) ->
 def read_address_record(store: Store) -> tuple[str, int, bytes] | None:
     """Host, port and secret of a dense actor's listener; None before it listens.
 
-    Raises RuntimeError as the store does.
+    Raises RuntimeError if the store is unreachable.
     """
     records = _address_records(store)
     if not records.check([_ADDRESS]):
@@ -80,13 +83,13 @@ def _address_records(store: Store) -> PrefixStore:
 
 
 def send_frame(connection: socket.socket, frame: LinkHello | LinkReply, prefix: bytes = b"") -> None:
-    """Raises OSError."""
+    """Send the bytes of `prefix`, then a frame. Raises OSError."""
     payload = msgspec.msgpack.encode(frame)
     connection.sendall(prefix + _LENGTH.pack(len(payload)) + payload)
 
 
 def read_frame(connection: socket.socket, kind: type[T], deadline: Deadline) -> T:
-    """Raises OSError (also TimeoutError at the deadline) and ValueError for what is no such frame."""
+    """Read one frame. Raises OSError, TimeoutError at the deadline, and ValueError for any other bytes."""
     (length,) = _LENGTH.unpack(read_exactly(connection, _LENGTH.size, deadline))
     if length > MAX_FRAME_BYTES:
         raise ValueError(f"a frame of {length} bytes, at most {MAX_FRAME_BYTES} are allowed")
@@ -97,7 +100,7 @@ def read_frame(connection: socket.socket, kind: type[T], deadline: Deadline) -> 
 
 
 def read_exactly(connection: socket.socket, num_bytes: int, deadline: Deadline) -> bytes:
-    """Raises OSError, TimeoutError at the deadline and ConnectionError when the peer leaves before."""
+    """Read `num_bytes`. Raises OSError, TimeoutError at the deadline, ConnectionError if the peer closes."""
     received = b""
     while len(received) < num_bytes:
         connection.settimeout(max(0.001, deadline.remaining_seconds))

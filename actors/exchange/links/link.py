@@ -1,10 +1,10 @@
 """One link: messages between one dense and one expert actor, in order, each way.
 
-    dense/exchange.py, expert/server.py                                 what is said
-    backends/tcp_link.py, backends/gloo_link.py, backends/nccl_link.py  how the bytes are carried
+    dense/exchange.py, expert/server.py                                 use links
+    backends/tcp_link.py, backends/gloo_link.py, backends/nccl_link.py  carry the bytes
 
-Nothing here waits: whoever owns a link polls `fileno` together with those of all other links. One thread owns a link;
-only `is_ended` and `end` may be called from others.
+No method waits: the owner of a link polls its `fileno` together with those of all other links. One thread
+owns a link; other threads may call only `is_ended` and `end`.
 """
 
 from __future__ import annotations
@@ -19,43 +19,52 @@ class Link(Protocol):
 
     @property
     def peer(self) -> str:
-        """Who is at the other end, for people: "expert-3"."""
+        """The name of the actor at the other end: "expert-3"."""
 
     @property
     def epoch(self) -> int:
-        """Of the membership under which it came up. Each message carries it; one of another epoch is not meant."""
+        """The epoch of the membership in which the link came up.
+
+        Every message carries it; messages of another epoch are dropped.
+        """
 
     def fileno(self) -> int:
-        """Poll it for POLLIN: then `receive` may have something; and for POLLOUT while `has_unsent`: then `flush`."""
+        """The descriptor to poll.
+
+        After POLLIN call `receive`. Poll for POLLOUT while `has_unsent`, and then call `flush`.
+        """
 
     def outgoing(self) -> Message:
-        """A message to fill and hand to `send`. Raises LinkError when too many are still on their way."""
+        """A message to fill and pass to `send`. Raises LinkError if too many are still being sent."""
 
     def send(self, message: Message) -> None:
-        """Send what `outgoing` gave, now as much of it as the peer takes. Raises LinkError when the link is broken."""
+        """Send a message that `outgoing` gave; as much of it as the peer takes goes out at once.
+
+        Raises LinkError if the link is broken.
+        """
 
     @property
     def has_unsent(self) -> bool:
-        """Whether the peer has not taken everything yet."""
+        """Whether the peer has not yet taken all bytes of the sent messages."""
 
     def flush(self) -> None:
-        """Send more of what is unsent. Raises as `send` does."""
+        """Send more of the unsent bytes. Raises LinkError as `send` does."""
 
     def receive(self) -> Message | None:
-        """The next message if all of it is there, valid until the next `receive`.
+        """The next message if it is complete, else None. It is valid until the next `receive`.
 
-        Raises LinkError when the link is broken or closed, and for bytes that are no message.
+        Raises LinkError if the link is broken or closed, and for bytes that are no message.
         """
 
     @property
     def num_received(self) -> int:
-        """Bytes or messages so far: a peer that is sending something long makes it grow."""
+        """A count that grows as the peer sends: bytes over TCP, messages over gloo."""
 
     def is_ended(self) -> bool:
         """Whether either end has closed the link; unread messages do not count."""
 
     def end(self) -> None:
-        """End the link: the peer and whoever polls it notice at once. Idempotent."""
+        """End the link. The peer and a thread that polls the link notice at once. Idempotent."""
 
     def close(self) -> None:
-        """`end` it and give back what it holds. Nobody may be polling it. Idempotent."""
+        """End the link and free its sockets and memory. No thread may be polling it. Idempotent."""

@@ -1,8 +1,8 @@
-"""Makes a link of a granted connection, on either side, over whichever backend carries rows.
+"""Makes a link of a granted connection, at either end, over the backend that carries rows.
 
-tcp     that very connection
-nccl    that connection for what hosts read, two communicators for what devices read
-gloo    a group of two; the connection has done its service
+tcp     the connection is the link
+nccl    the connection carries the parts that hosts read, two communicators the parts that devices read
+gloo    a group of two carries everything; the connection is closed
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from actors.exchange.process_groups import gloo, nccl
 from actors.exchange.rendezvous import Rendezvous
 
 BACKENDS = ("tcp", "gloo", "nccl")
-"""What can carry a link, the best one first: TCP takes less processor time than gloo for small batches, and
-it sees a dead peer sooner."""
+"""The backends that can carry a link, the best first. TCP takes less processor time than gloo for small
+batches, and notices a dead peer sooner."""
 
 DENSE_RANK = 0
 EXPERT_RANK = 1
@@ -37,29 +37,30 @@ _GROUP_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinkContext:
-    """What all links of one actor have in common."""
+    """The settings that all links of one actor share."""
 
     backend: str
     """"gloo", "tcp" or "nccl"."""
     node_ip: str
-    """The address that this actor is reached at."""
+    """The address at which this actor is reached."""
     message_format: MessageFormat
     deadline_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinkNames:
-    """One link's."""
+    """The names of one link."""
 
     peer: str
+    """The actor at the other end."""
     key: str
-    """Under which its groups meet; unique to two processes and an epoch."""
+    """The key under which the link's groups meet, unique to two actors and the expert actor's incarnation."""
     rank: int
     """DENSE_RANK or EXPERT_RANK."""
 
 
 def link_context(context: ExchangeContext) -> LinkContext:
-    """What an actor's links have in common. Raises ValueError for settings that do not go together."""
+    """The settings of an actor's links. Raises ValueError for settings that do not go together."""
     return LinkContext(
         backend=choose_backend(context.settings, context.device, BACKENDS),
         node_ip=context.node_ip,
@@ -75,12 +76,12 @@ def link_context(context: ExchangeContext) -> LinkContext:
 
 
 def link_key(dense_index: int, expert_index: int, incarnation: str) -> str:
-    """`incarnation` is the expert actor's."""
+    """The key of a link. `incarnation` is the expert actor's."""
     return f"dense-{dense_index}/expert-{expert_index}/{incarnation}"
 
 
 def link_rendezvous(store: Store, epoch: int, deadline_seconds: float) -> Rendezvous:
-    """Where the groups of a link meet, once both ends have agreed to make it and neither gives up."""
+    """Where the groups of a link meet once both ends have agreed to make it. Neither end can give it up."""
     deadline = Deadline(seconds=min(deadline_seconds, _GROUP_SECONDS))
     return Rendezvous(store=store, epoch=epoch, deadline=deadline, stop=threading.Event())
 
@@ -88,9 +89,9 @@ def link_rendezvous(store: Store, epoch: int, deadline_seconds: float) -> Rendez
 def make_link(
     context: LinkContext, names: LinkNames, connection: socket.socket, rendezvous: Rendezvous
 ) -> Link:
-    """This end of the link; the other end is made at the same time. Owns the connection, also if it raises.
+    """Make this end of a link, while the peer makes the other end. Raises LinkError.
 
-    Raises LinkError.
+    The link takes over the connection, also if this raises.
     """
     if context.backend == "gloo":
         connection.close()

@@ -18,16 +18,16 @@ from actors.exchange.process_groups.gloo import close_group, reason
 
 _MESSAGE_TAG = 0
 _MAX_OUTGOING = 16
-"""Messages that may wait in gloo for a peer that does not take them."""
+"""How many messages may wait in gloo for a peer that does not receive them."""
 _CLOSE_SECONDS = 5.0
 _FOR_EVER = timedelta(days=3650)
 
 
 class GlooLink:
-    """A group of two, whose next receive is always posted, so that a message is never held up by a handshake.
+    """A link over a gloo group of two. A receive is always posted, so no message waits for a handshake.
 
-    Gloo has nothing to poll: one thread waits for what arrives and rings an eventfd, another waits until what was sent
-    has left its memory.
+    Gloo has no descriptor to poll. One thread waits for messages and makes an eventfd readable; another
+    thread waits until sent messages have left their memory.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class GlooLink:
         self._num_outgoing = 0
         self._sent: queue.SimpleQueue[tuple[Work, Message] | None] = queue.SimpleQueue()
         self._spare: deque[Message] = deque()
-        """For receiving."""
+        """Messages whose memory is free to receive into."""
         self._arrived: deque[Message] = deque()
         self._current: Message | None = None
-        """What the last `receive` gave out."""
+        """The message that the last `receive` returned."""
         self._threads = [
             threading.Thread(target=target, name=f"gloo-{peer}", daemon=True)
             for target in (self._receive_all, self._confirm_all)
@@ -64,7 +64,9 @@ class GlooLink:
         if self._free:
             return self._free.popleft()
         if self._num_outgoing == _MAX_OUTGOING:
-            raise LinkError(self.peer, None, f"{_MAX_OUTGOING} messages are on their way, and it takes none")
+            raise LinkError(
+                self.peer, None, f"{_MAX_OUTGOING} messages are on their way, and the peer takes none"
+            )
         self._num_outgoing += 1
         return Message(self._format)
 
@@ -91,7 +93,7 @@ class GlooLink:
         if self._arrived:
             self._current = self._arrived.popleft()
             if self._arrived or self._failure is not None:
-                os.eventfd_write(self._wakeup, 1)  # Whoever stops asking here finds it readable again.
+                os.eventfd_write(self._wakeup, 1)  # The next poll returns at once.
         elif self._failure is not None:
             raise self._failure
         return self._current
@@ -116,7 +118,7 @@ class GlooLink:
         try:
             while True:
                 message = self._spare.popleft() if self._spare else Message(self._format)
-                # Of the maximum size: a shorter message is fine, a longer one would kill this process.
+                # The memory has the maximum size, since a longer message would kill this process.
                 self._group.recv([message.host], self._other, _MESSAGE_TAG).wait(_FOR_EVER)
                 message.read_header()
                 fault = message.fault()
@@ -131,7 +133,10 @@ class GlooLink:
             self._fail(error)
 
     def _confirm_all(self) -> None:
-        """What cannot be sent ends the link; the receiving thread hears of it from gloo."""
+        """Wait until sent messages have left their memory, and make the memory free for new messages.
+
+        A message that cannot be sent ends the link; gloo tells the receiving thread.
+        """
         while (item := self._sent.get()) is not None:
             work, message = item
             with suppress(RuntimeError):

@@ -1,11 +1,12 @@
-"""Links between CUDA devices: header and routing over TCP, rows and results over NCCL. Not run where this was written.
+"""Links between CUDA devices: header and routing over TCP, rows and results over NCCL.
 
-    host      header, routing      the TCP connection: says what comes, ends when the peer does
+    host      header, routing      the TCP connection, which announces each message and ends with the peer
     device    rows -> , results <- one communicator of two ranks for each direction
 
-A receive is launched when its header is there, with its exact size: an idle link keeps no kernel spinning, and a dead
-peer is known from its connection at once, where NCCL alone would hang. Two communicators, because one would carry a
-receive only after every send that was launched before it, and two actors that send at the same time would never end.
+A receive is launched when its header has come, with its exact size, so an idle link keeps no kernel spinning.
+The connection shows a dead peer at once, where NCCL alone would hang. There are two communicators because a
+single one would carry a receive only after every send launched before it: two actors that send at the same
+time would never end. This file needs two GPUs and has not been run yet.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from actors.exchange.message import RESULTS, ROWS, Message, MessageFormat
 from actors.exchange.process_groups.nccl import poll
 
 _MAX_OUTGOING = 8
-"""Messages that may wait in NCCL for a peer that does not take them."""
+"""How many messages may wait in NCCL for a peer that does not receive them."""
 
 
 class NcclLink:
-    """A TCP link for what hosts read, and a communicator each way for what devices read."""
+    """A TCP link for the parts that hosts read, and two communicators for the parts that devices read."""
 
     def __init__(
         self,
@@ -67,11 +68,13 @@ class NcclLink:
         if self._free:
             return self._free.pop()
         if len(self._sends) == _MAX_OUTGOING:
-            raise LinkError(self.peer, None, f"{_MAX_OUTGOING} messages are on their way, and it takes none")
+            raise LinkError(
+                self.peer, None, f"{_MAX_OUTGOING} messages are on their way, and the peer takes none"
+            )
         return Message(self._format)
 
     def send(self, message: Message) -> None:
-        # The device first: once the peer has the header, the rows come even if this process is stopped.
+        # The device part goes first: once the peer has the header, the rows come even if this process stops.
         if _has_payload(message):
             other = 1 - self._outward.rank()
             work = self._launch(lambda: self._outward.send([message.payload()], other, 0))
@@ -114,7 +117,7 @@ class NcclLink:
             raise LinkError(self.peer, None, f"broken ({error})") from error
 
     def _wait(self, work: Work) -> None:
-        """Until the device is done. The host confirms it, so that no compute is ever queued behind a dead peer."""
+        """Wait on the host until the device is done, so that no compute is ever queued behind a dead peer."""
         deadline = Deadline(seconds=self._deadline_seconds)
 
         def check() -> None:

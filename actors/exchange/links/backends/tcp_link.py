@@ -1,4 +1,4 @@
-"""A link over one plain TCP connection: the fastest between processes of one host, and fine between CPU hosts."""
+"""A link over one plain TCP connection: the fastest kind within a host, and good between CPU hosts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KEEPALIVE_SECONDS = 5
 
 
 class TcpLink:
-    """A connected socket and the memory of the messages that pass through it."""
+    """A link made of a connected socket and the memory of the messages that pass through it."""
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class TcpLink:
         message_format: MessageFormat,
         deadline_seconds: float,
     ) -> None:
-        """`deadline_seconds`: how long a host may be silent that has vanished without a word."""
+        """Sent bytes that stay unacknowledged for `deadline_seconds` break the link."""
         self.peer = peer
         self.epoch = epoch
         self.num_received = 0
@@ -37,13 +37,13 @@ class TcpLink:
         self._free: list[Message] = []
         self._unsent: deque[tuple[Message | None, memoryview]] = deque()
         self.incoming = Message(message_format)
-        """What `receive` gives out, and where it is read to."""
+        """The memory into which messages are read; `receive` returns it when a message is complete."""
         self._num_read = 0
-        """Bytes of `incoming` so far."""
+        """Bytes of `incoming` that were read so far."""
         self._end = HEADER_BYTES
-        """Where what is to be read of `incoming` ends, as far as is known."""
+        """Bytes of `incoming` to read: those of the header, and once it was read, those of the message."""
         self.is_held_back = False
-        """Whether `incoming` is whole and was not given out yet: `receive` does, and nothing more need arrive."""
+        """Whether `incoming` holds a complete message that the next `receive` returns without reading."""
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -55,7 +55,7 @@ class TcpLink:
         self._send(message, message.host_view[: message.num_host_bytes])
 
     def send_copy(self, message: Message) -> None:
-        """Send the host's part of a message that is not this link's; it may be changed at once."""
+        """Send the host's part of a message that this link does not own; the caller may change it at once."""
         self._send(None, memoryview(bytes(message.host_view[: message.num_host_bytes])))
 
     def _send(self, message: Message | None, data: memoryview) -> None:
@@ -88,7 +88,7 @@ class TcpLink:
         if self.is_held_back:
             self.is_held_back = False
             return message
-        if self._num_read == self._end:  # given out by the call before
+        if self._num_read == self._end:  # The last call returned this message.
             self._num_read, self._end = 0, HEADER_BYTES
         try:
             while True:
@@ -107,20 +107,26 @@ class TcpLink:
             raise self._broken(error) from error
 
     def take_up(self, message: Message, num_sent: int, num_read: int) -> None:
-        """Go on where the kernels stopped: they have sent so many bytes of `message`, which `outgoing` gave, and read so
-        many of the next one into `incoming`. Raises LinkError for bytes that are no message."""
+        """Continue where the kernels stopped.
+
+        They have sent `num_sent` bytes of `message`, which `outgoing` gave, and have read `num_read` bytes of
+        the next message into `incoming`. Raises LinkError for bytes that are no message.
+        """
         self.take_up_sending(message, num_sent)
         self.take_up_reading(num_read)
 
     def take_up_sending(self, message: Message, num_sent: int) -> None:
-        """The one half of `take_up`."""
+        """Continue to send a message of which the kernels have sent `num_sent` bytes."""
         message.read_header()
         rest = message.host_view[num_sent : message.num_host_bytes]
         if len(rest):
             self._unsent.append((message, rest))
 
     def take_up_reading(self, num_read: int) -> None:
-        """The other half. Raises LinkError."""
+        """Continue to read a message of which the kernels have read `num_read` bytes into `incoming`.
+
+        Raises LinkError for bytes that are no message.
+        """
         self.num_received += num_read
         self._num_read, self._end = num_read, HEADER_BYTES
         if num_read >= HEADER_BYTES:
@@ -129,7 +135,7 @@ class TcpLink:
 
     @property
     def num_unfinished(self) -> int:
-        """Bytes in `incoming` of a message that is not complete."""
+        """Bytes in `incoming` that belong to an incomplete message."""
         return 0 if self._num_read == self._end else self._num_read
 
     def is_ended(self) -> bool:
@@ -159,7 +165,7 @@ class TcpLink:
 def _tune(connection: socket.socket, deadline_seconds: float) -> None:
     connection.setblocking(False)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # A host that vanishes without a word is noticed while a link idles, too.
+    # Keepalive shows also on an idle link that the peer's host has vanished.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_SECONDS)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_SECONDS)

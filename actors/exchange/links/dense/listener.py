@@ -157,4 +157,7 @@ def _objection(hello: LinkHello, newest: Membership, incarnation: str) -> str | 
     for member in newest.experts:
         if member.index == hello.expert_index and is_same(member.incarnation, hello.incarnation):
             return None
-    return f"epoch {newest.epoch} names no expert actor {hello.expert_index} of incarnation {hello.incarnation!r}"
+    return (
+        f"epoch {newest.epoch} names no expert actor {hello.expert_index} "
+        f"of incarnation {hello.incarnation!r}"
+    )

@@ -1,4 +1,4 @@
-"""How an expert actor comes to a link: it knocks at a dense actor's door until it is let in or sent away."""
+"""Asks a dense actor for a link: an expert actor connects to its listener until it gets a reply."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from actors.exchange.deadline import Deadline
 from actors.exchange.links.handshake import LinkHello, LinkReply, read_address_record, read_frame, send_frame
 
 _PAUSE_SECONDS = 0.05
+"""Between two attempts."""
 _SLICE_SECONDS = 0.2
+"""A wait for the reply is cut into parts of this length, so that it can be given up."""
 _CONNECT_SECONDS = 3.0
+"""How long one attempt to connect may take."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JoinAttempt:
-    """What all attempts of one join have in common."""
+    """The limits of all attempts that belong to one join."""
 
     deadline: Deadline
     stop: threading.Event
-    """Set by whoever gives the membership up."""
+    """Set when the membership is given up."""
 
     def check(self, peer: str, awaited: str) -> None:
-        """Raise LinkError or DeadlineError when it is too late to go on."""
+        """Raise LinkError if the membership was given up, DeadlineError if the deadline has passed."""
         if self.stop.is_set():
             raise LinkError(peer, None, "given up while it came up")
         if self.deadline.has_passed:
@@ -34,10 +37,10 @@ class JoinAttempt:
 
 
 def connect(attempt: JoinAttempt, store: Store, peer: str, hello: LinkHello) -> socket.socket | None:
-    """The connection that the dense actor has granted; None where it goes on with the link that is there.
+    """Return a connection that the dense actor has granted; None if it keeps the present link.
 
-    Raises StaleEpochError when it lives in a newer epoch, LinkError when it refuses or the store is gone,
-    DeadlineError.
+    Raises StaleEpochError if the dense actor lives in a newer epoch, LinkError if it refuses or its store is
+    unreachable, and DeadlineError.
     """
     while True:
         attempt.check(peer, "link")
@@ -59,7 +62,7 @@ def connect(attempt: JoinAttempt, store: Store, peer: str, hello: LinkHello) -> 
 
 
 def _connect(attempt: JoinAttempt, record: tuple[str, int, bytes], hello: LinkHello) -> socket.socket | None:
-    """None where nobody answers: the next attempt may find another card."""
+    """Connect and send the hello. None if nobody answers; the next attempt reads the address again."""
     host, port, secret = record
     seconds = max(0.001, min(_CONNECT_SECONDS, attempt.deadline.remaining_seconds))
     try:
@@ -75,9 +78,9 @@ def _connect(attempt: JoinAttempt, record: tuple[str, int, bytes], hello: LinkHe
 
 
 def _wait_for_reply(attempt: JoinAttempt, peer: str, connection: socket.socket) -> LinkReply | None:
-    """None where the connection ends without one."""
+    """The dense actor's reply; None if the connection ends without a reply."""
     while True:
-        attempt.check(peer, "verdict on its link")
+        attempt.check(peer, "reply about its link")
         connection.settimeout(min(_SLICE_SECONDS, max(0.001, attempt.deadline.remaining_seconds)))
         try:
             if connection.recv(1, socket.MSG_PEEK):

@@ -1,4 +1,4 @@
-"""All links of an expert actor: what serves them, and how it joins a membership."""
+"""All links of an expert actor: the server behind them, and how the actor joins a membership."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from actors.protocol.messages import DenseMember, Membership
 
 
 class ExpertLinks:
-    """An expert actor's end: dense actors come and go, and none disturbs another."""
+    """An expert actor's end. Dense actors come and go without disturbing each other."""
 
     def __init__(self, context: ExpertContext) -> None:
         exchange_context, experts = context.exchange_context, context.experts
@@ -34,15 +34,15 @@ class ExpertLinks:
         self._index, self._incarnation = context.index, context.incarnation
         self._guard = threading.Lock()
         self._links: dict[int, tuple[str, Link]] = {}
-        """By index of the dense actor: the incarnation that the membership named, and the link."""
+        """By index of the dense actor: the incarnation that the membership names, and the link."""
         self._server = LinkServer(experts.serve, exchange_context.settings.deadline_seconds, experts.tables)
         experts.on_change = self._server.wake
 
     def join(self, membership: Membership, stop: threading.Event) -> None:
-        """Return when all dense actors of the membership are linked, by links that work or by new ones.
+        """Return when all dense actors of the membership are linked. Working links stay, others are made.
 
-        Links to others are ended. Raises ExchangeError naming the dense actors that were not reached, or when
-        `stop` is set meanwhile; the others are served all the same.
+        Links to dense actors outside the membership are ended. Raises ExchangeError naming the dense actors
+        that were not reached, or when `stop` is set meanwhile; the others are served all the same.
         """
         attempt = JoinAttempt(deadline=Deadline(seconds=self._connect_seconds), stop=stop)
         failures: list[ExchangeError] = []
@@ -56,14 +56,14 @@ class ExpertLinks:
                 failures.append(error)
 
         if membership.dense:
-            # Side by side: one that hangs must not keep the others waiting.
+            # All at once, so that a dense actor that hangs does not keep the others waiting.
             with ThreadPoolExecutor(len(membership.dense), thread_name_prefix="link-up") as pool:
                 list(pool.map(link, membership.dense))
         named = {dense.index for dense in membership.dense}
         with self._guard:
             unwanted = [self._links.pop(index)[1] for index in [*self._links] if index not in named]
-        for one in unwanted:
-            self._server.remove(one)
+        for link_to_end in unwanted:
+            self._server.remove(link_to_end)
         if len(failures) == 1:
             raise failures[0]
         if failures:
@@ -74,7 +74,7 @@ class ExpertLinks:
         return tuple(f"dense-{dense.index}" for dense in membership.dense if self._working(dense) is None)
 
     def close(self) -> None:
-        """End all links and wait for what is being computed. Idempotent."""
+        """End all links and wait for the computation under way. Idempotent."""
         self._server.close()
 
     def _working(self, dense: DenseMember) -> Link | None:

@@ -1,9 +1,9 @@
-"""An expert actor's answers, which the kernels give while nothing unusual happens.
+"""Lets the C kernels answer for an expert actor by themselves while nothing unusual happens.
 
-    run         one link after the other has a message: read, compute, answer (actors/kernels/c/serve.c)
-    hand_back   something else has happened: the links go on where the kernels were
+    run         as links get messages one after the other: read, compute, answer (actors/kernels/c/serve.c)
+    hand_back   something else has happened: each link continues where the kernels stopped
 
-The kernels decide nothing that `server.py` decides. While they serve, the interpreter's lock is free.
+All decisions stay in `server.py`. While the kernels serve, the interpreter's lock is free.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ _MAX_LINKS = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Line:
-    """A link and the memory for its answers."""
+    """A link, and the message that the kernels fill with its answers."""
 
     link: TcpLink
     outgoing: Message
 
 
 class KernelServer:
-    """What the kernels know of links and experts. Made anew when either have changed; one thread uses it."""
+    """The links and experts as the kernels see them. A change of either needs a new object.
+
+    One thread uses it.
+    """
 
     def __init__(self, tables: ServeTables, links: list[TcpLink], wakeup: int) -> None:
         self.tables = tables
-        """What it was made for."""
+        """The experts for which this object was made."""
         self._lines = [_Line(link=link, outgoing=link.outgoing()) for link in links]
         self._state = (ServeLink * len(links))(
             *(
@@ -72,7 +75,7 @@ class KernelServer:
 
     @staticmethod
     def make(tables: ServeTables, links: Iterable[Link], wakeup: int) -> KernelServer | None:
-        """None where there is no link, or one that the kernels do not know."""
+        """A server for these links; None unless all are TCP links, at least one and at most _MAX_LINKS."""
         listed = list(links)
         known = [link for link in listed if isinstance(link, TcpLink)]
         if not known or len(known) < len(listed) or len(known) > _MAX_LINKS:
@@ -80,7 +83,7 @@ class KernelServer:
         return KernelServer(tables, known, wakeup)
 
     def run(self) -> None:
-        """Returns when something is not as usual, or the bell was rung. No link may have anything unsent."""
+        """Serve until something unusual happens or `wakeup` is readable. No link may have unsent bytes."""
         kernels = load()
         assert kernels is not None
         for state, line in zip(self._state, self._lines, strict=True):
@@ -90,11 +93,12 @@ class KernelServer:
 
     @property
     def links(self) -> list[TcpLink]:
-        """Those that are served."""
+        """The links that are served."""
         return [line.link for line in self._lines]
 
     def hand_back(self, index: int) -> Message | None:
-        """Give a link what the kernels have left of it; a message that is there and was not answered.
+        """Let a link continue where the kernels stopped; return a complete message they did not answer, if
+        any.
 
         Raises LinkError for bytes that are no message.
         """

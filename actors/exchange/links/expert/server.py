@@ -1,11 +1,13 @@
 """The transport "links", seen from an expert actor: one thread serves all dense actors.
 
-    in a loop: read what has arrived on any link; take the link that has waited longest, and with it the
-    messages of other links for the same layer, so that its weights are read once; compute; answer each
+    in a loop    read the messages that have arrived on any link
+                 take the message that has waited longest, and with it all messages for the same layer, so
+                 that the layer's weights are read once
+                 compute, and answer each message
 
-Results do not depend on which messages were computed together. A link that does not take its answers is not
-read from until it does; the others are served meanwhile. While messages come one at a time and nothing else
-happens, the kernels do all this without Python (`kernel_server.py`).
+Results do not depend on which messages were computed together. A link whose peer does not receive its answers
+is not read until the peer does; the other links are served meanwhile. While messages come one at a time and
+nothing else happens, the kernels do all this without Python (`kernel_server.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from actors.kernels.serve import ServeTables
 
 
 class LinkServer:
-    """Serves until it is closed. Links come and go: `add` and `remove` from any thread."""
+    """Serves until it is closed. Links come and go: any thread may call `add` and `remove`."""
 
     def __init__(
         self,
@@ -37,27 +39,27 @@ class LinkServer:
         deadline_seconds: float,
         tables: Callable[[], ServeTables | None] = lambda: None,
     ) -> None:
-        """deadline_seconds: how long a peer may leave its answers unread.
+        """A peer that receives nothing of its answers for `deadline_seconds` is dropped.
 
-        tables: returns what `serve` computes with, if the kernels can compute with it as well. The thread
-        that serves calls it, again after each `ring`.
+        `tables` returns the experts with which `serve` computes, if the kernels can compute with them as
+        well, else None. The serving thread calls it, again after each `wake`.
         """
         self._serve = serve
         self._tables = tables
-        self._direct: KernelServer | None = None
-        """For the present links and tables."""
+        self._kernels: KernelServer | None = None
+        """The kernels' server for the present links and tables."""
         self._deadline_seconds = deadline_seconds
         self._guard = threading.Lock()
-        """Of the two lists below."""
+        """Protects the two lists below and the closing of `_wakeup`."""
         self._new: list[Link] = []
         self._unwanted: list[Link] = []
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK)
         self._poll = select.poll()
         self._poll.register(self._wakeup, select.POLLIN)
         self._links: dict[int, Link] = {}
-        """By descriptor."""
+        """All served links by file descriptor."""
         self._stuck: dict[int, float] = {}
-        """Descriptors of links with unsent answers, and since when nothing was taken."""
+        """Links with unsent answers, by descriptor: since when the peer has taken nothing."""
         self._waiting: deque[tuple[Link, Message]] = deque()
         """At most one message of each link, in order of arrival."""
         self._is_closed = False
@@ -70,14 +72,14 @@ class LinkServer:
         self.wake()
 
     def remove(self, link: Link) -> None:
-        """End a link; what is being computed for it is dropped."""
+        """End a link; results that are being computed for it are dropped."""
         link.end()
         with self._guard:
             self._unwanted.append(link)
         self.wake()
 
     def close(self) -> None:
-        """End all links and wait for what is being computed. Idempotent."""
+        """End all links and wait for the computation under way. Idempotent."""
         self._is_closed = True
         self.wake()
         self._thread.join()
@@ -87,7 +89,7 @@ class LinkServer:
             os.close(wakeup)
 
     def wake(self) -> None:
-        """Have the thread look at everything anew. From any thread."""
+        """Make the serving thread check for new links, removed links and new tables. For any thread."""
         with self._guard:
             if self._wakeup >= 0:
                 os.eventfd_write(self._wakeup, 1)
@@ -96,7 +98,7 @@ class LinkServer:
         try:
             with torch.inference_mode():
                 while not self._is_closed:
-                    self._serve_directly()
+                    self._run_kernels()
                     self._read_all()
                     if self._waiting:
                         self._answer_next()
@@ -106,21 +108,21 @@ class LinkServer:
             for link in links:
                 link.close()
 
-    def _serve_directly(self) -> None:
-        """Leave everything to the kernels for as long as all is as usual."""
+    def _run_kernels(self) -> None:
+        """Let the kernels serve by themselves until something unusual happens, if they can."""
         tables = self._tables()
-        if self._direct is None or self._direct.tables is not tables:
-            self._direct = (
+        if self._kernels is None or self._kernels.tables is not tables:
+            self._kernels = (
                 None if tables is None else KernelServer.make(tables, self._links.values(), self._wakeup)
             )
-        direct = self._direct
-        if direct is None or self._waiting or self._stuck:
+        kernels = self._kernels
+        if kernels is None or self._waiting or self._stuck:
             return
-        direct.run()
-        for index, link in enumerate(direct.links):
+        kernels.run()
+        for index, link in enumerate(kernels.links):
             descriptor = link.fileno()
             try:
-                message = direct.hand_back(index)
+                message = kernels.hand_back(index)
                 self._watch(descriptor, link)
                 if message is not None:
                     self._take(descriptor, link, message)
@@ -128,7 +130,7 @@ class LinkServer:
                 self._drop(descriptor, link)
 
     def _read_all(self) -> None:
-        """Take at most one message from each link; wait for one only if none is waiting already."""
+        """Take at most one message from each link; block only if no message is waiting already."""
         timeout = 0 if self._waiting else self._milliseconds_to_deadline()
         for descriptor, events in self._poll.poll(timeout):
             if descriptor == self._wakeup:
@@ -141,9 +143,8 @@ class LinkServer:
                 continue
             try:
                 if any(waiting is link for waiting, _ in self._waiting):
-                    raise LinkError(
-                        link.peer, None, "closed"
-                    )  # All that is told of a link that is not read from.
+                    # This link is polled for no event, so the poll can only report its end.
+                    raise LinkError(link.peer, None, "closed")
                 if link.has_unsent:
                     self._flush(descriptor, link, bool(events & ~select.POLLOUT))
                 elif (message := link.receive()) is not None:
@@ -158,7 +159,7 @@ class LinkServer:
             new, self._new = self._new, []
             unwanted, self._unwanted = self._unwanted, []
         if new:
-            self._direct = None
+            self._kernels = None
         for link in new:
             self._links[link.fileno()] = link
             self._poll.register(link.fileno(), select.POLLIN)
@@ -169,12 +170,12 @@ class LinkServer:
 
     def _take(self, descriptor: int, link: Link, message: Message) -> None:
         header = message.header
-        if header.epoch == link.epoch and header.kind == ROWS:  # else stale
+        if header.epoch == link.epoch and header.kind == ROWS:  # Other messages are stale.
             self._waiting.append((link, message))
-            self._poll.modify(descriptor, 0)  # The next one waits until this one is answered.
+            self._poll.modify(descriptor, 0)  # The next message waits until this message is answered.
 
     def _answer_next(self) -> None:
-        """Compute for the link whose turn it is, and for all that wait for the same layer."""
+        """Compute and answer the message that waits longest, with all messages for the same layer."""
         layer = self._waiting[0][1].header.layer
         together = [(link, message) for link, message in self._waiting if message.header.layer == layer]
         self._waiting = deque(item for item in self._waiting if item[1].header.layer != layer)
@@ -193,7 +194,7 @@ class LinkServer:
                 sum(counts),
             )
         except Exception:
-            # Whose rows they were that could not be computed shows when each message is computed alone.
+            # Computing each message alone shows which of them cannot be computed.
             for link, message in together:
                 self._answer_alone(link, message)
             return
@@ -236,7 +237,10 @@ class LinkServer:
         self._watch(descriptor, link)
 
     def _watch(self, descriptor: int, link: Link) -> None:
-        """For room where something is unsent, which has moved just now; else for the next message."""
+        """Poll a link for room if it has unsent bytes, else for its next message.
+
+        Call it when bytes were sent: that restarts the deadline of unsent answers.
+        """
         if link.has_unsent:
             self._stuck[descriptor] = time.monotonic()
         else:
@@ -246,7 +250,7 @@ class LinkServer:
     def _drop(self, descriptor: int, link: Link) -> None:
         self._poll.unregister(descriptor)
         del self._links[descriptor]
-        self._direct = None
+        self._kernels = None
         self._stuck.pop(descriptor, None)
         self._waiting = deque(item for item in self._waiting if item[0] is not link)
         link.close()
