@@ -1,4 +1,4 @@
-"""One ingress replica: takes requests over HTTP and gRPC, checks keys and limits, and streams the answers.
+"""One ingress replica: it takes requests over HTTP and gRPC, checks keys and limits, and streams the answers.
 
 Open `service.py` first; `deployment.py` is what Ray Serve creates.
 """

@@ -1,7 +1,7 @@
-"""What operators can do over HTTP and over gRPC: look, and have the supervisor change something.
+"""What operators can do over HTTP and over gRPC: see the status and have the supervisor carry out operations.
 
-An operation returns when it is done, which may take as long as loading weights does. A client that leaves earlier does not
-end the operation.
+A call returns when its operation is done, which may take as long as loading weights. The operation goes on if
+the client leaves earlier.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _POLL_SECONDS = 0.5
 
 
 class Admin:
-    """The operations of one ingress replica's service. All raise ClientError."""
+    """The operators' calls of one ingress replica. Every method may raise ClientError."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._seconds = service.config.load_deadline_seconds
 
     async def status(self) -> ClusterView:
-        """All actors as they are now."""
+        """Return the view of all actors as they are now."""
         return await self._service.view()
 
     async def watch(self, max_silence_seconds: float) -> AsyncGenerator[ClusterView, None]:
-        """The view now, after every change, and again after every `max_silence_seconds` without one.
+        """Yield the view now, after every change, and after each `max_silence_seconds` without a change.
 
-        Memory in use, load and counters change all the time and are no change. Ends with ServerUnavailable when the
-        supervisor is lost.
+        Memory in use, load and counters change all the time and do not count as a change. Raises
+        ServerUnavailable when the supervisor is lost.
         """
         last, told_at = None, 0.0
         while True:
@@ -47,7 +47,7 @@ class Admin:
             await asyncio.sleep(min(_POLL_SECONDS, max_silence_seconds))
 
     async def operate(self, operation: Operation) -> ClusterView:
-        """Have the supervisor carry out an operation; all actors as they are when it is done."""
+        """Have the supervisor carry out an operation, and return the view of all actors afterwards."""
         supervisor = self._service.supervisor
         try:
             await supervisor.operate(operation, operation.deadline_seconds(self._seconds))
@@ -65,13 +65,13 @@ class Admin:
 
 
 def _only_field(operation: Operation) -> str | None:
-    """The field that a refusal is about, if the operation has no other."""
+    """Return the field that a refusal is about: the operation's field if it has only one, else None."""
     fields = operation.__struct_fields__
     return fields[0] if len(fields) == 1 else None
 
 
 def _lasting(view: ClusterView) -> ClusterView:
-    """A view without what changes all the time."""
+    """Return a view without the values that change all the time."""
     return replace(
         view,
         actors=tuple(

@@ -1,4 +1,4 @@
-"""The bodies of admin requests, as HTTP has them; gRPC's messages become the same. Pure."""
+"""The bodies of admin requests over HTTP; gRPC's messages are turned into the same bodies. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cluster.openai.limits import Limits
 from cluster.supervisor.operations.messages import OPERATIONS, OperationMessage
 
 _LIMITS = Limits()
-"""No bound of these bodies depends on it."""
+"""The default limits. No bound in these bodies depends on them."""
 _Operation = TypeVar("_Operation", bound=OperationMessage)
 
 
 class WatchFields(msgspec.Struct, frozen=True, kw_only=True):
-    """What gRPC's WatchStatus is asked."""
+    """The fields of gRPC's WatchStatus."""
 
     max_silence_seconds: Annotated[
         float, Number(1, 3600), "A status is sent after this time even if nothing has changed."
@@ -31,11 +31,11 @@ OPERATION_BODIES: dict[type[OperationMessage], Object[Any]] = {
 
 
 def parse_operation(operation: type[_Operation], body: object) -> _Operation:
-    """The message that a body makes. Raises InvalidRequest."""
+    """Return the operation that a body describes. Raises InvalidRequest."""
     message: _Operation = OPERATION_BODIES[operation].read("", body, _LIMITS)
     return message
 
 
-def parse_silence(body: object) -> float:
-    """How long a watcher is to hear nothing at most, in seconds. Raises InvalidRequest."""
+def parse_watch(body: object) -> float:
+    """Return the longest time between two messages of a watch, in seconds. Raises InvalidRequest."""
     return WATCH.read("", body, _LIMITS).max_silence_seconds

@@ -1,10 +1,11 @@
-"""API keys: which ones there are, and whose one is that a client shows.
+"""API keys: reads the configured keys and finds the one that a client sent.
 
     api_keys_file, PHIMOE_API_KEYS      ->  keys of clients
-    admin_keys_file, PHIMOE_ADMIN_KEYS  ->  keys of operators, who may do what clients may as well
+    admin_keys_file, PHIMOE_ADMIN_KEYS  ->  keys of operators, who may also do everything that clients may do
 
-One entry a line (in the variables also between commas): `name:key` or a bare key; `#` begins a comment. A key is at least 16
-characters of those that a bearer token may hold (RFC 6750). Only hashes are kept, and no key is ever part of a message.
+A file has one entry per line; a variable may also separate entries by commas. An entry is `name:key` or a
+bare key, and `#` begins a comment. A key has at least 16 characters, all of them allowed in a bearer token
+(RFC 6750). Only hashes are kept, and no message ever contains a key.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 MIN_KEY_CHARS = 16
-_LOOK_SECONDS = 1.0
-"""Files are looked at when a key is, but not more often than this."""
+_CHECK_SECONDS = 1.0
+"""The shortest time between two checks of the files. A check happens only when a key is looked up."""
 _KEY = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -31,43 +32,43 @@ _Signature = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiKey:
-    """One key, without the key."""
+    """A key's name, hash and kind, without the key itself."""
 
     name: str
-    """For logs; a bare key is called key-N after its line."""
+    """The key's name in logs. A bare key is named key-N, where N is the number of its line."""
     digest: bytes = field(repr=False)
-    """SHA-256 of the key; what tells two keys apart."""
+    """SHA-256 of the key, by which keys are compared."""
     is_admin: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeySource:
-    """Where keys of one kind come from."""
+    """The file and the environment variable that hold the keys of one kind."""
 
     file: Path | None
     variable: str
-    """Name of the environment variable, for messages."""
+    """Name of the environment variable, which messages mention."""
     entries: str
-    """Its value."""
+    """Value of the environment variable."""
     is_admin: bool
 
 
 class KeyRing:
-    """All keys of a service, following the files as they change.
+    """All keys of a service. The files are read again when they change.
 
-    A file that has become unreadable, empty or wrong leaves the keys as they were, and the log says so; such a file at the
-    start is a ValueError.
+    If a file has become unreadable, empty or invalid, the keys stay as they were and an error is logged. Such
+    a file at the start raises ValueError.
     """
 
     def __init__(self, sources: tuple[KeySource, ...], clock: Callable[[], float] = time.monotonic) -> None:
         self._sources, self._clock = sources, clock
-        self._signatures = self._look()
+        self._signatures = self._file_signatures()
         self._keys = _read_all(sources)
-        self._looked_at = clock()
+        self._checked_at = clock()
 
     @property
     def has_keys(self) -> bool:
-        """Whether any key is configured: then every door that is not public wants one."""
+        """Whether any key is configured. If so, every route and method that is not public requires one."""
         return bool(self._current())
 
     @property
@@ -76,7 +77,10 @@ class KeyRing:
         return any(key.is_admin for key in self._current())
 
     def find(self, shown: str) -> ApiKey | None:
-        """The key that a client showed, compared with all of them in a time that says nothing about where they differ."""
+        """Return the configured key that equals `shown`, or None.
+
+        The hashes of all keys are compared in constant time, so the duration tells nothing about any key.
+        """
         digest, found = hashlib.sha256(shown.encode("utf-8", "surrogateescape")).digest(), None
         for key in self._current():
             if hmac.compare_digest(key.digest, digest):
@@ -85,10 +89,10 @@ class KeyRing:
 
     def _current(self) -> tuple[ApiKey, ...]:
         now = self._clock()
-        if now - self._looked_at < _LOOK_SECONDS:
+        if now - self._checked_at < _CHECK_SECONDS:
             return self._keys
-        self._looked_at = now
-        signatures = self._look()
+        self._checked_at = now
+        signatures = self._file_signatures()
         if signatures == self._signatures:
             return self._keys
         self._signatures = signatures
@@ -97,15 +101,18 @@ class KeyRing:
         except ValueError as error:
             logger.error("the API keys stay as they were: %s", error)
         else:
-            logger.info("%d API keys are read again", len(self._keys))
+            logger.info("read the changed files again: there are %d API keys", len(self._keys))
         return self._keys
 
-    def _look(self) -> tuple[_Signature | None, ...]:
+    def _file_signatures(self) -> tuple[_Signature | None, ...]:
         return tuple(_signature(source.file) for source in self._sources)
 
 
 def parse_keys(text: str, origin: str, is_admin: bool) -> Iterator[ApiKey]:
-    """The entries of a text. Raises ValueError that names `origin` and the entry's number, never the key."""
+    """Yield the keys in a text.
+
+    Raises ValueError, which names `origin` and the entry's number, never the key.
+    """
     for number, line in enumerate(text.splitlines(), 1):
         entry = line.partition("#")[0].strip()
         if not entry:
@@ -118,8 +125,8 @@ def parse_keys(text: str, origin: str, is_admin: bool) -> Iterator[ApiKey]:
             )
         if len(key) < MIN_KEY_CHARS or not _KEY.fullmatch(key):
             raise ValueError(
-                f"{origin}: the key of entry {number} is not at least {MIN_KEY_CHARS} letters, digits, - . _ ~ + / ="
-                " (openssl rand -hex 32 makes one)"
+                f"{origin}: the key of entry {number} is not at least {MIN_KEY_CHARS} letters, digits,"
+                " - . _ ~ + / = (openssl rand -hex 32 makes one)"
             )
         yield ApiKey(name=name, digest=hashlib.sha256(key.encode()).digest(), is_admin=is_admin)
 
@@ -145,12 +152,16 @@ def _read(source: KeySource) -> Iterator[ApiKey]:
         raise ValueError(f"cannot read keys from {source.file}: {reason}") from None
     keys = list(parse_keys(text, str(source.file), source.is_admin))
     if not keys:
-        raise ValueError(f"{source.file} holds no key; to do without keys, leave the file out of the config")
+        raise ValueError(f"{source.file} holds no key; to run without keys, leave the file out of the config")
     yield from keys
 
 
 def _signature(file: Path | None) -> _Signature | None:
-    """Changes with every way of changing a file: written in place, replaced, or behind a link that moved."""
+    """Return values that differ after any change of a file; None if it cannot be read or there is none.
+
+    They notice a file that is written in place, one that is replaced, and a symbolic link that points
+    elsewhere.
+    """
     try:
         status = file.stat() if file is not None else None
     except OSError:

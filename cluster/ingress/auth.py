@@ -1,18 +1,20 @@
-"""Who may come through the doors: the one rule for HTTP and gRPC.
+"""Who may call what: one rule for HTTP and gRPC.
 
     access    keys configured                       no key configured
     PUBLIC    anybody                               anybody
     CLIENT    any key                               anybody
-    ADMIN     an admin key                          this host alone, where the doors listen on loopback
+    ADMIN     an admin key                          this host alone, if the service listens on loopback
 
-Public are /health, /version, /openapi.json, gRPC health and gRPC reflection, which says what the .proto files in the
-repository say and which Serve answers before this service is asked. Everything else, /cluster, /load and /metrics included, is
-for CLIENT: a monitoring system gets a key of its own, not an operator's.
+These are PUBLIC: /health, /version, /openapi.json, gRPC health and gRPC reflection. Reflection tells only
+what the .proto files in the repository tell, and Serve answers it without asking this service. The operators'
+routes and methods are ADMIN. Everything else is CLIENT, /cluster and /load included: give a monitoring system
+a key of its own, not an operator's key.
 
-Without any key an admin request is also refused when it carries an Origin header: only browsers send one, and a page that a
-user of this host visits must not operate the service. So is one that a proxy of this host says it forwards; one that does not
-say so is taken for this host's own: configure an admin key before you put a proxy in front. Where clients have keys and
-operators have none, admin is closed.
+Without any key, an admin request is also refused in two cases. It has an Origin header: only browsers send
+one, and a web page that a user of this host visits must not operate the service. Or it has a header by which
+a proxy says that it forwards the request. A request that a proxy forwards without such a header cannot be
+told from one of this host itself, so configure an admin key before you put a proxy before the service. If
+only clients have keys, every admin request is refused.
 """
 
 from __future__ import annotations
@@ -32,13 +34,13 @@ from cluster.errors import Forbidden, TooManyRequests, Unauthenticated
 from cluster.ingress.api_keys import ApiKey, KeyRing, KeySource
 
 FORWARDED = ("forwarded", "via", "x-forwarded-for")
-"""Headers and metadata by which a proxy says that it asks for somebody else."""
+"""Headers and metadata by which a proxy says that it forwards a request of somebody else."""
 _SCHEME = "bearer"
 _RETRY_SECONDS = 1
 
 
 class Access(enum.Enum):
-    """For whom a route or method is."""
+    """Who may call a route or method."""
 
     PUBLIC = "public"
     CLIENT = "client"
@@ -47,31 +49,35 @@ class Access(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caller:
-    """What a call shows of whoever makes it."""
+    """What is known of the client that makes a call."""
 
     authorization: tuple[str, ...] = ()
     """Every authorization header or metadata entry."""
     address: str | None = None
-    """IP address of the other end of the connection, which may be a proxy's; None where it is unknown."""
+    """IP address of the other end of the connection, which may be a proxy; None if unknown."""
     is_from_page: bool = False
-    """Whether a browser says that a web page asks."""
+    """Whether the request has an Origin header, by which a browser says that a web page makes the request."""
     is_forwarded: bool = False
-    """Whether a proxy says that it asks for somebody else."""
+    """Whether a proxy says that it forwards the request of somebody else."""
 
 
 class Authenticator:
-    """Lets calls in or raises Unauthenticated, Forbidden or TooManyRequests; counts the calls of each key."""
+    """Admits calls, or raises Unauthenticated, Forbidden or TooManyRequests.
+
+    Counts the running calls of each key.
+    """
 
     def __init__(self, keys: KeyRing, *, is_loopback: bool, max_requests_per_key: int) -> None:
-        """`is_loopback` says that the doors listen where only this host reaches them."""
+        """`is_loopback` says that the service listens on an address that only this host can reach."""
         self._keys, self._is_loopback, self._max_per_key = keys, is_loopback, max_requests_per_key
         self._under_way: Counter[bytes] = Counter()
 
     @contextlib.contextmanager
     def admitted(self, access: Access, caller: Caller) -> Iterator[None]:
-        """A block in which one call is let in; its place is free again afterwards, however it ends.
+        """Admit one call for the duration of the block. The call counts for its key until the block ends.
 
-        Only calls of clients with a key are counted: operators must get in when all places are taken.
+        Only calls of clients with a key are counted: operators must be admitted even when a key's limit is
+        reached.
         """
         key = self._identify(access, caller)
         if key is None or access is not Access.CLIENT:
@@ -79,8 +85,8 @@ class Authenticator:
             return
         if self._under_way[key.digest] >= self._max_per_key:
             raise TooManyRequests(
-                f"max_requests_per_key: {self._under_way[key.digest]} requests of API key {key.name!r} are under way"
-                f" here, the limit is {self._max_per_key}",
+                f"max_requests_per_key: {self._under_way[key.digest]} requests of API key {key.name!r}"
+                f" are under way here, the limit is {self._max_per_key}",
                 _RETRY_SECONDS,
             )
         self._under_way[key.digest] += 1
@@ -93,7 +99,7 @@ class Authenticator:
 
     @property
     def has_keys(self) -> bool:
-        """Whether every door that is not public wants a key."""
+        """Whether every route and method that is not public requires a key."""
         return self._keys.has_keys
 
     def _identify(self, access: Access, caller: Caller) -> ApiKey | None:
@@ -115,8 +121,8 @@ class Authenticator:
     def _check_this_host(self, caller: Caller) -> None:
         if not self._is_loopback:
             raise Forbidden(
-                "this needs an admin key, and none is configured (admin_keys_file); without one it is allowed only where"
-                " the service listens on 127.0.0.1"
+                "this needs an admin key, and none is configured (admin_keys_file);"
+                " without one it is allowed only where the service listens on 127.0.0.1"
             )
         if caller.address is None or not is_this_host(caller.address):
             raise Forbidden(
@@ -124,12 +130,13 @@ class Authenticator:
             )
         if caller.is_from_page or caller.is_forwarded:
             raise Forbidden(
-                "without an admin key (admin_keys_file) this is allowed neither to web pages nor through proxies"
+                "without an admin key (admin_keys_file) this is allowed neither to web pages"
+                " nor through proxies"
             )
 
 
 def make_authenticator(config: ClusterConfig) -> Authenticator:
-    """The doorkeeper of one ingress replica. Raises ValueError where a key file cannot be used."""
+    """Return the authenticator of one ingress replica. Raises ValueError if a key file cannot be used."""
     return Authenticator(
         read_keys(config),
         is_loopback=is_loopback(config.host),
@@ -138,7 +145,10 @@ def make_authenticator(config: ClusterConfig) -> Authenticator:
 
 
 def read_keys(config: ClusterConfig) -> KeyRing:
-    """All keys that the config and the environment name. Raises ValueError that names the file and entry."""
+    """Read all keys that the config and the environment name.
+
+    Raises ValueError, which names file and entry.
+    """
     files = [None if name is None else Path(name) for name in (config.api_keys_file, config.admin_keys_file)]
     return KeyRing(
         (
@@ -153,14 +163,14 @@ def read_keys(config: ClusterConfig) -> KeyRing:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether what listens on `host` is reached from its own host alone."""
+    """Whether a service that listens on `host` can be reached only from its own host."""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
 
 
 def is_this_host(address: str) -> bool:
-    """Whether an IP address is one of this host's own: then a socket can be bound to it."""
+    """Whether an IP address belongs to this host, which is so if a socket can be bound to it."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

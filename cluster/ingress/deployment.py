@@ -1,4 +1,4 @@
-"""The Serve deployment: HTTP and gRPC come in here; each replica is one `Service`."""
+"""The Serve deployment that takes HTTP and gRPC requests. Each of its replicas has one `Service`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from cluster.ingress.supervisor_follower import SupervisorLink
 @serve.ingress()
 @forwards_grpc
 class Ingress:
-    """Serve builds the HTTP application once per replica, and calls the method that has the name of a gRPC method."""
+    """One ingress replica.
+
+    Serve builds its HTTP application once, and calls the method of this class that has a gRPC method's name.
+    """
 
     async def __init__(self, mapping: Mapping[str, object]) -> None:  # type: ignore[misc]
         config = from_mapping(mapping)
@@ -31,12 +34,18 @@ class Ingress:
         self._service.start()
 
     async def __del__(self) -> None:
-        """Serve calls this when the replica's own requests have ended, and waits for it."""
+        """Stop the TLS server.
+
+        Serve calls this after the requests that it sent have ended, and waits for it.
+        """
         if self._tls_server is not None:
             await self._tls_server.stop(self._service.config.drain_grace_seconds)
 
     async def _find_supervisor(self) -> SupervisorLink:
-        """The running supervisor, or a new one: a Serve config file starts the service without `phimoe serve`."""
+        """Return the running supervisor, or start one if there is none.
+
+        There is none at first if a Serve config file starts the service instead of `phimoe serve`.
+        """
         from cluster.ray_actors.supervisor_actor import ensure_supervisor
 
         return await ensure_supervisor(self._service.config)

@@ -1,6 +1,6 @@
-"""What one ingress replica does, whichever door a request came through.
+"""What one ingress replica does with a request, over HTTP and gRPC alike.
 
-    parsed request -> open() -> Generation -> pieces(): admission, prompts, dense actors, text
+    ParsedRequest -> open(): admission, tokens, deadlines -> Generation -> pieces(): dense actors, text
 
 `cluster.ingress.supervisor_follower` keeps a channel to each dense actor.
 """
@@ -44,13 +44,19 @@ logger = logging.getLogger(__name__)
 
 _VIEW_SECONDS = 10.0
 DRAIN_RETRY_SECONDS = 5
-"""When a client that a draining service refused should come again: to the next one behind the same address."""
+"""After this time, a client that a draining service refused should try the same address again.
+
+Another service may answer there by then.
+"""
 _LONG_PROMPT_CHARS = 20_000
-"""Prompts longer than this are tokenized on another thread, so that streams go on meanwhile."""
+"""Prompts of at least this many characters are tokenized on another thread, so that streams go on."""
 
 
 class Generation:
-    """One accepted request. Iterate over `pieces` once; closing the iterator frees everything that it holds."""
+    """One accepted request.
+
+    Iterate over `pieces` once; closing the iterator frees everything the request holds.
+    """
 
     def __init__(
         self, parsed: ParsedRequest, head: ResponseHead, sequences: tuple[SequenceRequest, ...], run: Request
@@ -59,11 +65,11 @@ class Generation:
         self._run = run
 
     def abort(self, error: ClientError) -> None:
-        """End with this error; what was told before stays valid."""
+        """End the request with this error. The pieces that were given out before stay valid."""
         self._run.abort(error)
 
     async def pieces(self, model: ModelContext) -> AsyncGenerator[tuple[SequenceRequest, OutputPiece], None]:
-        """What is new of each choice, in the order of arrival. Raises ClientError."""
+        """Yield the new output of each choice as it arrives. Raises ClientError."""
         assemblers = {
             sequence_request.index: ChoiceAssembler(model.tokenizer, sequence_request)
             for sequence_request in self.sequences
@@ -80,7 +86,7 @@ class Generation:
 
 
 class Service:
-    """The state of one ingress replica. Lives in one event loop."""
+    """The state of one ingress replica. It belongs to one event loop."""
 
     def __init__(
         self, config: ClusterConfig, find_supervisor: Callable[[], Awaitable[SupervisorLink]]
@@ -98,17 +104,20 @@ class Service:
         self._tasks: list[asyncio.Task[None]] = []
         bounds = Bounds(max_requests=config.max_waiting_requests, max_tokens=config.max_waiting_tokens)
         self._admission = Admission(bounds)
-        self._answers: set[Generation] = set()
-        """Under way."""
+        self._generations: set[Generation] = set()
+        """The generations under way, which the end of a drain aborts."""
         self._drain_end: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begin to connect and to load the tokenizer, in the running event loop."""
+        """Start connecting to the dense actors and loading the tokenizer, in the running event loop."""
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._follower.run()), loop.create_task(self._load_context())]
 
     async def close(self) -> None:
-        """Leave the dense actors; requests that still run hear that none is ready."""
+        """Close the channels to the dense actors.
+
+        Requests that still run fail because no dense actor is ready.
+        """
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -136,7 +145,11 @@ class Service:
 
     @property
     def model(self) -> ModelContext:
-        """Tokenizer and limits. Raises ServerUnavailable before a dense actor has said how long its context is."""
+        """Tokenizer, template and limits; the context is the shortest that any dense actor reports.
+
+        Raises ServerUnavailable until the tokenizer is loaded and a dense actor has reported its context
+        length.
+        """
         lengths = [channel.max_model_len for channel in self.channels if channel.max_model_len]
         if self._context is None:
             raise ServerUnavailable(self._context_error or "the service is starting", 5)
@@ -149,16 +162,19 @@ class Service:
 
     @property
     def loads(self) -> list[Load]:
-        """How busy each dense actor is, as it said last."""
+        """The latest reported load of each dense actor."""
         return [channel.load for channel in self.channels]
 
     @property
     def supervisor(self) -> SupervisorLink:
-        """Where admin operations go. Raises ServerUnavailable while there is none."""
+        """The supervisor, which carries out admin operations.
+
+        Raises ServerUnavailable while none is known.
+        """
         return self._follower.supervisor
 
     async def view(self) -> ClusterView:
-        """All actors. Raises ServerUnavailable while the supervisor cannot be reached."""
+        """Return the view of all actors. Raises ServerUnavailable if the supervisor cannot be reached."""
         supervisor = self.supervisor
         try:
             return await supervisor.view(_VIEW_SECONDS)
@@ -166,9 +182,12 @@ class Service:
             raise ServerUnavailable("the supervisor cannot be reached") from error
 
     async def open(self, parsed: ParsedRequest, deadline_seconds: float | None = None) -> Generation:
-        """Accept a request. Raises ClientError: wrong, too many, not ready.
+        """Accept a request.
 
-        `deadline_seconds` is the client's own, where it has one.
+        Raises ClientError if the request is invalid, if too many are under way, or if none can be answered
+        now.
+
+        `deadline_seconds` is the client's own deadline, if it sent one in a header.
         """
         loop = asyncio.get_running_loop()
         arrived = loop.time()
@@ -181,30 +200,33 @@ class Service:
         wishes = (deadline_seconds, parsed.timeout_seconds, self._deadlines.total_seconds)
         total_seconds = min(seconds for seconds in wishes if seconds is not None)
         deadlines = replace(self._deadlines, total_seconds=total_seconds, spent_seconds=loop.time() - arrived)
-        # A client's own id may be in use already; what the dense actor sees must not be.
+        # A client may use an id twice, but each request needs a unique id at the dense actors.
         run = Request(uuid.uuid4().hex, sequences, self.channels, deadlines)
         head = ResponseHead(
             response_id=response_id(parsed.kind, request_id), created=int(time.time()), model=name
         )
         return Generation(parsed, head, sequences, run)
 
-    async def pieces(self, answer: Generation) -> AsyncGenerator[tuple[SequenceRequest, OutputPiece], None]:
-        """The pieces of an answer, counted as a request under way for as long as the iteration lasts."""
-        num_tokens = _num_tokens(answer.sequences)
+    async def pieces(
+        self, generation: Generation
+    ) -> AsyncGenerator[tuple[SequenceRequest, OutputPiece], None]:
+        """Yield the pieces of a generation. It counts as a request under way while the iteration lasts."""
+        num_tokens = _num_tokens(generation.sequences)
         self._admission.begin(num_tokens)
-        self._answers.add(answer)
+        self._generations.add(generation)
         try:
-            async with contextlib.aclosing(answer.pieces(self.model)) as pieces:
+            async with contextlib.aclosing(generation.pieces(self.model)) as pieces:
                 async for item in pieces:
                     yield item
         finally:
-            self._answers.discard(answer)
+            self._generations.discard(generation)
             self._admission.end(num_tokens, asyncio.get_running_loop().time())
 
     def drain(self, grace_seconds: float) -> None:
-        """Take no new requests; those that still run after the grace period end with an error.
+        """Refuse new requests. Requests that still run after the grace period end with an error.
 
-        A second call counts where it ends sooner. There is no way back: the replica is about to end.
+        A second call has an effect only if its grace period ends earlier. A drain cannot be undone, since the
+        replica ends after it.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + grace_seconds
@@ -213,14 +235,14 @@ class Service:
                 return
             self._drain_end.cancel()
         logger.info("draining for %g s, %d requests are under way", grace_seconds, self.num_requests)
-        self._drain_end = loop.call_at(end, self._end_answers)
+        self._drain_end = loop.call_at(end, self._abort_all)
 
-    def _end_answers(self) -> None:
-        for answer in tuple(self._answers):
-            answer.abort(ServerUnavailable("the service is shutting down", DRAIN_RETRY_SECONDS))
+    def _abort_all(self) -> None:
+        for generation in tuple(self._generations):
+            generation.abort(ServerUnavailable("the service is shutting down", DRAIN_RETRY_SECONDS))
 
     def _check_admission(self, num_tokens: int = 0) -> None:
-        """Raises ServerUnavailable while draining, TooManyRequests where there is no room for so many more tokens."""
+        """Raise ServerUnavailable while draining, TooManyRequests if `num_tokens` more would be too many."""
         if self.is_draining:
             raise ServerUnavailable("the service is draining", DRAIN_RETRY_SECONDS)
         if refusal := self._admission.refusal(num_tokens):
@@ -236,7 +258,10 @@ class Service:
         return await asyncio.to_thread(prepare, parsed, model, self.limits, _draw_seed)
 
     async def _load_context(self) -> None:
-        """Tokenizer, chat template and defaults; downloads them where the model is the hub's."""
+        """Load tokenizer, chat template and defaults.
+
+        They are downloaded first if the model is on the hub.
+        """
         try:
             self._context = await asyncio.to_thread(_read_context, model_source(self.config))
         except ActorError as error:
@@ -245,7 +270,10 @@ class Service:
 
 
 def _read_context(source: ModelSource) -> ModelContext:
-    """The front door's part of a checkpoint, with the length of the context still open (0)."""
+    """Read the files of a checkpoint that an ingress replica needs.
+
+    The context length stays unknown, written as 0.
+    """
     if source.load_format == "dummy" and source.model in PRESETS:
         with tempfile.TemporaryDirectory() as folder:
             write_small_files(source.model or "", Path(folder))
@@ -254,7 +282,7 @@ def _read_context(source: ModelSource) -> ModelContext:
 
 
 def _num_tokens(sequences: tuple[SequenceRequest, ...]) -> int:
-    """What a request weighs at admission."""
+    """Return the tokens that a request counts for at admission."""
     return sum(len(sequence_request.prompt_ids) + SEQUENCE_TOKENS for sequence_request in sequences)
 
 

@@ -1,4 +1,4 @@
-"""Finds the supervisor, also again after its death, and applies its list of dense actors to the channels."""
+"""Follows the supervisor: finds it, also after a restart, and keeps a channel to each listed dense actor."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cluster.supervisor.operations.messages import Operation
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 20.0
-"""How long the supervisor may hold back an answer while the list does not change."""
+"""How long the supervisor may wait for a change of the list before it answers."""
 _CALL_SECONDS = 10.0
 _RETRY_SECONDS = 0.2
 
 
 class SupervisorLink(Protocol):
-    """The supervisor as a replica sees it. Calls raise an exception while it cannot be reached."""
+    """The supervisor as a replica sees it. A call raises an exception if the supervisor cannot be reached."""
 
     async def view(self, deadline_seconds: float) -> ClusterView: ...
     async def addresses(
@@ -31,7 +31,10 @@ class SupervisorLink(Protocol):
 
 
 class SupervisorFollower:
-    """Keeps the channels as the supervisor says; calls `drain` with the grace period of a drain."""
+    """Keeps the channels to the dense actors that the supervisor lists.
+
+    When the supervisor reports a drain, the follower calls `drain` with the grace period in seconds.
+    """
 
     def __init__(
         self,
@@ -44,13 +47,13 @@ class SupervisorFollower:
 
     @property
     def supervisor(self) -> SupervisorLink:
-        """The supervisor that was found last. Raises ServerUnavailable while there is none."""
+        """The supervisor that answered last. Raises ServerUnavailable while none is known."""
         if self._supervisor is None:
             raise ServerUnavailable("the supervisor is starting", 5)
         return self._supervisor
 
     async def run(self) -> None:
-        """Follow the supervisor; ends only when it is cancelled."""
+        """Follow the supervisor until this coroutine is cancelled."""
         version = 0
         while True:
             try:
@@ -60,14 +63,14 @@ class SupervisorFollower:
                     version, _WAIT_SECONDS, _WAIT_SECONDS + _CALL_SECONDS
                 )
             except Exception as error:
-                # A supervisor that comes back counts versions from zero. The channels live on meanwhile.
+                # A new supervisor counts versions from zero. The channels stay open meanwhile.
                 logger.warning("the supervisor cannot be reached: %s", error)
                 self._supervisor, version = None, 0
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             if addresses.drain_seconds is not None and addresses.version != version:
                 self._drain(addresses.drain_seconds)
-            # An empty list does not take away channels that work.
+            # A new supervisor may report an empty list at first: channels that work are kept.
             if addresses.version != version and (addresses.dense or not self._channels.is_ready):
                 await self._channels.update(addresses)
             version = addresses.version

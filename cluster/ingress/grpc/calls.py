@@ -1,4 +1,7 @@
-"""What every gRPC call goes through on either server: the check of its key, the size limit, the status of an error."""
+"""What every gRPC call goes through on both servers, Serve's and the TLS one.
+
+These are the check of the key, the limit on the message's size, and the status of an error.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ logger = logging.getLogger(__name__)
 
 
 class CallContext(Protocol):
-    """The part of a gRPC context that the methods use: Serve's own and grpc.aio's both have it."""
+    """The part of a gRPC context that the methods use.
+
+    Serve's contexts and grpc.aio's contexts both have it.
+    """
 
     def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None: ...
     def peer(self) -> str: ...
@@ -35,14 +41,17 @@ class CallContext(Protocol):
 
 
 class Calls:
-    """Lets gRPC calls in."""
+    """Admits gRPC calls."""
 
     def __init__(self, authenticator: Authenticator, max_message_bytes: int) -> None:
         self._authenticator, self._max_message_bytes = authenticator, max_message_bytes
 
     @contextlib.contextmanager
     def admitted(self, request: Any, context: CallContext, access: Access) -> Iterator[None]:
-        """A block in which one call is answered. An error that leaves the block becomes a ClientError and the call's status."""
+        """Admit one call for the duration of the block, which answers it.
+
+        An error that leaves the block becomes a ClientError and sets the call's status.
+        """
         with _status(context), self._authenticator.admitted(access, caller(context)):
             num_bytes = request.ByteSize()
             if num_bytes > self._max_message_bytes:
@@ -54,10 +63,12 @@ class Calls:
 
 @contextlib.contextmanager
 def told_when_to_retry(context: CallContext) -> Iterator[None]:
-    """A block that makes the responses of a stream. TooManyRequests and ServerUnavailable get trailing metadata.
+    """Run a block that makes a stream's responses; tell the client when to retry after some errors.
 
-    The metadata is `retry-after`, in whole seconds. Where HAProxy leads straight to the replica, Serve sends metadata only
-    if the call ends without an exception, so the error ends here. Elsewhere Serve sends a status only for an exception.
+    TooManyRequests and ServerUnavailable add trailing metadata. The metadata is `retry-after`, in whole
+    seconds. If HAProxy connects clients directly to the replica, Serve sends metadata only when the call ends
+    without an exception, so the error ends here and only sets the status. Otherwise Serve sends a status only
+    for an exception, so the error is raised again.
     """
     try:
         yield
@@ -70,13 +81,16 @@ def told_when_to_retry(context: CallContext) -> Iterator[None]:
 
 
 def status_code(error: ClientError) -> grpc.StatusCode:
-    """The gRPC status of an error."""
+    """Return the gRPC status of an error."""
     code: grpc.StatusCode = getattr(grpc.StatusCode, outcome(error).grpc)
     return code
 
 
 def caller(context: CallContext) -> Caller:
-    """Who makes a call. Serve's context says who is connected to its proxy."""
+    """Return what is known of the client that makes a call.
+
+    Serve's context names the peer of Serve's proxy.
+    """
     metadata = context.invocation_metadata() or ()
     shown = [value for name, value in metadata if name == "authorization"]
     return Caller(
@@ -87,7 +101,10 @@ def caller(context: CallContext) -> Caller:
 
 
 def peer_address(peer: str) -> str | None:
-    """The IP address in gRPC's name of a peer, such as ipv4:127.0.0.1:5000 or ipv6:%5B::1%5D:5000."""
+    """Return the IP address in gRPC's name of a peer, such as ipv4:127.0.0.1:5000 or ipv6:%5B::1%5D:5000.
+
+    Returns None for other kinds of peers, such as Unix sockets.
+    """
     kind, _, rest = unquote(peer).partition(":")
     if kind not in ("ipv4", "ipv6"):
         return None

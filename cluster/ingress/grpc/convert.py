@@ -1,6 +1,7 @@
-"""Messages of `phimoe.v1` <-> the bodies and pieces that HTTP works on, so that both give the same results.
+"""Converts requests of `phimoe.v1` to HTTP bodies, and pieces of output to responses of `phimoe.v1`.
 
-The parser checks the bodies, so ranges and errors are those of HTTP.
+HTTP and gRPC therefore give the same results. The parser checks the bodies, so ranges and errors are the same
+too.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ _FINISH_REASONS = {
 
 
 def generate_body(request: serving_pb2.GenerateRequest) -> dict[str, Any]:
-    """The body of /v1/completions that asks for the same. Raises InvalidRequest for an empty Prompt."""
+    """Return the body of /v1/completions that asks for the same.
+
+    Raises InvalidRequest for an empty Prompt.
+    """
     body = _given(request, COMPLETION) | _given(request.sampling, COMPLETION)
     return body | {"prompt": [_prompt(prompt) for prompt in request.prompts], "return_token_ids": True}
 
 
 def chat_body(request: serving_pb2.ChatRequest) -> dict[str, Any]:
-    """The body of /v1/chat/completions that asks for the same."""
+    """Return the body of /v1/chat/completions that asks for the same."""
     body = _given(request, CHAT) | _given(request.sampling, CHAT)
     if "logprobs" in body:
         body |= {"logprobs": True, "top_logprobs": body["logprobs"]}
@@ -41,7 +45,7 @@ def chat_body(request: serving_pb2.ChatRequest) -> dict[str, Any]:
 
 
 def tokenize_body(request: serving_pb2.TokenizeRequest) -> dict[str, Any]:
-    """The body of /tokenize that asks for the same."""
+    """Return the body of /tokenize that asks for the same."""
     if request.WhichOneof("input") == "conversation":
         conversation = request.conversation
         body = _given(request, TOKENIZE_CHAT) | _given(conversation, TOKENIZE_CHAT)
@@ -50,7 +54,7 @@ def tokenize_body(request: serving_pb2.TokenizeRequest) -> dict[str, Any]:
 
 
 def messages_body(messages: Sequence[serving_pb2.Message]) -> list[dict[str, str]]:
-    """The `messages` of a chat body."""
+    """Return the `messages` of a chat body."""
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
@@ -61,7 +65,7 @@ def piece_response(
     piece: OutputPiece,
     tokenizer: Tokenizer,
 ) -> serving_pb2.GenerateResponse:
-    """One response of a stream, without usage."""
+    """Return one response of a stream, without usage."""
     num_top, num_prompt_top = (
         sequence_request.output.logprobs or 0,
         sequence_request.output.prompt_logprobs or 0,
@@ -87,7 +91,7 @@ def piece_response(
 
 
 def usage_message(usage: Usage) -> serving_pb2.Usage:
-    """The usage of a whole answer."""
+    """Return the usage of a whole answer."""
     return serving_pb2.Usage(
         prompt_tokens=usage.num_prompt_tokens,
         completion_tokens=usage.num_completion_tokens,
@@ -97,9 +101,10 @@ def usage_message(usage: Usage) -> serving_pb2.Usage:
 
 
 def _given(message: Message, body: Object[Any]) -> dict[str, Any]:
-    """The fields of a message that are set, as JSON has them, without those that hold other messages.
+    """Return the fields of a message that are set, as JSON has them, without fields that hold other messages.
 
-    A field has the same name in the message as in Python; the body's declaration has its name in JSON.
+    A field has the same name in the message and in Python; the declaration of the body gives its name in
+    JSON.
     """
     given: dict[str, Any] = {}
     for field, value in message.ListFields():

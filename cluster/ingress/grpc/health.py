@@ -16,16 +16,22 @@ _WATCH_POLL_SECONDS = 0.5
 
 
 class HealthMethods:
-    """One coroutine or generator for each method of the proto, under its name. Each raises ClientError."""
+    """One coroutine or async generator for each method of the proto, under its name.
+
+    Each may raise ClientError.
+    """
 
     def __init__(self, service: Service, service_names: tuple[str, ...]) -> None:
-        """`service_names` are the gRPC services that a check may name; "" names the server as a whole."""
+        """`service_names` are the gRPC services that a check may name; "" stands for the whole server."""
         self._service, self._service_names = service, service_names
 
     async def Check(
         self, request: health_pb2.HealthCheckRequest, context: CallContext
     ) -> health_pb2.HealthCheckResponse:
-        """SERVING if a request would be answered now. NOT_FOUND for a service that is not here."""
+        """Return SERVING if a request would be answered now.
+
+        The status is NOT_FOUND for an unknown service.
+        """
         if request.service not in self._service_names:
             raise ModelNotFound(request.service)
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
@@ -33,7 +39,7 @@ class HealthMethods:
     async def List(
         self, request: health_pb2.HealthListRequest, context: CallContext
     ) -> health_pb2.HealthListResponse:
-        """The status of every service."""
+        """Return the status of every service."""
         statuses = {
             name: health_pb2.HealthCheckResponse(status=self._status(name)) for name in self._service_names
         }
@@ -42,7 +48,7 @@ class HealthMethods:
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: CallContext
     ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
-        """The status now and after every change."""
+        """Yield the status now and after every change."""
         last = None
         while True:
             status = self._status(request.service)

@@ -1,4 +1,4 @@
-"""The gRPC services, and their methods as the service descriptors of the protos name them."""
+"""The gRPC services and their methods, as the service descriptors of the protos name them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from cluster.ingress.service import Service
 from protos import admin_pb2, admin_pb2_grpc, serving_pb2, serving_pb2_grpc
 
 UnaryMethod: TypeAlias = Callable[[Any, Any], Awaitable[Any]]
-"""Takes a request and a context, returns a response."""
+"""A method that takes a request and a context and returns a response."""
 StreamMethod: TypeAlias = Callable[[Any, Any], AsyncGenerator[Any, None]]
-"""Takes a request and a context, yields responses."""
+"""A method that takes a request and a context and yields responses."""
 T = TypeVar("T")
 
 
@@ -33,9 +33,9 @@ class GrpcService:
 
     descriptor: ServiceDescriptor
     access: Access
-    """Who may call its methods."""
+    """Who may call the service's methods."""
     add_to_server: Callable[[Any, grpc.aio.Server], None]
-    """Registers an object that has a method for each one of the service."""
+    """Registers an object that has the service's methods under their names with a server."""
 
 
 SERVING = GrpcService(
@@ -57,9 +57,10 @@ SERVICES = (SERVING, ADMIN, HEALTH)
 
 
 class GrpcMethods:
-    """All methods of one ingress replica by name. Names are unique, since Serve looks methods up by name alone.
+    """All gRPC methods of one ingress replica by name.
 
-    A call is admitted first; an error of the method becomes a ClientError and the call's status.
+    Names must be unique across services, since Serve looks methods up by name alone. Each method first admits
+    the call. An error in the method becomes a ClientError and sets the call's status.
     """
 
     def __init__(self, service: Service, calls: Calls) -> None:
@@ -100,9 +101,9 @@ class GrpcMethods:
 
 
 def forwards_grpc(deployment: type[T]) -> type[T]:
-    """A class decorator: adds every gRPC method, under the name by which Serve looks it up.
+    """Add every gRPC method to a class, under the name by which Serve looks it up. This is a class decorator.
 
-    An instance of the class has the `GrpcMethods` that answer in its attribute `grpc`.
+    The added methods call the `GrpcMethods` in the instance's attribute `grpc`.
     """
     for service in SERVICES:
         for descriptor in service.descriptor.methods:

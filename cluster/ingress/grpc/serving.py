@@ -1,4 +1,4 @@
-"""The methods of `phimoe.v1.Serving`, over the same service as HTTP."""
+"""The methods of `phimoe.v1.Serving`, which use the same `Service` as HTTP."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from protos import serving_pb2
 
 
 class ServingMethods:
-    """One coroutine or generator for each method of the proto, under its name. Each raises ClientError."""
+    """One coroutine or async generator for each method of the proto, under its name.
+
+    Each may raise ClientError.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -52,7 +55,7 @@ class ServingMethods:
     async def Tokenize(
         self, request: serving_pb2.TokenizeRequest, context: CallContext
     ) -> serving_pb2.TokenizeResponse:
-        """Text or conversation to token ids."""
+        """Turn a text or a conversation into token ids."""
         parsed = parse_tokenize(tokenize_body(request), self._service.limits)
         check_model(parsed.model, [self._service.model_id])
         model = self._service.model
@@ -62,7 +65,7 @@ class ServingMethods:
     async def Detokenize(
         self, request: serving_pb2.DetokenizeRequest, context: CallContext
     ) -> serving_pb2.DetokenizeResponse:
-        """Token ids to text."""
+        """Turn token ids into text."""
         body = {"model": request.model or None, "tokens": list(request.token_ids)}
         parsed = parse_detokenize(body, self._service.limits)
         check_model(parsed.model, [self._service.model_id])
@@ -71,7 +74,7 @@ class ServingMethods:
     async def ModelInfo(
         self, request: serving_pb2.ModelInfoRequest, context: CallContext
     ) -> serving_pb2.ModelInfoResponse:
-        """What is served."""
+        """Describe the served model."""
         model = self._service.model
         return serving_pb2.ModelInfoResponse(
             model=self._service.model_id,
@@ -84,14 +87,14 @@ class ServingMethods:
 
     async def _stream(self, parsed: ParsedRequest) -> AsyncGenerator[serving_pb2.GenerateResponse, None]:
         service = self._service
-        answer = await service.open(parsed)
-        tokenizer = service.model.tokenizer
-        request_id = parsed.request_id or answer.head.response_id.partition("-")[2]
-        count = UsageCount(answer.sequences)
-        num_open = len(answer.sequences)
-        async with contextlib.aclosing(service.pieces(answer)) as pieces:
+        generation = await service.open(parsed)
+        head, tokenizer = generation.head, service.model.tokenizer
+        request_id = parsed.request_id or head.response_id.partition("-")[2]
+        count = UsageCount(generation.sequences)
+        num_open = len(generation.sequences)
+        async with contextlib.aclosing(service.pieces(generation)) as pieces:
             async for sequence_request, piece in pieces:
-                response = piece_response(answer.head, request_id, sequence_request, piece, tokenizer)
+                response = piece_response(head, request_id, sequence_request, piece, tokenizer)
                 count.add(sequence_request, piece)
                 num_open -= piece.finish_reason is not None
                 if num_open == 0:

@@ -1,13 +1,15 @@
-"""gRPC with TLS: a grpc.aio server within each ingress replica.
+"""gRPC with TLS: a grpc.aio server in each ingress replica.
 
-Ray Serve's gRPC proxy knows no TLS (it calls add_insecure_port). Of the ways around that, HAProxy would have to be started with a
-configuration other than the one that Serve writes anew whenever replicas change, and a sidecar is one more process whose certificates,
-limits and health somebody has to look after, and which a laptop has not. A server in the replica adds nothing that can
-die by itself, takes the hop through the proxy away, and answers with the very same methods, limits and statuses.
+Ray Serve's gRPC proxy has no TLS (it calls add_insecure_port). There are two other ways to add it. HAProxy
+would have to run with a configuration other than the one that Serve writes again whenever replicas change. A
+sidecar is one more process whose certificates, limits and health must be managed, and a laptop has none. A
+server in the replica adds nothing that can fail on its own, needs no hop through a proxy, and has the same
+methods, limits and statuses.
 
-Replicas of one host share the port (SO_REUSEPORT); the kernel spreads connections over them. A client that wants its calls spread
-as well opens several connections. A replica that ends takes no new calls and gives running ones its grace period. The files are
-read at the start; a new certificate wants new replicas.
+The replicas of a host share the port (SO_REUSEPORT), and the kernel spreads connections over them. A client
+that wants its calls spread as well opens several connections. A replica that ends takes no new calls and
+gives running calls its grace period. The files are read at the start, so a new certificate needs new
+replicas.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ from cluster.ingress.grpc.services import SERVICES, GrpcMethods, StreamMethod, U
 
 
 async def start_tls_server(config: ClusterConfig, methods: GrpcMethods) -> grpc.aio.Server:
-    """A running server on the config's host and grpc_tls_port. Raises OSError or RuntimeError where it cannot be."""
+    """Start a server on the config's host and grpc_tls_port.
+
+    Raises OSError or RuntimeError if it cannot start.
+    """
     credentials = grpc.ssl_server_credentials(
         [(Path(config.tls_key_file or "").read_bytes(), Path(config.tls_cert_file or "").read_bytes())]
     )
@@ -37,7 +42,8 @@ async def start_tls_server(config: ClusterConfig, methods: GrpcMethods) -> grpc.
             ("grpc.max_receive_message_length", config.max_body_bytes),
             ("grpc.server_handshake_timeout_ms", 1000 * config.header_timeout_seconds),
         ],
-        # Admission is the service's own, with clear answers; this only bounds what waits for them.
+        # The service itself refuses calls, with a clear error. This only bounds the calls that wait to be
+        # refused.
         maximum_concurrent_rpcs=2 * config.max_waiting_requests + 64,
     )
     add_services(server, methods)
@@ -50,7 +56,7 @@ async def start_tls_server(config: ClusterConfig, methods: GrpcMethods) -> grpc.
 
 
 def add_services(server: grpc.aio.Server, methods: GrpcMethods) -> None:
-    """Add every service and reflection, as Serve's own gRPC proxy has them."""
+    """Add every service, and reflection, to a server. Serve's own gRPC proxy has the same services."""
     aborting: dict[str, UnaryMethod | StreamMethod] = {
         **{name: _unary(method) for name, method in methods.unary.items()},
         **{name: _stream(method) for name, method in methods.streams.items()},

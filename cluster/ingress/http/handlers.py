@@ -98,26 +98,27 @@ class Handlers:
         timeout_seconds = (
             None if request.timeout is None else parse_timeout_header(request.timeout, service.limits)
         )
-        answer = await service.open(parsed, timeout_seconds)
-        if answer.parsed.stream:
-            return EventStream(frames=self._frames(answer))
+        generation = await service.open(parsed, timeout_seconds)
+        if generation.parsed.stream:
+            return EventStream(frames=self._frames(generation))
         collected: dict[int, list[OutputPiece]] = {
-            sequence_request.index: [] for sequence_request in answer.sequences
+            sequence_request.index: [] for sequence_request in generation.sequences
         }
-        async with contextlib.aclosing(service.pieces(answer)) as open_pieces:
+        async with contextlib.aclosing(service.pieces(generation)) as open_pieces:
             async for sequence_request, piece in open_pieces:
                 collected[sequence_request.index].append(piece)
         choices = [
             (sequence_request, merged(collected[sequence_request.index]))
-            for sequence_request in answer.sequences
+            for sequence_request in generation.sequences
         ]
         tokenizer = service.model.tokenizer
-        return HttpResponse(value=full_response(answer.parsed.kind, answer.head, choices, tokenizer))
+        return HttpResponse(value=full_response(generation.parsed.kind, generation.head, choices, tokenizer))
 
-    async def _frames(self, answer: Generation) -> AsyncGenerator[bytes, None]:
-        chunks = StreamChunks(answer.parsed, answer.head, answer.sequences, self._service.model.tokenizer)
+    async def _frames(self, generation: Generation) -> AsyncGenerator[bytes, None]:
+        tokenizer = self._service.model.tokenizer
+        chunks = StreamChunks(generation.parsed, generation.head, generation.sequences, tokenizer)
         opening = [sse_frame(body) for body in chunks.opening()]
-        async with contextlib.aclosing(self._service.pieces(answer)) as pieces:
+        async with contextlib.aclosing(self._service.pieces(generation)) as pieces:
             async for sequence_request, piece in pieces:
                 yield b"".join([*opening, sse_frame(chunks.chunk(sequence_request, piece))])
                 opening.clear()

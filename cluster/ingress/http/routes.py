@@ -1,4 +1,4 @@
-"""Every HTTP route with its description: OpenAI's routes, the service's own routes and the operators' routes."""
+"""Every HTTP route with its description: OpenAI's routes, the service's own and the operators' routes."""
 
 from __future__ import annotations
 
