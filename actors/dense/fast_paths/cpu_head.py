@@ -1,9 +1,11 @@
-"""From the last layer's rows to their next tokens on a CPU: pick, norm, product and choice in one call of the kernels.
+"""From the last layer's rows to their next tokens on a CPU: pick, norm, product and choice in one call of the
+kernels.
 
-The bits are those of `DenseModel.logits` and of the choice by kernels (`cpu_choice.py`); what is saved is the time between them, and
-the memory that logits would be written to for the first time in every step.
+The result has the bits of `DenseModel.logits` followed by the choice by kernels (`cpu_choice.py`). One call
+saves the time between these operations. Logits are written to the same memory in every step, so no step
+touches new memory.
 
-Legend: R rows that draw a token, C rows that there is room for, H hidden, V vocabulary.
+Legend: R rows that sample a token, C rows that there is memory for, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,26 +28,28 @@ from actors.linear import KernelProduct, Product
 
 
 class CpuHead:
-    """The norm, the head and the sampler of one model. `make` it, where device, dtype and shapes allow. One thread uses it."""
+    """The norm, the head and the sampler of one model. Use `make`, which checks device, dtype and shapes. One
+    thread uses it."""
 
     def __init__(self, kernels: Kernels, config: ModelConfig, norm: Norm, product: KernelProduct) -> None:
         self._run = kernels.decode_head
         self._config = config
-        # Addresses are all that the task has of these.
+        # The task has only the addresses of these tensors, so they must be kept here.
         self._norm, self._product = norm, product
         self._dtype = norm.weight.dtype
         self._use_room(1)
 
     @staticmethod
     def make(config: ModelConfig, norm: Norm, product: Product) -> CpuHead | None:
-        """None where the kernels do not take device, dtype or shapes."""
+        """Return None if the kernels do not support device, dtype or shapes."""
         kernels = norm_kernels(config, norm.weight.dtype, norm.weight.device)
         if kernels is None or not isinstance(product, KernelProduct):
             return None
         return CpuHead(kernels, config, norm, product)
 
     def __call__(self, x: torch.Tensor, rows: list[int], sequences: list[Sequence]) -> list[Sample]:
-        """One token per row of x [*, H] that is named, for the position after the last token of its sequence [R]."""
+        """Sample one token for each row of x [*, H] in `rows` [R], for the position after the last token of
+        its sequence."""
         count = len(rows)
         if count > len(self._logits):
             self._use_room(1 << (count - 1).bit_length())

@@ -1,10 +1,11 @@
-"""The rows of a step of narrow chunks, in memory that is used from step to step.
+"""The rows of a step of short chunks, in memory that is used again in every step.
 
-A row is a token or a draft; its sequence's blocks are read where they are. What the kernels write for it, once before the first layer
-and then layer after layer, stays in cache where the same memory is written to again.
+A row is a token or a draft. The kernels read the blocks of its sequence in place. What they write for the
+row, once before the first layer and then layer after layer, stays in the CPU's caches because the same memory
+is written to again.
 
-Legend: B rows, C rows that there is room for, H hidden, A query heads, G key-value heads, D head dimension, E experts,
-M blocks of the longest sequence.
+Legend: B rows, C rows that there is memory for, H hidden, A query heads, G key-value heads, D head dimension,
+E experts, M blocks of the longest sequence, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _NUMBERS_PER_ROW = 4
 
 
 class Routed(NamedTuple):
-    """What an exchange is given of a step's rows; the next layer overwrites it."""
+    """The input of an exchange for a step's rows. The next layer overwrites it."""
 
     rows: torch.Tensor
     """[B, H]."""
@@ -38,10 +39,10 @@ class Routed(NamedTuple):
 
 
 class CpuRows:
-    """Room for the rows of one model's steps; `fill` it for each. One thread uses it."""
+    """Memory for the rows of one model's steps. Call `fill` for each step. One thread uses it."""
 
     def __init__(self, kernels: Kernels, config: ModelConfig, embedding: torch.Tensor) -> None:
-        """embedding: [V, H]."""
+        """Make memory for one row. embedding: [V, H]."""
         self._kernels, self._config, self._embedding = kernels, config, embedding.contiguous()
         rope = RotaryEmbedding(config.rope, config.head_dim, embedding.device)
         self._short, self._long = RotaryTables(rope, False), RotaryTables(rope, True)
@@ -70,7 +71,7 @@ class CpuRows:
             jitter=config.router_jitter,
             is_bf16=dtype == torch.bfloat16,
         )
-        """What the layers' kernels are given."""
+        """The arguments of the layers' kernels."""
 
     @property
     def routed(self) -> Routed:
@@ -78,7 +79,8 @@ class CpuRows:
         return Routed(room["normed"][:count], room["expert_ids"][:count], room["expert_weights"][:count])
 
     def fill(self, chunks: list[Chunk], cache: KVCache) -> None:
-        """Begin a step. Raises IndexError for a token that the model does not have."""
+        """Begin a step with the rows of `chunks`. Raises IndexError for a token that the model does not
+        have."""
         numbers, short, long = _numbers(chunks)
         count = len(numbers) // _NUMBERS_PER_ROW
         stride = -(-max(short, long) // cache.block_size)
@@ -102,9 +104,9 @@ class CpuRows:
 
 
 def _numbers(chunks: list[Chunk]) -> tuple[array[int], int, int]:
-    """Of each row token, position, whether it uses the long list, and the address of its blocks. Then how many positions there are
-    of the short list, and of the long one.
-    """
+    """For each row: token, position, whether it uses LongRoPE's long list, and the address of its sequence's
+    blocks. Then the number of positions that the rows with the short list need, and the number for the rows
+    with the long list."""
     numbers: list[int] = []
     most = [0, 0]
     for chunk in chunks:
@@ -120,7 +122,7 @@ def _numbers(chunks: list[Chunk]) -> tuple[array[int], int, int]:
 
 
 def _room(config: ModelConfig, dtype: torch.dtype, num_rows: int) -> dict[str, torch.Tensor]:
-    """What a step writes, by the names that LayerTask has for it; [C, ...] each."""
+    """The tensors [C, ...] that a step writes, by their names in LayerTask."""
 
     def empty(width: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty((num_rows, width), dtype=dtype)

@@ -1,7 +1,7 @@
-"""A step of narrow chunks on a CPU: one call of the kernels for all layers, or one per layer.
+"""A step of short chunks on a CPU: one call of the kernels for all layers, or one per layer.
 
-One call is enough where the kernels can exchange rows by themselves. The bits are those of the same
-operations taken one by one (`model.py`); what is saved is the time between them.
+One call is enough if the kernels can exchange rows by themselves. The result has the bits of the same
+operations called one by one (`model.py`); fewer calls save the time between them.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from actors.kernels.library import Kernels
 from actors.linear import KernelProduct, Product
 
 _MAX_EXPERTS = 256
-"""What the routing kernel takes."""
+"""Most experts that the routing kernel supports."""
 _MOST_WORK = 1 << 22
-"""Where torch's attention multiplies matrices in tiles (AMX): queries times positions times features of a
-query of a narrow chunk. Beyond this, the tiles save more than one call of the kernels does."""
+"""Most work for which a chunk is short on CPUs where torch's attention multiplies matrices in tiles (AMX):
+number of queries times positions times features of a query. For more work, the tiles save more time than one
+call of the kernels does."""
 _UNFINISHED = 16
-"""What the kernels return when they have stopped within a layer's exchange."""
+"""Returned by the kernels if they have stopped within a layer's exchange."""
 
 
 class CpuStep:
-    """All layers of one model. `make` it, where device, dtype and shapes allow."""
+    """All layers of one model. Use `make`, which checks device, dtype and shapes."""
 
     def __init__(
         self, kernels: Kernels, config: ModelConfig, embedding: torch.Tensor, layers: Sequence[Layer]
@@ -44,12 +45,12 @@ class CpuStep:
         self._rows = CpuRows(kernels, config, embedding)
         self._most_work = _MOST_WORK if torch.cpu._is_amx_tile_supported() else None
         self._cache: KVCache | None = None
-        """The one that the weights below know the addresses of."""
+        """The cache whose addresses `_weights` contains."""
         self._weights: ctypes.Array[LayerWeights] = (LayerWeights * 0)()
 
     @staticmethod
     def make(config: ModelConfig, embedding: torch.Tensor, layers: Sequence[Layer]) -> CpuStep | None:
-        """None where the kernels do not take device, dtype or shapes. embedding: [V, H]."""
+        """Return None if the kernels do not support device, dtype or shapes. embedding: [V, H]."""
         kernels = norm_kernels(config, embedding.dtype, embedding.device)
         if kernels is None or not kernels.can_attend(config.head_dim) or config.num_experts > _MAX_EXPERTS:
             return None
@@ -59,7 +60,7 @@ class CpuStep:
         return CpuStep(kernels, config, embedding, layers)
 
     def is_short(self, chunk: Chunk) -> bool:
-        """Whether the kernels are the fastest to take the chunk's tokens as decoding rows."""
+        """Whether it is fastest to compute the chunk's tokens as decoding rows, with the kernels."""
         if self._most_work is None or chunk.num_tokens == 1:
             return True
         return (
@@ -67,7 +68,8 @@ class CpuStep:
         )
 
     def forward(self, chunks: list[Chunk], cache: KVCache, exchange: Exchange) -> torch.Tensor:
-        """As DenseModel.step for the rows [B, H] of narrow chunks. The next call overwrites it."""
+        """Do what `DenseModel.step` does for the rows [B, H] of short chunks. The next call overwrites the
+        result."""
         if self._cache is not cache:
             self._cache = cache
             addresses = [self._addresses(i, cache) for i in range(len(self._layers))]
@@ -85,7 +87,7 @@ class CpuStep:
                 self._check(
                     self._decode_layer(ctypes.addressof(task), ctypes.addressof(self._weights[layer])), x
                 )
-                # What was dispatched is nobody's any longer when the next layer writes to it.
+                # The exchange no longer reads the dispatched rows when the next layer writes to them.
                 combined = exchange.combine(exchange.dispatch(layer, *rows.routed)).contiguous()
                 layer += 1
                 continue
@@ -97,9 +99,9 @@ class CpuStep:
         return x if combined is None else x.add_(combined)
 
     def _run(self, task: LayerTask, kernel_exchange: KernelExchange, layer: int, x: torch.Tensor) -> int:
-        """Compute layers from `layer` on with their exchanges, in one call.
+        """Compute the layers from `layer` on with their exchanges, in one call.
 
-        Returns the first layer that is not complete, or the number of layers.
+        Return the first layer that is not complete, or the number of layers.
         """
         reached = ctypes.c_int64(layer)
         try:

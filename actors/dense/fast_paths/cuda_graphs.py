@@ -1,11 +1,15 @@
-"""ModelRunner that only decode, with all experts in this process: one CUDA graph per size, instead of hundreds of launches.
+"""CUDA graphs of steps that only decode, with all experts in this process: one launch per step instead of
+hundreds.
 
-Legend: B rows of a step, H hidden, W blocks of its longest sequence, all of them padded.
+Legend: B rows of a step, W blocks of its longest sequence, both padded; H hidden.
 
-A step's sizes are padded to buckets of rows, of context parts and of blocks (`actors.gpu.buckets`). The first step of a size is
-computed once as any other and then captured; what it reads is copied to the same places before every replay. Rows behind the
-step's own have slot -1 and end 0: attention leaves the cache alone for them, and no expert gets them. All other steps (prompts among
-them, experts elsewhere, more rows than the largest bucket) go the usual way, launch by launch.
+A step's sizes are padded to buckets: of rows, of parts of the context and of blocks (`actors.gpu.buckets`).
+The first step of a size is computed once without a graph and then captured. Before every replay the step's
+input is copied to the same addresses.
+
+Rows after the step's own have slot -1 and end 0, so that attention does not touch the cache for them and no
+expert gets them. All other steps (with prompts, with experts elsewhere, or with more rows than the largest
+bucket) are computed launch by launch.
 """
 
 from __future__ import annotations
@@ -28,12 +32,12 @@ from actors.gpu.capture import CudaCapture
 logger = logging.getLogger(__name__)
 
 _SLOTS = 3
-"""Their row in the numbers of a step."""
+"""The index of the slots among the numbers of a step."""
 _NO_SLOT = -1
-"""Of a row that only pads the batch."""
+"""The slot of a row that only pads the batch."""
 
 Size: TypeAlias = tuple[int, int, int]
-"""Batch bucket, bucket of parts, bucket of blocks."""
+"""Bucket of rows, bucket of parts, bucket of blocks."""
 
 Experts: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(layer, rows [B, H], expert ids, weights) -> what the experts add, [B, H]."""
@@ -45,19 +49,20 @@ class CudaGraphs:
     def __init__(
         self, compute: Callable[[StepBatch, KVCache, Experts], torch.Tensor], device: torch.device
     ) -> None:
-        """`compute` is the whole model for one step; it returns the last layer's output [B, H]."""
+        """`compute` runs the whole model for one step and returns the last layer's output [B, H]."""
         self._compute = compute
         self._device = device
         self._capture = CudaCapture()
         self._is_broken = False
         self.made_for: tuple[KVCache, Combined] | None = None
-        """Cache and experts whose places in memory the graphs know."""
+        """Cache and experts whose addresses are in the graphs."""
         self._inputs: dict[tuple[int, int], _Inputs] = {}
-        """By batch bucket and bucket of blocks."""
+        """Inputs by bucket of rows and bucket of blocks."""
         self._steps: dict[Size, tuple[Callable[[], None], torch.Tensor]] = {}
 
     def forward(self, batch: StepBatch, cache: KVCache, exchange: Exchange) -> torch.Tensor | None:
-        """As DenseModel.forward, until the next call, for a batch on the host; None where this step has to go the usual way."""
+        """Do what `DenseModel.forward` does for a batch on the host. The result is valid until the next call.
+        Return None if this step cannot be computed by a graph."""
         rows, bucket = batch.decode, batch_bucket(len(batch.token_ids))
         if batch.prefills or rows is None or bucket is None or self._is_broken:
             return None
@@ -66,7 +71,7 @@ class CudaGraphs:
         if self.made_for != (cache, exchange.combined):
             self._inputs.clear()
             self._steps.clear()
-            # The graphs' memory went with the last of them: none can be captured into it any longer.
+            # The graphs' memory was freed with the last of them, so no further graph can be captured into it.
             self._capture = CudaCapture()
             self.made_for = (cache, exchange.combined)
         width = blocks_bucket(rows.block_table.shape[1])
@@ -84,7 +89,8 @@ class CudaGraphs:
     def _make(
         self, key: Size, inputs: _Inputs, most_visible: int, cache: KVCache, exchange: Exchange
     ) -> bool:
-        """Whether it could be captured. What cannot be captured once is not tried again."""
+        """Capture a step of this size; return whether that worked. After one failure nothing is captured any
+        more."""
         batch = inputs.batch(most_visible)
 
         def work() -> torch.Tensor:
@@ -115,18 +121,18 @@ class CudaGraphs:
 def make_cuda_graphs(
     compute: Callable[[StepBatch, KVCache, Experts], torch.Tensor], device: torch.device
 ) -> CudaGraphs | None:
-    """None where steps cannot be captured."""
+    """The graphs for a model, or None if the device cannot capture steps."""
     if not has_triton(device):
         return None
     return CudaGraphs(compute, device)
 
 
 class _Inputs:
-    """Where the graphs of one size read what a step is made of: one piece of memory on the device, and its like on the host, so that
-    a step's numbers go there in a single copy.
+    """The memory from which the graphs of one size read a step: one tensor on the device and one of the same
+    shape on the host, so that the numbers of a step are sent in a single copy.
 
         numbers [4, B] int64     token ids, positions, is_long, slots
-        edges [2, B] int32       starts and ends, each row filled up to a multiple of 16 bytes
+        edges [2, B] int32       starts and ends, each row padded to a multiple of 16 bytes
         block_table [B, W] int32
     """
 
@@ -135,12 +141,13 @@ class _Inputs:
         self._places = aligned_places(num_rows)
         size = 8 * num_rows + 2 * self._places + num_rows * width
         self._there = torch.zeros(size, dtype=torch.int32, device=device)
-        self._here = torch.zeros(size, dtype=torch.int32, pin_memory=device.type == "cuda")
+        is_cuda = device.type == "cuda"
+        self._here = torch.zeros(size, dtype=torch.int32, pin_memory=is_cuda)
         numbers, edges, table = (part.numpy() for part in self._parts(self._here))
         self._numbers, self._edges, self._table = numbers, edges, table
         numbers[_SLOTS] = _NO_SLOT
         self._num_used = 0
-        self._is_copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._is_copied = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]
 
     def _parts(self, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         num_rows, places = self._num_rows, self._places
@@ -150,7 +157,7 @@ class _Inputs:
         return numbers, edges.view(2, places)[:, :num_rows], table.view(num_rows, self._width)
 
     def take(self, batch: StepBatch, rows: DecodeRows) -> None:
-        """Send a step's rows there; those behind them become padding."""
+        """Send a step's rows to the device; the rows after them become padding."""
         if self._is_copied is not None:
             self._is_copied.synchronize()
         num_rows, num_blocks = rows.block_table.shape
@@ -168,7 +175,7 @@ class _Inputs:
             self._is_copied.record()
 
     def batch(self, most_visible: int) -> StepBatch:
-        """The same places as a step."""
+        """A batch whose tensors are views of the memory on the device."""
         (token_ids, positions, is_long, slots), (starts, ends), table = self._parts(self._there)
         rows = DecodeRows(
             block_table=table,

@@ -1,4 +1,5 @@
-"""The head in one call against norm, product and sampler one by one: the same tokens and log-probabilities."""
+"""The head in one call has the same tokens and log-probabilities as norm, product and sampler called one by
+one."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ def drawing(params: list[dict[str, object]]) -> list[Sequence]:
 def test_tokens_and_reports_are_the_samplers(
     kind: tuple[torch.dtype, str | None], params: list[dict[str, object]]
 ) -> None:
-    """For rows in any order, of which more are there than are asked for; a second time in memory that was used."""
+    """The rows are asked for in any order, and not all of them; the second pass uses memory that was used
+    before."""
     whole = model(*kind)
     head, sequences = whole.decode_head, drawing(params)
     assert head is not None

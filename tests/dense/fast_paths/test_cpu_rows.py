@@ -45,7 +45,7 @@ def at(address: int, like: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("window", [None, 7])
 def test_rows_are_those_of_the_batch(dtype: torch.dtype, window: int | None) -> None:
-    """Of steps of all sizes one after the other: what an earlier one has left does not matter."""
+    """Steps of all sizes run one after the other, and what an earlier step has left does not matter."""
     rows, cache, embedding = made(dtype, window)
     rope = RotaryEmbedding(CONFIG.rope, CONFIG.head_dim, CPU)
     draw = random.Random(2)

@@ -1,7 +1,7 @@
-"""Whole engines whose decoding steps are cuda_graphs, token for token against the reference.
+"""Whole engines whose decoding steps are CUDA graphs, compared with the reference token for token.
 
-Without CUDA the kernels run in Triton's interpreter, and a captured step is computed anew over the same places whenever it
-is repeated; all else is the same.
+Without CUDA the kernels run in Triton's interpreter, and a captured step is computed again at the same
+addresses when it is repeated; all else is the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ pytestmark = MARKS
 
 
 class Rerun:
-    """In place of a graph."""
+    """Stands for a graph: replaying computes the step again."""
 
     def __call__(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
         out = work().clone()
@@ -48,7 +48,7 @@ class CannotCapture:
 
 @pytest.fixture(autouse=True)
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The choices that are made for CUDA, on whatever device there is."""
+    """Make the choices that are made for CUDA on every device."""
     if DEVICE.type == "cuda":
         return
 

@@ -1,4 +1,5 @@
-"""Decoding steps whose exchanges the kernels carry out by themselves: the bits of a local step, whatever happens to a link."""
+"""Decoding steps whose exchanges the kernels carry out by themselves: they have the bits of a local step,
+whatever happens to a link."""
 
 from __future__ import annotations
 
