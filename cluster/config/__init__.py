@@ -1,4 +1,4 @@
-"""Everything that can be configured: `ClusterConfig`, the sources of its values, and environment variables.
+"""The configuration: `ClusterConfig`, the sources of its values, and the environment variables that are read.
 
 Open `cluster_config.py` first.
 """

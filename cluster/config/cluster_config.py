@@ -1,10 +1,11 @@
-"""ClusterConfig: everything that can be configured.
+"""ClusterConfig, which holds all settings of a service.
 
-    YAML file --read_yaml-->  mapping  --+
-    flags     --add_flags-->  mapping  --+--from_mapping-->  ClusterConfig (checked, frozen)
-    Serve args  ---------->  mapping  --+
+    YAML file  --read_yaml-->  mapping  --+
+    flags      --add_flags-->  mapping  --+--from_mapping-->  ClusterConfig (checked, frozen)
+    Serve args ------------->  mapping  --+
 
-Every field is a key of the file and, with dashes, a flag of `phimoe serve`; `cluster.config.sources` reads both.
+Every field is a key of the file and, with dashes, a flag of `phimoe serve`; `cluster.config.sources` reads
+both.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from pathlib import Path
 from actors.checkpoint.quantization import DENSE_DEVICES, KINDS, check_device
 
 NUM_EXPERTS = 16
-"""Logical experts of a PhiMoE layer; the most expert actors that can have work."""
+"""Number of logical experts in each PhiMoE layer, and thus the most expert actors that can have work."""
 
 EXCHANGES = ("links", "all_to_all", "local")
-"""The names of `actors.exchange.transports.TRANSPORTS`; a copy, since that module imports torch."""
+"""The names in `actors.exchange.transports.TRANSPORTS`. They are copied, since that module imports torch."""
 
 EMBEDDED_MODEL_NAME = "phimoe-tiny"
-"""What the embedded model is called where no other name is given."""
+"""Name of the embedded model unless another name is given."""
 
 
 def _option(
@@ -39,7 +40,10 @@ def _option(
     high: float | None = None,
     actors: bool = False,
 ) -> typing.Any:
-    """A field with its sentence, its range, and whether running actors have to be replaced when it changes."""
+    """Return a field with its help text and range.
+
+    `actors`: running actors are replaced when the field changes.
+    """
     return field(
         default=default,
         metadata={"help": help, "choices": choices, "low": low, "high": high, "actors": actors},
@@ -48,54 +52,57 @@ def _option(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
-    """One service: the model, its actors and its doors. Raises ValueError that names field and value."""
+    """The settings of one service: model, actors and listeners.
+
+    Raises ValueError that names field and value.
+    """
 
     model: str | None = _option(
         None,
-        "checkpoint directory or hub name; none is the embedded tiny model; a preset with load_format dummy",
+        "checkpoint directory, hub name, or preset with load_format dummy; none uses the embedded tiny model",
         actors=True,
     )
     load_format: str = _option(
         "auto",
-        "auto reads safetensors, dummy makes random weights of a preset",
+        "auto reads safetensors; dummy makes random weights for a preset",
         choices=("auto", "dummy"),
         actors=True,
     )
     revision: str | None = _option(None, "branch, tag or commit of a hub model", actors=True)
-    cache_dir: str | None = _option(None, "where downloaded models are kept", actors=True)
-    served_model_name: str | None = _option(None, "name that clients use; none is the model's own")
+    cache_dir: str | None = _option(None, "directory in which downloaded models are kept", actors=True)
+    served_model_name: str | None = _option(None, "name that clients use; none means the model's own name")
     expert_actors: int | None = _option(
         None,
-        "number of expert actors; none is 2, or 0 with exchange local",
+        "number of expert actors; none means 2, or 0 with exchange local",
         low=0,
         high=NUM_EXPERTS,
         actors=True,
     )
     dense_actors: int = _option(1, "number of dense actors", low=1, high=64, actors=True)
     expert_replicas: int = _option(
-        1, "expert actors that hold each expert", low=1, high=NUM_EXPERTS, actors=True
+        1, "number of expert actors that hold each expert", low=1, high=NUM_EXPERTS, actors=True
     )
     redundant_slots: int = _option(
         0,
-        "further experts that each expert actor holds: replicas of those with the most load",
+        "number of further experts that each expert actor holds: replicas of the most loaded experts",
         low=0,
         high=NUM_EXPERTS,
         actors=True,
     )
     rebalance_interval_seconds: float = _option(
         0.0,
-        "rebalance by itself once it has been worth it for so long; 0 only on command",
+        "rebalance without a command once it has been worth it for this time; 0 means only on command",
         low=0,
     )
     rebalance_threshold: float = _option(
-        0.1, "it is worth it when this part of the expert actors' time is saved", low=0.01, high=1
+        0.1, "part of the expert actors' time that a rebalance must save to be worth it", low=0.01, high=1
     )
     hung_after_seconds: float = _option(
-        2.0, "an actor that gives no sign of life for so long is killed and started anew", low=0.2
+        2.0, "an actor that gives no sign of life for this time is killed and started again", low=0.2
     )
     replace_after_seconds: float = _option(
         20.0,
-        "experts of an actor that is away for so long go to the others until it is back; 0 never",
+        "experts of an actor that is away for this time go to the others until it is back; 0 means never",
         low=0,
     )
     exchange: str = _option(
@@ -106,80 +113,80 @@ class ClusterConfig:
     )
     link_backend: str = _option(
         "auto",
-        "what carries a link; auto is chosen by device",
+        "what carries the bytes of a link; auto chooses by device",
         choices=("auto", "gloo", "tcp", "nccl"),
         actors=True,
     )
     dtype: str = _option(
         "auto",
-        "type of the weights; auto is as stored",
+        "type of the weights; auto means as stored",
         choices=("auto", "bfloat16", "float16", "float32"),
         actors=True,
     )
     expert_quantization: str | None = _option(
         None,
-        "hold the experts' matrices in so few bits: int8, int4 (cpu alone) or fp8 (cuda alone); none is as stored",
+        "quantization of the experts' matrices: int8, int4 (only cpu) or fp8 (only cuda); none is as stored",
         choices=tuple(KINDS),
         actors=True,
     )
     dense_quantization: str | None = _option(
         None,
-        "hold attention's projections and the head in so few bits: int8 or int4 (cpu alone); none is as stored",
+        "quantization of attention's projections and the head: int8 or int4 (only cpu); none means as stored",
         choices=tuple(name for name, kind in KINDS.items() if "cpu" in kind.devices),
         actors=True,
     )
     device: str = _option(
         "auto",
-        "auto is cuda where the cluster has a GPU for every actor and what is quantized allows it, else cpu",
+        "auto chooses cuda if the cluster has a GPU for every actor and the quantization allows it, else cpu",
         choices=("auto", "cpu", "cuda"),
         actors=True,
     )
     gpus_per_actor: float = _option(
-        1.0, "share of a GPU that each actor claims on cuda", low=0.01, high=8, actors=True
+        1.0, "number of GPUs, or part of a GPU, that each actor claims on cuda", low=0.01, high=8, actors=True
     )
     max_model_len: int | None = _option(
-        None, "longest prompt plus output in tokens; none is the model's limit", low=1, actors=True
+        None, "longest prompt plus output in tokens; none means the model's limit", low=1, actors=True
     )
     max_num_sequences: int = _option(64, "most sequences in one step", low=1, high=65536, actors=True)
     max_batch_tokens: int = _option(2048, "most tokens in one step", low=1, actors=True)
     max_step_stretch: float = _option(
         2.0,
-        "how many times as long a step may take for the prompts in it, where other sequences decode",
+        "how many times as long prompts may make a step in which other sequences decode",
         low=1.1,
         high=100,
         actors=True,
     )
     speculative_tokens: int = _option(
         0,
-        "most tokens of a sequence that are guessed from its text so far and computed ahead in one step; 0 is none",
+        "most tokens of a sequence that are guessed from its text and checked in one step; 0 means none",
         low=0,
         high=64,
         actors=True,
     )
     block_size: int = _option(16, "tokens per KV block", low=1, high=1024, actors=True)
     kv_cache_bytes: int | None = _option(
-        None, "size of the KV cache; none is chosen from free memory", low=1, actors=True
+        None, "size of the KV cache; none means chosen by free memory", low=1, actors=True
     )
     enable_prefix_caching: bool = _option(
-        True, "whether sequences share the KV blocks of prefixes that were computed before", actors=True
+        True, "sequences share the KV blocks of prefixes that were computed before", actors=True
     )
     dense_threads: int | None = _option(
-        None, "threads of the dense actor; none is chosen from the cores", low=1, high=1024, actors=True
+        None, "threads of each dense actor; none means chosen by cores", low=1, high=1024, actors=True
     )
     expert_threads: int | None = _option(
-        None, "threads of each expert actor; none is chosen from the cores", low=1, high=1024, actors=True
+        None, "threads of each expert actor; none means chosen by cores", low=1, high=1024, actors=True
     )
     exchange_deadline_seconds: float = _option(
-        30.0, "longest wait for one message of a step", low=0.01, actors=True
+        30.0, "longest wait of a step for one message of the exchange", low=0.01, actors=True
     )
     late_seconds: float = _option(
         0.15,
-        "no answer of an expert actor counts as late before; a late one's rows go to another holder as well",
+        "shortest wait before an expert actor counts as late and its rows also go to another holder",
         low=0.001,
         actors=True,
     )
     park_deadline_seconds: float = _option(
-        120.0, "longest wait of a step for an expert that nobody holds at present", low=0.1, actors=True
+        120.0, "longest wait of a step for an expert that no actor holds at present", low=0.1, actors=True
     )
     connect_deadline_seconds: float = _option(
         60.0, "longest wait for a link to come up", low=0.01, actors=True
@@ -194,32 +201,34 @@ class ClusterConfig:
         60.0, "how long a request waits for a lost dense actor to come back", low=0
     )
     max_waiting_requests: int = _option(
-        1024, "most requests under way per ingress replica; more are answered with 429", low=1
+        1024, "most requests under way per ingress replica; further ones are answered with 429", low=1
     )
     max_waiting_tokens: int = _option(
         4 * 1024 * 1024,
-        "most prompt tokens under way per ingress replica; more are answered with 429",
+        "most prompt tokens under way per ingress replica; further requests are answered with 429",
         low=1,
     )
     dense_silence_seconds: float = _option(
         0.6,
-        "a dense actor that is silent for longer counts as hung; more where beats are irregular",
+        "a dense actor that sends nothing for this time counts as hung; irregular heartbeats extend the time",
         low=0.3,
     )
     drain_grace_seconds: float = _option(
         30.0, "how long running requests may go on when the service is told to end", low=0, high=3600
     )
-    max_body_bytes: int = _option(8 * 1024 * 1024, "largest HTTP body and gRPC message", low=1)
+    max_body_bytes: int = _option(8 * 1024 * 1024, "size of the largest HTTP body and gRPC message", low=1)
     body_timeout_seconds: float = _option(60.0, "longest time that an HTTP body may take to arrive", low=0.1)
     header_timeout_seconds: int = _option(
         10, "longest time that the header of an HTTP request may take to arrive", low=1, high=3600
     )
-    max_header_bytes: int = _option(16384, "largest header of an HTTP request", low=16384, high=1 << 20)
+    max_header_bytes: int = _option(
+        16384, "size of the largest header of an HTTP request", low=16384, high=1 << 20
+    )
     max_requests_per_key: int = _option(
-        256, "most requests under way per API key and ingress replica; more are answered with 429", low=1
+        256, "most requests under way per API key and ingress replica; further ones get 429", low=1
     )
     max_prompt_tokens: int | None = _option(
-        None, "longest prompt in tokens; none is what the context holds", low=1
+        None, "longest prompt in tokens; none means the model's context", low=1
     )
     max_prompt_chars: int = _option(4_000_000, "most characters of a prompt or conversation", low=1)
     max_prompts: int = _option(1024, "most prompts of one request", low=1)
@@ -232,28 +241,30 @@ class ClusterConfig:
     max_stop_token_ids: int = _option(256, "most stop token ids", low=1)
     max_logit_bias: int = _option(1024, "most entries of logit_bias", low=1)
     api_keys_file: str | None = _option(
-        None, "file with the API keys of clients, one a line, name:key or key; also PHIMOE_API_KEYS"
+        None, "file with the API keys of clients, one per line, name:key or key; also PHIMOE_API_KEYS"
     )
     admin_keys_file: str | None = _option(
         None, "file with the keys of operators, in the same form; also PHIMOE_ADMIN_KEYS"
     )
     tls_cert_file: str | None = _option(
-        None, "PEM file with the certificate chain of the doors; then they speak TLS alone"
+        None, "PEM file with the certificate chain; with it HTTP and gRPC are served only over TLS"
     )
     tls_key_file: str | None = _option(None, "PEM file with the certificate's private key")
     grpc_tls_port: int = _option(
-        9443, "port of gRPC with TLS, instead of grpc_port, where there is a certificate", low=1, high=65535
+        9443, "gRPC port with TLS, used instead of grpc_port with a certificate", low=1, high=65535
     )
     ingress_replicas: int = _option(1, "number of ingress replicas", low=1, high=256)
-    host: str = _option("127.0.0.1", "address that the HTTP and gRPC doors listen on")
+    host: str = _option("127.0.0.1", "address on which HTTP and gRPC listen")
     port: int = _option(8000, "HTTP port", low=1, high=65535)
     grpc_port: int = _option(9000, "gRPC port", low=1, high=65535)
     proxy: str = _option(
         "auto",
-        "what Ray Serve listens with; auto is haproxy where it is installed",
+        "what Ray Serve listens with; auto means haproxy if it is installed, else python",
         choices=("auto", "haproxy", "python"),
     )
-    address: str | None = _option(None, "Ray cluster to join (host:port or auto); none starts a local one")
+    address: str | None = _option(
+        None, "Ray cluster to join (host:port or auto); none starts a local cluster"
+    )
     dashboard: bool = _option(False, "start Ray's dashboard with a local cluster")
 
     def __post_init__(self) -> None:
@@ -268,8 +279,8 @@ class ClusterConfig:
             raise ValueError(f"expert_actors is 0, but exchange {self.exchange} needs 1 to {NUM_EXPERTS}")
         if self.expert_replicas > max(1, self.num_expert_actors):
             raise ValueError(
-                f"expert_replicas is {self.expert_replicas}, expected at most {max(1, self.num_expert_actors)}, "
-                f"the number of expert actors"
+                f"expert_replicas is {self.expert_replicas}, expected at most "
+                f"{max(1, self.num_expert_actors)}, the number of expert actors"
             )
         if self.expert_quantization is not None and self.device != "auto":
             subject = f"expert_quantization is {self.expert_quantization!r}"
@@ -298,18 +309,18 @@ class ClusterConfig:
             missing = "tls_cert_file" if self.tls_cert_file is None else "tls_key_file"
             raise ValueError(f"{missing} is none, but TLS needs both tls_cert_file and tls_key_file")
         if self.has_tls and self.proxy == "haproxy":
-            raise ValueError("proxy is 'haproxy', which Ray Serve starts without TLS: leave it out, or TLS")
+            raise ValueError("proxy is 'haproxy', which Ray Serve starts without TLS: leave one of them out")
         if self.has_tls and self.grpc_tls_port == self.port:
             raise ValueError(f"grpc_tls_port is {self.grpc_tls_port}, the same as port")
 
     @property
     def has_tls(self) -> bool:
-        """Whether the doors speak TLS."""
+        """Whether HTTP and gRPC are served over TLS."""
         return self.tls_cert_file is not None
 
     @property
     def num_expert_actors(self) -> int:
-        """How many expert actors there are to be."""
+        """The number of expert actors with which the service starts."""
         if self.exchange == "local":
             return 0
         return 2 if self.expert_actors is None else self.expert_actors
@@ -324,13 +335,13 @@ class ClusterConfig:
         return Path(self.model).name if Path(self.model).is_dir() else self.model
 
     def actor_hash(self) -> str:
-        """Equal for two configs whose actors are interchangeable, whatever doors stand before them."""
+        """Return a hash that is equal for two configs whose actors are interchangeable, in hex."""
         chosen = {item.name: getattr(self, item.name) for item in fields(self) if item.metadata["actors"]}
         chosen["expert_actors"] = self.num_expert_actors
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_mapping(self) -> dict[str, object]:
-        """The keys that differ from their defaults: what `from_mapping` turns into an equal config."""
+        """Return the keys that differ from their defaults. `from_mapping` turns them into an equal config."""
         return {
             item.name: getattr(self, item.name)
             for item in fields(self)
@@ -339,7 +350,10 @@ class ClusterConfig:
 
 
 def from_mapping(mapping: Mapping[str, object]) -> ClusterConfig:
-    """A checked config. Raises ValueError for a key that does not exist, with the closest one that does."""
+    """Return a checked config.
+
+    Raises ValueError for an unknown key; the message names the closest known key.
+    """
     known = field_types()
     for key in mapping:
         if key not in known:
@@ -348,7 +362,7 @@ def from_mapping(mapping: Mapping[str, object]) -> ClusterConfig:
 
 
 def field_types() -> dict[str, typing.Any]:
-    """Name -> type of every key, in order."""
+    """Return a mapping from the name of each key to its type, in the order of the fields."""
     return typing.get_type_hints(ClusterConfig)
 
 
@@ -376,7 +390,7 @@ def _is_optional(hint: object) -> bool:
 
 
 def base_type(hint: object) -> type:
-    """The type of a key, without None."""
+    """Return the type of a key without None."""
     if isinstance(hint, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     assert isinstance(hint, type)
@@ -389,4 +403,4 @@ def _words(base: type) -> str:
 
 def _closest(key: str, known: typing.Iterable[str]) -> str:
     matches = difflib.get_close_matches(key.replace("-", "_"), list(known), n=1, cutoff=0.0)
-    return f"; the closest known one is {matches[0]!r}" if matches else ""
+    return f"; the closest known key is {matches[0]!r}" if matches else ""

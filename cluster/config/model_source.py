@@ -1,4 +1,4 @@
-"""From the config to where weights, tokenizer and chat template are read."""
+"""Says where weights, tokenizer and chat template are read from, given the config."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cluster.config.environment import hub_token
 
 
 def model_source(config: ClusterConfig) -> ModelSource:
-    """Where the weights and the tokenizer come from."""
+    """Return the source of the weights and the tokenizer, with the hub's token from the environment."""
     return ModelSource(
         model=config.model,
         load_format=config.load_format,

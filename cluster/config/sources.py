@@ -1,4 +1,4 @@
-"""Where a ClusterConfig comes from: one YAML file, flags of `phimoe serve`, or both, of which flags count more."""
+"""Reads a ClusterConfig from a YAML file and from the flags of `phimoe serve`, which override the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cluster.config.cluster_config import ClusterConfig, base_type, field_types,
 
 
 def read_yaml(path: Path) -> dict[str, object]:
-    """The keys of one config file. Raises ValueError that names the file."""
+    """Return the keys of one config file. Raises ValueError that names the file."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -27,7 +27,10 @@ def read_yaml(path: Path) -> dict[str, object]:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Give a parser `[MODEL]`, `--config` and one flag for each field; flags that are not given leave no trace."""
+    """Add `[MODEL]`, `--config` and one flag for each field to a parser.
+
+    Flags that are not given set no value.
+    """
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS, help=_help_of("model")
     )
@@ -50,7 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def from_flags(namespace: argparse.Namespace) -> ClusterConfig:
-    """The config of a parsed command line: the file's keys, overridden by the flags that were given."""
+    """Return the config of a parsed command line: the file's keys, overridden by the flags that are given."""
     mapping = read_yaml(namespace.config) if namespace.config is not None else {}
     mapping.update({name: value for name, value in vars(namespace).items() if name in field_types()})
     return from_mapping(mapping)

@@ -96,7 +96,7 @@ class Channels:
             listener()
 
     def _move_sequences(self) -> None:
-        """Move sequences away from leaving actors at once, and from those that cannot compute after a while."""
+        """Move sequences away from leaving actors at once, from those that cannot compute after a while."""
         for channel in self:
             has_other = any(
                 other.is_ready and other.address.index not in self._leaving
