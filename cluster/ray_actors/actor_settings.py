@@ -1,4 +1,7 @@
-"""From the config and the machines that are there to what each actor is told. Pure but for the hub's token."""
+"""Chooses the settings of each actor from the config and the machines of the cluster.
+
+Pure, except that the token for the model hub is read from the environment.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,12 @@ from cluster.config.model_source import model_source
 from cluster.supervisor.placement.placement import spread_experts
 
 DENSE_LABEL, EXPERT_LABEL, INGRESS_LABEL = "phimoe_dense", "phimoe_expert", "phimoe_ingress"
-"""Custom resources of Ray nodes that are meant for one kind of actor (k8s/overlays/gpu gives them to its groups), or for
-ingress replicas."""
+"""Custom resources of Ray nodes that are meant for one kind of actor or for ingress replicas. For example,
+k8s/overlays/gpu gives them to its groups of nodes."""
 CPUS_PER_ACTOR = 0.05
-"""Claimed so that Ray spreads the actors; their threads are counted by `share_threads`."""
+"""CPUs that an actor claims, so that Ray spreads the actors. `share_threads` counts their threads."""
 LABEL_SHARE = 0.001
+"""Amount of a custom resource that each actor or ingress replica claims."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,28 +29,28 @@ class Fleet:
 
     num_nodes: int
     cores_per_node: int
-    """Cores of the smallest node."""
+    """Cores of the node with the fewest."""
     num_gpus: float
-    """GPUs of all nodes together."""
+    """Number of GPUs of all nodes together."""
     labels: frozenset[str] = frozenset()
-    """Names of all resources, custom ones included, that some node has."""
+    """Names of all resources that some node has, custom resources included."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Threads:
-    """Compute threads of each kind of actor."""
+    """Number of compute threads of each actor, by kind."""
 
     dense: int
     expert: int
 
 
 def share_threads(num_cores: int, num_dense: int, num_experts: int, num_nodes: int = 1) -> Threads:
-    """Threads for nodes of `num_cores` cores each.
+    """Return the threads of actors on nodes of `num_cores` cores each.
 
-    Actors of a kind run side by side and share the cores of their node. Dense actors get half of them where there are
-    expert actors: the kinds take turns, but a dense thread that waits awake for its next product takes a core from the
-    experts. On two cores one dense thread decodes 1.5 times as fast as two (`cluster/commands/bench/RESULTS.md`, "Which
-    threads and cores do actors take?").
+    Actors of a kind run side by side and share the cores of their node. If there are expert actors, the dense
+    actors share half of the cores. The two kinds compute alternately, but a dense thread that spins until its
+    next product takes a core from the experts. On two cores one dense thread decodes 1.5 times as fast as two
+    (`cluster/commands/bench/RESULTS.md`, "Which threads and cores do actors take?").
     """
 
     def share(count: int, cores: int) -> int:
@@ -58,10 +62,11 @@ def share_threads(num_cores: int, num_dense: int, num_experts: int, num_nodes: i
 
 
 def choose_device(config: ClusterConfig, fleet: Fleet, num_experts: int) -> str:
-    """ "cpu" or "cuda"; with auto one that serves what is quantized, cuda where there is a choice.
+    """Return "cpu" or "cuda".
 
-    Raises ValueError where cuda is asked for, by name or by a quantization that cuda alone serves, and there are not
-    enough GPUs.
+    With device auto, return cuda if the quantization and the number of GPUs allow it.
+
+    Raises ValueError if there are too few GPUs for device cuda or for a quantization that only cuda supports.
     """
     wanted = (config.dense_actors + num_experts) * config.gpus_per_actor
     has_gpus = fleet.num_gpus >= wanted
@@ -84,10 +89,11 @@ def choose_device(config: ClusterConfig, fleet: Fleet, num_experts: int) -> str:
 def plan_actors(
     config: ClusterConfig, token: str, fleet: Fleet, num_experts: int, device: str | None = None
 ) -> list[DenseSettings | ExpertSettings]:
-    """Settings of every actor, dense ones first. `token` is what ingress replicas show to dense actors.
+    """Return the settings of every actor, first the dense actors, then the expert actors.
 
-    `num_experts` is the number of expert actors, which may have been changed since the service began; `device` is the one
-    that was chosen then.
+    `token` is the token with which ingress replicas identify themselves to dense actors. `num_experts` is the
+    number of expert actors, which may have changed since the service started. `device` is the device that was
+    chosen then, or None at the start.
     """
     device = device or choose_device(config, fleet, num_experts)
     threads = share_threads(fleet.cores_per_node, config.dense_actors, num_experts, fleet.num_nodes)
@@ -140,7 +146,7 @@ def plan_actors(
 
 
 def bundle(settings: DenseSettings | ExpertSettings, gpus_per_actor: float, fleet: Fleet) -> dict[str, float]:
-    """What an actor's place claims of its node: a little CPU, its GPU, and its kind's label where nodes carry it."""
+    """Return the resources that an actor claims: a little CPU, its GPU, and its label if some node has it."""
     claims = {"CPU": CPUS_PER_ACTOR}
     if settings.device == "cuda":
         claims["GPU"] = gpus_per_actor
@@ -156,9 +162,11 @@ def choose_node(
     num_alike: Mapping[str, int],
     num_actors: Mapping[str, int],
 ) -> str | None:
-    """Where one more actor belongs: of the nodes that could hold it, the one with the fewest of its kind, then of any kind.
+    """Return the node for one more actor, or None if no node has the resources.
 
-    `nodes` are the resources of each node, taken or not; the counts are of actors per node. None where no node could.
+    Of the nodes that could hold the actor, choose the node with the fewest actors of its kind, and among
+    equals the node with the fewest actors of any kind. `nodes` are the total resources of each node,
+    `num_alike` and `num_actors` the actors per node.
     """
     able = [
         node

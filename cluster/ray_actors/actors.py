@@ -1,10 +1,10 @@
-"""Dense and expert actors as Ray actors: create, call with deadlines, watch and kill them.
+"""Runs dense and expert actors as Ray actors: creates, calls (with deadlines), watches and kills them.
 
-    phimoe-dense-D     HostedActor with a DenseActor, in a placement group of that name
-    phimoe-expert-E    HostedActor with an ExpertActor, in another one
+    phimoe-dense-D     HostedActor with a DenseActor, in a placement group of the same name
+    phimoe-expert-E    HostedActor with an ExpertActor, in a placement group of the same name
 
-All of them are detached, named and restarted without limit. Calls that need the head (GCS) run in threads: they block while
-it is away.
+All of them are detached, named, and restarted without limit. Calls that need Ray's head (GCS) run in threads,
+since they block while the head is down.
 """
 
 from __future__ import annotations
@@ -40,18 +40,20 @@ logger = logging.getLogger(__name__)
 
 _SNAPSHOT_KEY = "snapshot"
 _CALLS_AT_ONCE = 32
-"""Threads of a hosted actor that answer calls: joins of several epochs may be waiting while pulses go on."""
+"""Threads of a hosted actor that answer calls. Joins of several epochs may wait while heartbeats are
+answered."""
 _HEAD_SECONDS = 30.0
 """Longest wait for an answer of Ray's head, which may be restarting."""
 _GROUP_SECONDS = 60.0
 _NUM_CHECKS, _CHECK_SECONDS = 20, 0.25
-"""How often a place is looked for, before the lack of one is reported."""
+"""How often, and at which interval, a placement group is checked for a node before the lack of one is
+reported."""
 
 T = TypeVar("T")
 
 
 class HostedActor:
-    """The process of one dense or expert actor: what Ray creates around the plain class."""
+    """The process of one dense or expert actor. Ray creates this class, which holds the plain actor."""
 
     def __init__(self, settings: DenseSettings | ExpertSettings) -> None:
         limit_threads(settings.num_threads)
@@ -59,7 +61,8 @@ class HostedActor:
         self._started = process_start(os.getpid()) or ""
         self._end = threading.Event()
         settings = replace(settings, node_ip=self._node_ip)
-        # Imported here: only these processes load torch, and each only its own half.
+        # These imports load torch, so they are here: only actors' processes load it, each only with its own
+        # package.
         if isinstance(settings, DenseSettings):
             from actors.dense.actor import DenseActor
 
@@ -70,7 +73,7 @@ class HostedActor:
             self._actor = ExpertActor(settings)
 
     def heartbeat(self) -> Heartbeat:
-        """Who is there and how far it is."""
+        """Return the identity of the process and its loading progress."""
         return Heartbeat(
             incarnation=self._actor.incarnation,
             pid=os.getpid(),
@@ -81,46 +84,52 @@ class HostedActor:
         )
 
     def start_loading(self, experts: tuple[int, ...] | None) -> None:
-        """Begin to load what the settings say, or these experts; returns at once."""
+        """Begin to load the weights, with these experts or with None those of the settings.
+
+        Return at once.
+        """
         if experts is None:
             self._actor.start_loading()
         else:
             self._actor.start_loading(experts)
 
     def hold(self, experts: tuple[int, ...]) -> None:
-        """Begin to load these experts in addition; returns at once. Only an expert actor holds any."""
+        """Begin to load these further experts, and return at once. Only expert actors have this call."""
         self._actor.hold(experts)
 
     def drop(self, experts: tuple[int, ...]) -> None:
-        """Forget these experts."""
+        """Free these experts. Only expert actors have this call."""
         self._actor.drop(experts)
 
     def listen(self) -> tuple[str, int, str, int]:
-        """Front host and port, store host and port. Only a dense actor listens."""
+        """Return host and port for ingress replicas, then host and port of the store.
+
+        Only dense actors listen.
+        """
         host, port, store_host, store_port = self._actor.listen()
         return host, port, store_host, store_port
 
     def join(self, members: Membership) -> None:
-        """Enter an epoch; blocks until its links are up."""
+        """Enter an epoch, and block until its links are up."""
         self._actor.join(members)
 
     def report(self) -> ActorReport:
-        """What the actor says of itself."""
+        """Return the actor's report on itself."""
         report: ActorReport = self._actor.report()
         return report
 
     def wait_for_end(self) -> None:
-        """Blocks for as long as the process lives; its death ends the call with an error at the caller."""
+        """Block for as long as the process lives. Its death ends the call with an error at the caller."""
         self._end.wait()
 
     def stop(self) -> None:
-        """Close links and sockets; the process stays until it is removed."""
+        """Close links and sockets. The process stays until it is removed."""
         self._end.set()
         self._actor.stop()
 
 
 class RayActor:
-    """A HostedActor as the supervisor sees it: `remote.RemoteActor` over Ray."""
+    """A HostedActor as the supervisor sees it: `remote_actor.RemoteActor` over Ray."""
 
     def __init__(self, handle: Any, name: str, node_id: str) -> None:
         self._handle, self._name, self._node_id = handle, name, node_id
@@ -156,7 +165,7 @@ class RayActor:
         await self._answer(self._handle.stop.remote(), deadline_seconds)
 
     async def replace(self, heartbeat: Heartbeat | None, deadline_seconds: float) -> None:
-        """By a signal, on the process's own node: Ray's kill waits for an answer of the process itself."""
+        """Send a signal on the process's own node, since Ray's kill waits for an answer of the process."""
         if heartbeat is None:
             await _in_thread(lambda: ray.kill(self._handle, no_restart=False), deadline_seconds)
         elif heartbeat.node_id == self._node_id:
@@ -168,7 +177,8 @@ class RayActor:
             try:
                 await self._answer(reference, deadline_seconds)
             except (asyncio.TimeoutError, asyncio.CancelledError):
-                # It must not hit later, when the node can be reached again and all is well.
+                # The task must not kill the process later, when the node can be reached again and the process
+                # works.
                 ray.cancel(reference, force=True)
                 raise
 
@@ -178,7 +188,7 @@ class RayActor:
             kill_process(self._heartbeat.pid, self._heartbeat.started)
 
     async def _answer(self, reference: Awaitable[T], deadline_seconds: float | None) -> T:
-        """The call's result. Raises ActorLostError, TimeoutError, or the actor's own ActorError."""
+        """Return the call's result. Raises ActorLostError, TimeoutError, or the actor's own ActorError."""
         try:
             return await within(deadline_seconds, as_future(reference))
         except RayTaskError as error:
@@ -193,18 +203,18 @@ class RayActor:
 
 
 class RayPool:
-    """The machines of one Ray cluster: `remote.ActorPool` over Ray. Lives in the supervisor's process."""
+    """The machines of one Ray cluster: `remote_actor.ActorPool` over Ray, in the supervisor's process."""
 
     def __init__(self) -> None:
         self._names: set[str] = set()
-        """Of the actors that have a place."""
+        """Names of the actors that have a placement group."""
         self._gpus_per_actor = 0.0
         self._node_id, _ = this_node()
 
     async def plan(
         self, config: ClusterConfig, token: str, num_experts: int, device: str | None
     ) -> list[DenseSettings | ExpertSettings]:
-        """Choose device and threads for the nodes that are alive, and reserve places for the actors."""
+        """Choose device and threads for the nodes that are alive, and create the actors' placement groups."""
         fleet = await _in_thread(_fleet, _HEAD_SECONDS)
         settings = plan_actors(config, token, fleet, num_experts, device)
         self._gpus_per_actor = config.gpus_per_actor if settings[0].device == "cuda" else 0.0
@@ -216,7 +226,7 @@ class RayPool:
         return settings
 
     async def find_or_create(self, settings: DenseSettings | ExpertSettings) -> RayActor:
-        """The actor of that name, which may be there from before the supervisor's last restart."""
+        """Return the actor of that name, which may be older than the supervisor's process, or create it."""
         name = actor_name(key_of(settings))
         group = await self._place_of(name)
         options = {
@@ -238,12 +248,15 @@ class RayPool:
                 lambda: ray.remote(HostedActor).options(**options).remote(settings), _HEAD_SECONDS
             )
         except ValueError as error:
-            # The name is taken by an actor that is just being removed.
+            # An actor that is being removed still has the name.
             raise ActorLostError(name, str(error)) from error
         return RayActor(handle, name, self._node_id)
 
     async def _place_of(self, name: str) -> Any:
-        """The actor's placement group, once it has a node. Raises ActorLostError where it has none for long."""
+        """Wait until the actor's placement group has a node, and return it.
+
+        Raises ActorLostError after some time.
+        """
         for _ in range(_NUM_CHECKS):
             group = await _in_thread(lambda: placement_groups.find_placed(name), _HEAD_SECONDS)
             if group is not None:
@@ -255,7 +268,8 @@ class RayPool:
         lost = await _in_thread(placement_groups.unplaced, _HEAD_SECONDS)
         for name in sorted(lost.keys() & self._names):
             logger.warning("%s has lost its node and is placed anew", name)
-            # With the claims that it had: the labels of nodes that are gone are not among those that `plan` sees.
+            # The new group claims what the old one did. `plan` would not see the labels of nodes that are
+            # gone.
             await _in_thread(partial(placement_groups.place_anew, name, lost[name]), _HEAD_SECONDS)
 
     async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
@@ -264,14 +278,17 @@ class RayPool:
         await _in_thread(lambda: placement_groups.remove(name), _HEAD_SECONDS)
 
     async def release(self) -> None:
-        """Give the reserved places back, and forget the notes."""
+        """Remove all placement groups, and delete the snapshot."""
         await _in_thread(placement_groups.remove_all, _HEAD_SECONDS)
         await _in_thread(
             lambda: internal_kv._internal_kv_del(_SNAPSHOT_KEY, namespace=NAMESPACE), _HEAD_SECONDS
         )
 
     async def save(self, snapshot: bytes) -> None:
-        """In the head's key-value store: it outlives every actor, and a restart of a head that keeps its state."""
+        """Store the snapshot in the head's key-value store, which outlives every actor.
+
+        It also outlives a restart of the head if the head keeps its state.
+        """
         await _in_thread(
             lambda: internal_kv._internal_kv_put(
                 _SNAPSHOT_KEY, snapshot, overwrite=True, namespace=NAMESPACE
@@ -280,7 +297,7 @@ class RayPool:
         )
 
     async def load(self) -> bytes | None:
-        """What was saved last."""
+        """Return the snapshot that was saved last, or None."""
         found: bytes | None = await _in_thread(
             lambda: internal_kv._internal_kv_get(_SNAPSHOT_KEY, namespace=NAMESPACE), _HEAD_SECONDS
         )
@@ -288,19 +305,22 @@ class RayPool:
 
 
 def this_node() -> tuple[str, str]:
-    """Ray's id of this node, and the address by which Ray knows it; a host may have several."""
+    """Return Ray's id of this node, and the address by which Ray knows the node; a host may have several."""
     node_id = ray.get_runtime_context().get_node_id()
     described: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return node_id, next(str(node["NodeManagerAddress"]) for node in described if node["NodeID"] == node_id)
 
 
 def as_future(reference: Any) -> asyncio.Future[Any]:
-    """An ObjectRef as a future of the running loop."""
+    """Return an ObjectRef as a future of the running loop."""
     return asyncio.wrap_future(reference.future())
 
 
 async def _in_thread(call: Callable[[], T], deadline_seconds: float) -> T:
-    """A blocking call of Ray. Raises ActorLostError where Ray's head does not do it."""
+    """Make a blocking call of Ray in a thread.
+
+    Raises ActorLostError if Ray's head fails, and TimeoutError.
+    """
     try:
         return await within(deadline_seconds, asyncio.to_thread(call))
     except RayError as error:

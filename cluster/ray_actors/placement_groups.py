@@ -1,16 +1,17 @@
-"""Places of actors on the machines of a Ray cluster: one placement group per actor, of that name, with one bundle.
+"""Reserves nodes for actors: each actor has one Ray placement group of its own name, with one bundle.
 
-Each has a group of its own since Ray places again either all lost bundles of a group or none: an actor for which there is no
-room would keep others away from theirs.
+Each actor has its own group because Ray places either all lost bundles of a group again or none. In a shared
+group, an actor for which no node has room would keep the other actors from starting.
 
     PENDING -> CREATED -> its node dies: RESCHEDULING -> CREATED
 
-Up to Ray 2.60 the head looks for room for a group that is RESCHEDULING without a pause (ray-project/ray#65007): where there
-is none, it takes a core for itself, and whatever else is asked of it takes seconds. For one that is PENDING it tries ever
-more rarely, and when a node comes. So a group that has lost its node is given up and made anew. Its actor is created when the
-new group has a node, not before: Ray may ask a node for it that is never told where the group is.
+Up to Ray 2.60 the head searches without a pause for a node for a RESCHEDULING group (ray-project/ray#65007).
+If no node has room, the search takes a whole core and other calls of the head take seconds. For a PENDING
+group the head tries at growing intervals, and when a node joins. A group that has lost its node is therefore
+removed and created again. Its actor is created only when the new group has a node: otherwise Ray may ask a
+node for the actor that never learns where the group is.
 
-All of these block while Ray's head is away.
+All functions here block while Ray's head is down.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from cluster.ray_actors.ray_environment import NAMESPACE
 from cluster.supervisor.remote_actor import ActorLostError
 
 _PREFIX = "phimoe-"
-"""Of the names of actors and their groups."""
+"""Prefix of the names of all actors and their groups."""
 
 
 def reserve(bundles: Mapping[str, Mapping[str, float]], seconds: float) -> None:
-    """A group with a node for each name that has no group.
+    """Create the missing placement groups, all or none.
 
-    Raises ActorLostError, with none of the new ones left, where there is no room for all of them within so many seconds.
+    Raises ActorLostError if they cannot all be placed within `seconds`.
     """
     new = ask_for(bundles)
     end = time.monotonic() + seconds
@@ -48,7 +49,7 @@ def reserve(bundles: Mapping[str, Mapping[str, float]], seconds: float) -> None:
 
 
 def ask_for(bundles: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """A new group for each name that has none, as far apart as `choose_node` puts them where there is room."""
+    """Ask for a new group for each name that has none, if possible on the node that `choose_node` returns."""
     described: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     nodes = {node["NodeID"]: node["Resources"] for node in described if node["Alive"]}
     places = {item["name"]: str(item["bundles_to_node_id"].get(0, "")) for item in _live()}
@@ -70,31 +71,31 @@ def ask_for(bundles: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
 
 
 def find_placed(name: str) -> Any:
-    """The group of that name once it has a node, None before."""
+    """Return the group of that name if it has a node, else None."""
     has_node = any(item["name"] == name and item["state"] == "CREATED" for item in _live())
     return _find(name) if has_node else None
 
 
 def remove(name: str) -> None:
-    """The group of that name, where there is one."""
+    """Remove the group of that name, if there is one."""
     group = _find(name)
     if group is not None:
         remove_placement_group(group)
 
 
 def remove_all() -> None:
-    """Every actor's."""
+    """Remove the groups of all actors."""
     for item in _live():
         remove(item["name"])
 
 
 def unplaced() -> dict[str, dict[str, float]]:
-    """Names of those that have lost their node and have no other one yet -> what they claim of one."""
+    """Return the groups that have lost their node and have no new node yet: name -> claimed resources."""
     return {item["name"]: dict(item["bundles"][0]) for item in _live() if item["state"] == "RESCHEDULING"}
 
 
 def place_anew(name: str, claims: Mapping[str, float]) -> None:
-    """Another group in place of that one. Its actor is removed with it, since it cannot be restarted in any other."""
+    """Replace a group. Its actor is removed, too, since Ray cannot restart the actor in another group."""
     with contextlib.suppress(ValueError):
         ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
     remove(name)

@@ -1,4 +1,7 @@
-"""Starts or joins Ray, and leaves it. `cluster.ray_actors.ray_environment` has to be prepared before."""
+"""Starts or joins Ray, and leaves it.
+
+`ray_environment.prepare_ray` must have been called before the import.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,11 @@ def start_ray(config: ClusterConfig) -> None:
 
 
 def stop_ray() -> None:
-    """Leave Ray; a local cluster that this process started ends with it."""
+    """Leave Ray. A local cluster that this process started then ends."""
     ray.shutdown()
 
 
 def node_labels() -> frozenset[str]:
-    """Names of all resources that some node has, custom ones included. Blocks."""
+    """Return the names of all resources that some node has, custom resources included. Blocks."""
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return frozenset(resources)

@@ -1,4 +1,4 @@
-"""The process of the supervisor, and how ingress replicas and the command line find, create and call it."""
+"""The supervisor's process, and the client with which other processes find, create and call the supervisor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class HostedSupervisor:
-    """The process of the supervisor: an asyncio actor."""
+    """The process of the supervisor, which is an asyncio actor of Ray."""
 
     async def __init__(self, mapping: dict[str, object], token: str) -> None:  # type: ignore[misc]
         config = from_mapping(mapping)
@@ -50,7 +50,7 @@ class HostedSupervisor:
         self._supervisor.start()
 
     async def actor_hash(self) -> str:
-        """What the actors were made from."""
+        """Return `ClusterConfig.actor_hash` of the config from which the actors were created."""
         return self._hash
 
     async def view(self) -> ClusterView:
@@ -62,7 +62,7 @@ class HostedSupervisor:
         return self._supervisor.startup()
 
     async def addresses(self, known_version: int, wait_seconds: float) -> DenseAddresses:
-        """See Supervisor.doors."""
+        """See Supervisor.addresses."""
         return await self._supervisor.addresses(known_version, wait_seconds)
 
     async def operate(self, operation: Operation) -> None:
@@ -75,9 +75,10 @@ class HostedSupervisor:
 
 
 class SupervisorClient:
-    """The supervisor as ingress replicas and the command line see it.
+    """The supervisor as ingress replicas and commands see it.
 
-    Every call raises ActorLostError while it is dead or restarting and TimeoutError after its deadline.
+    Every call raises ActorLostError while the supervisor is dead or restarting, and TimeoutError after its
+    deadline.
     """
 
     def __init__(self, handle: Any) -> None:
@@ -100,11 +101,14 @@ class SupervisorClient:
         return await self._answer(self._handle.actor_hash.remote(), deadline_seconds)
 
     async def operate(self, operation: Operation, deadline_seconds: float) -> None:
-        """Also raises ValueError and OperationError. After a TimeoutError the operation goes on; see `view`."""
+        """Also raises ValueError and OperationError.
+
+        After a TimeoutError the operation goes on, as `view` shows.
+        """
         await self._answer(self._handle.operate.remote(operation), deadline_seconds)
 
     async def remove(self, deadline_seconds: float) -> None:
-        """End the service: its actors, their places and the supervisor."""
+        """End the service: remove its actors, their placement groups and the supervisor."""
         with contextlib.suppress(ActorLostError, asyncio.TimeoutError):
             await self._answer(self._handle.shut_down.remote(), deadline_seconds)
         ray.kill(self._handle, no_restart=True)
@@ -120,7 +124,7 @@ class SupervisorClient:
 
 
 def find_supervisor() -> SupervisorClient | None:
-    """The supervisor of the running service, if there is one."""
+    """Return the supervisor of the running service, or None."""
     try:
         return SupervisorClient(ray.get_actor(SUPERVISOR_NAME, namespace=NAMESPACE))
     except ValueError:
@@ -128,7 +132,7 @@ def find_supervisor() -> SupervisorClient | None:
 
 
 async def ensure_supervisor(config: ClusterConfig) -> SupervisorClient:
-    """The supervisor of a service whose actors are as `config` says; one with other actors is removed first."""
+    """Find or create the supervisor for `config`. A running service with other actors is removed first."""
     found = find_supervisor()
     if found is not None:
         if await found.actor_hash(_CREATE_SECONDS) == config.actor_hash():
@@ -152,7 +156,7 @@ async def ensure_supervisor(config: ClusterConfig) -> SupervisorClient:
 
 
 async def _until_gone() -> None:
-    """Wait until the names are free again."""
+    """Wait until no actor of the service is left. Raises TimeoutError."""
     for _ in range(int(_CREATE_SECONDS / 0.05)):
         names = {item["name"] for item in ray.util.list_named_actors(all_namespaces=True)}
         if not any(name.startswith("phimoe-") for name in names):
