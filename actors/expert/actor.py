@@ -20,12 +20,12 @@ from actors.protocol.settings import ExpertSettings
 
 
 class ExpertActor:
-    """A plain class, of which the cluster makes a remote actor. Methods may be called while others run."""
+    """A plain class that the cluster runs as a remote actor. Methods may be called while others run."""
 
     def __init__(self, settings: ExpertSettings) -> None:
         share_cores(settings.num_threads)
         self.incarnation = uuid.uuid4().hex
-        """Unique to this object: a membership names actors by it."""
+        """Unique to this object; a membership names the actor by it."""
         self._settings = settings
         self._device = torch.device(settings.device)
         self._first_experts = settings.experts
@@ -34,18 +34,18 @@ class ExpertActor:
             lambda progress: ExpertStore(settings, self._first_experts, self._device, progress),
         )
         self._guard = threading.Lock()
-        """Of all fields below; held for moments only."""
+        """Protects all fields below; held only briefly."""
         self._membership: Membership | None = None
-        """The newest."""
+        """The newest membership."""
         self._give_up = threading.Event()
         self._is_stopped = False
         self._joining = threading.Lock()
-        """Held while links come up; only its holder changes what is below."""
+        """Held while links come up; only its holder changes the field below."""
         self._endpoint: ExpertEndpoint | None = None
-        """Of the exchange; open from the first `join` on."""
+        """This actor's end of the exchange; open from the first `join` on."""
 
     def start_loading(self, experts: tuple[int, ...] | None = None) -> None:
-        """Load these experts, or those of the settings, in a thread; `progress` says how far it is.
+        """Load these experts, by default those of the settings, in a thread; see `progress`.
 
         A second call does nothing.
         """
@@ -54,12 +54,12 @@ class ExpertActor:
         self._loading.start()
 
     def progress(self) -> Progress:
-        """In stored bytes, of the first loading, later of the last `hold`. "failed" comes with the reason."""
+        """Progress of the first loading, later of the last `hold`, in stored bytes; with the error, if any."""
         store = self._loading.result
         return (store.progress if store is not None else None) or self._loading.progress()
 
     def hold(self, experts: tuple[int, ...]) -> None:
-        """Load these as well, in the background: `progress` tells how far it is, `report` names them then.
+        """Load these experts as well, in the background. See `progress`; when loaded, `report` names them.
 
         Experts that are held already are served meanwhile. Raises LinkError before the first loading has
         ended, and ValueError for an expert that the model does not have.
@@ -67,19 +67,19 @@ class ExpertActor:
         self._require_loaded().hold(experts)
 
     def drop(self, experts: tuple[int, ...]) -> None:
-        """Forget these, once nobody asks for them any longer; their memory is given back in the background.
+        """Drop these experts; call it once no dense actor asks for them. Memory is freed in the background.
 
         Raises LinkError before the first loading has ended, and ValueError for an expert that the model does
-        not have or if none would be left.
+        not have or if no expert would be left.
         """
         self._require_loaded().drop(experts)
 
     def join(self, membership: Membership) -> None:
-        """Serve a membership; returns when all its dense actors are linked. Links that work already stay.
+        """Serve a membership; return when all its dense actors are linked. Working links stay.
 
-        Raises StaleEpochError if the epoch is not the highest so far, also when a higher one comes while
+        Raises StaleEpochError if the epoch is not the highest so far, also if a higher epoch comes while
         links come up. Raises ExchangeError naming the dense actors that were not reached; the others are
-        served then. Raises ValueError if the membership does not have this actor with these experts.
+        served then. Raises ValueError if the membership lacks this actor, or gives it experts it lacks.
         """
         store, give_up = self._begin_join(membership)
         with self._joining:
@@ -97,7 +97,11 @@ class ExpertActor:
             self._endpoint.join(membership, give_up)
 
     def report(self) -> ActorReport:
-        """State "ready" while all dense actors of the newest membership are served, else "lost"."""
+        """What this actor is and does.
+
+        The state is "starting" before the first membership, "ready" while all dense actors of the newest
+        membership are served, else "lost".
+        """
         store, membership = self._loading.result, self._membership
         experts = store.experts if store is not None else self._first_experts
         rows = {} if store is None else {expert: int(store.rows_of_expert[expert]) for expert in experts}
@@ -115,7 +119,7 @@ class ExpertActor:
         )
 
     def stop(self) -> None:
-        """End all links, also those that are coming up. Idempotent; nothing can be joined afterwards."""
+        """End all links, also those that are coming up. Idempotent; `join` fails afterwards."""
         with self._guard:
             self._is_stopped = True
             self._give_up.set()
@@ -151,7 +155,10 @@ class ExpertActor:
         return self._loading.result
 
     def _begin_join(self, membership: Membership) -> tuple[ExpertStore, threading.Event]:
-        """Make this the newest epoch and end the wait of an older join."""
+        """Make this membership the newest, and make an older join give up.
+
+        Returns the experts, and the event that is set when this join must give up.
+        """
         with self._guard:
             if membership.epoch <= self._epoch:
                 raise StaleEpochError(membership.epoch, self._epoch)

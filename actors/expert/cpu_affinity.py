@@ -1,8 +1,8 @@
-"""Where the computing threads of an expert actor run on a CPU host.
+"""Binds the computing threads of an expert actor to CPU cores that no other actor of the host uses.
 
-Threads that are not bound to a core take the core of the dense actor that is still sending to the next expert actor, and
-wander between caches. With threads on claimed cores a decode step on two cores takes two thirds of the time
-(`cluster/commands/bench/RESULTS.md`, "Which threads and cores do actors take?").
+An unbound thread may take the core of the dense actor while that is still sending to the next expert actor,
+and it moves between caches. With threads on claimed cores a decode step on two cores takes two thirds of the
+time (`cluster/commands/bench/RESULTS.md`, "Which threads and cores do actors take?").
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from contextlib import suppress
 
 
 class CoreClaim:
-    """Cores that no other actor of this host claims, for as long as this process lives.
+    """Cores that no other actor of this host claims while this process lives.
 
-    A claim is a bound name in the abstract socket namespace (unix(7)): the kernel keeps it unique on the host and
-    forgets it with the process, however that ends.
+    A claim is a bound name in the abstract socket namespace (unix(7)). The operating system keeps the name
+    unique on the host and frees it with the process, however the process ends.
     """
 
     def __init__(self, num_cores: int, namespace: str = "phimoe") -> None:
-        """Claims exactly `num_cores` of those that the process may use, or none where fewer are free.
+        """Claim exactly `num_cores` of the cores that the process may use, or none if fewer are free.
 
-        Claims are unique within a namespace; all services of a host share one.
+        Claims are unique within a namespace; all services of a host share the default namespace.
         """
         self._names: list[socket.socket] = []
         weakref.finalize(self, _close, self._names)
@@ -38,9 +38,10 @@ class CoreClaim:
             self.release()
 
     def settle(self) -> None:
-        """Bind the calling thread, and those that it starts, to the claimed cores; let it preempt nobody.
+        """Bind the calling thread, and those it starts, to the claimed cores; let it preempt no thread.
 
-        As a batch thread (sched(7)) it waits until whoever woke it has let go of the core. Cheap when called again.
+        As a batch thread (sched(7)) it waits until the thread that woke it has left the core. Further calls
+        of the same thread cost next to nothing.
         """
         if getattr(self._settled, "is_done", False):
             return
@@ -51,7 +52,7 @@ class CoreClaim:
                 os.sched_setaffinity(0, self.cores)
 
     def release(self) -> None:
-        """Give the cores up; threads that have settled stay where they are."""
+        """Give the cores up. Threads that have settled stay bound to them."""
         _close(self._names)
         self.cores.clear()
 

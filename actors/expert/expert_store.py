@@ -1,9 +1,10 @@
-"""The experts that an actor holds, and how that changes while it serves.
+"""The experts that an actor holds; they change while the actor serves.
 
-    wanted    what it was last told to hold      hold and drop change it at once
-    held      what it computes                   follows in the background, layer by layer
+    wanted    experts that it was told to hold     `hold` and `drop` change them at once
+    held      experts that it can compute          follow in the background, layer by layer
 
-Only growing shows as "loading": what is dropped is no longer asked for, and its memory comes back when it does.
+Only additions show as "loading". Dropped experts are no longer asked for, so it does not matter when exactly
+their memory is freed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class ExpertStore:
-    """Loaded when it is made. Raises CheckpointError as `open_model` does."""
+    """Some experts of every layer, loaded by the constructor, which raises as `open_model` does."""
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class ExpertStore:
         self.num_choices = config.num_experts_per_token
         self.dtype = serving_dtype(settings.dtype, config)
         self.quantization = serving_quantization(settings.expert_quantization, config, device)
-        """One of KINDS, or None."""
+        """How the weights are quantized (see `serving_quantization`); None if they are not."""
         self.rows_of_expert = np.zeros(config.num_experts, dtype=np.int64)
         self._settings, self._device = settings, device
         self._claim = CoreClaim(settings.num_threads) if device.type == "cpu" else None
@@ -54,29 +55,29 @@ class ExpertStore:
             reader, config, experts, self.dtype, device, progress, self.quantization
         )
         self._guard = threading.Lock()
-        """Of the fields below; held for moments only."""
+        """Protects the fields below; held only briefly."""
         self._wanted = frozenset(experts)
         self._reported = frozenset(experts)
         self._is_changing = False
         self._progress: Progress | None = None
         self._tables: ServeTables | None = None
         self.on_change: Callable[[], None] = lambda: None
-        """Called when what `tables` gave is about to be outdated."""
+        """Called when the result of `tables` is about to become outdated."""
 
     @property
     def experts(self) -> tuple[int, ...]:
-        """Held in every layer and not dropped, ascending."""
+        """The experts that are held in every layer and not dropped, ascending."""
         with self._guard:
             return tuple(sorted(self._reported))
 
     @property
     def progress(self) -> Progress | None:
-        """Of the last `hold`; None before the first."""
+        """The progress of the last `hold`; None before the first."""
         with self._guard:
             return self._progress
 
     def hold(self, experts: Iterable[int]) -> None:
-        """Load these in addition. Raises ValueError for one that the model does not have."""
+        """Load these experts as well. Raises ValueError for an expert that the model does not have."""
         wanted = self._checked(experts)
         with self._guard:
             self._wanted |= wanted
@@ -87,7 +88,10 @@ class ExpertStore:
             self._begin_change()
 
     def drop(self, experts: Iterable[int]) -> None:
-        """Forget these. Raises ValueError for one that the model does not have, and when none would be left."""
+        """Drop these experts.
+
+        Raises ValueError for an expert that the model does not have, and if no expert would be left.
+        """
         unwanted = self._checked(experts)
         with self._guard:
             if self._wanted <= unwanted:
@@ -99,7 +103,7 @@ class ExpertStore:
             self._begin_change()
 
     def release(self) -> None:
-        """Leave the cores to others; the weights go with this object."""
+        """Give the claimed cores up. The weights are freed with this object."""
         if self._claim is not None:
             self._claim.release()
 
@@ -115,7 +119,7 @@ class ExpertStore:
         if self._claim is not None:
             self._claim.settle()
         held = self._experts.layer(layer)
-        # Shifted by one, since an id of -1 is nobody's.
+        # Ids are shifted by one, so that -1 (no expert here) is counted first and cut off.
         counts = np.bincount(expert_ids.numpy().reshape(-1) + 1, minlength=self.num_experts + 1)[1:]
         lacking = [expert for expert in np.flatnonzero(counts).tolist() if expert not in held.experts]
         if lacking:
@@ -126,8 +130,11 @@ class ExpertStore:
         return results
 
     def tables(self) -> ServeTables | None:
-        """What `serve` computes with, for the kernels and the thread that calls; they take it as it was until it is asked
-        for again. None where they do not suit, and while experts are added or dropped."""
+        """The experts with which `serve` computes, as tables for the kernels and the calling thread.
+
+        Tables stay as they are; after `on_change` the caller must ask again. None if the kernels cannot
+        compute these experts, and while experts are added or dropped.
+        """
         if self._claim is not None:
             self._claim.settle()
         with self._guard:
@@ -149,7 +156,7 @@ class ExpertStore:
             threading.Thread(target=self._change, name="change-experts", daemon=True).start()
 
     def _change(self) -> None:
-        """Until what is held is what is wanted."""
+        """Load and drop experts until those that are held are those that are wanted."""
         while True:
             with self._guard:
                 wanted = tuple(sorted(self._wanted))
@@ -164,7 +171,7 @@ class ExpertStore:
             except Exception as error:
                 logger.exception("experts %s cannot be loaded", wanted)
                 with self._guard:
-                    # What it holds for certain; the next order to hold or drop tries again.
+                    # Report only what is certainly held. The next `hold` or `drop` tries again.
                     self._reported &= frozenset(self._experts.experts)
                     self._wanted = self._reported
                     self._is_changing = False

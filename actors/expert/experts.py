@@ -1,13 +1,13 @@
-"""The grouped FFN: all rows that a rank's experts are to see in one layer.
+"""The grouped FFN: computes all rows of one layer for the experts of an actor.
 
 Legend: T tokens, H hidden, K experts per token, F expert width, N results (valid (token, expert) pairs).
 
-    rows [T, H], expert_ids [T, K]   each row once, -1 where a token's expert is not on this rank
+    rows [T, H], expert_ids [T, K]   each row once; -1 for an expert that another actor computes
     one matrix per expert            its rows in token order, through w2(silu(w1 x) * (w3 x))
     results [N, H]                   one row per valid (t, k), row-major
 
-An expert's rows are one matrix and nothing else enters its product, so its results are the same bits whatever other
-experts share its rank.
+An expert's rows are one matrix and nothing else enters its product, so its results are the same bits,
+whatever other experts the actor holds.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ _Stream: TypeAlias = Iterator[tuple[int, int, ExpertWeights | QuantizedExpert]]
 
 
 class LayerExperts(Protocol):
-    """The experts of one layer behind the product that suits device and dtype."""
+    """The experts of one layer, computed by the matrix product that suits device and dtype."""
 
     def __call__(
         self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int
     ) -> torch.Tensor:
-        """As GroupedExperts.forward, with num_results > 0."""
+        """Compute as GroupedExperts.forward does; num_results > 0."""
 
     def expert(self, slot: int) -> object:
-        """What is in a slot, as this layer's kernels want it: another layer of the kind takes it over as it is."""
+        """The packed expert in a slot; another layer of the same class can take it over unchanged."""
 
 
 class GroupedExperts:
-    """Some experts of a model in all its layers. Any number of threads may compute while one changes the set."""
+    """Some experts of a model in all its layers. Threads may compute while one thread changes the experts."""
 
     def __init__(self, experts: Sequence[int], layers: Sequence[LayerExperts]) -> None:
         self._layers = [HeldLayer(tuple(experts), layer) for layer in layers]
         self.combined: Combined | None = None
-        """As LocalExchange takes it: where the layers add results up themselves."""
+        """For LocalExchange, if the layers can add each token's results up themselves; else None."""
 
     @staticmethod
     def load(
@@ -63,9 +63,10 @@ class GroupedExperts:
         progress: ProgressCallback | None = None,
         quantization: str | None = None,
     ) -> GroupedExperts:
-        """Read and pack these experts one by one; only one tensor at a time is held twice.
+        """Read and pack these experts one by one; only one tensor at a time is in memory twice.
 
-        `quantization` is what `serving_quantization` says, None for weights of the dtype. Raises CheckpointError; ValueError when no experts are named.
+        `quantization` is the result of `serving_quantization`, None for weights of the dtype. Raises
+        CheckpointError, and ValueError if no experts are named.
         """
         held = GroupedExperts([], [_Nothing()] * config.num_layers)
         held.change(reader, config, experts, dtype, device, progress, quantization)
@@ -81,10 +82,11 @@ class GroupedExperts:
         progress: ProgressCallback | None = None,
         quantization: str | None = None,
     ) -> None:
-        """Hold these experts in place of the present ones, layer after layer: at most one layer is held twice.
+        """Hold these experts in place of the present ones, layer after layer.
 
-        Only experts that are not held in every layer are read. Raises as `load` does; layers that were done by then hold
-        the new set, the others the old one.
+        At most one layer is in memory twice. Only experts that are not held in every layer are read. Raises
+        as `load` does; after an error the layers that were done hold the new experts, the others the old
+        ones.
         """
         if not experts:
             raise ValueError("experts is empty, expected at least one")
@@ -100,16 +102,16 @@ class GroupedExperts:
             stream = read_quantized_experts(reader, config, new, quantization, device, progress)
         for index, present in enumerate(self._layers):
             layer = make_layer(slots, _merge(experts, kept, present, stream))
-            # One assignment: a forward pass has either the old layer or the new one.
+            # This is one assignment, so a forward pass sees either the old layer or the new layer.
             self._layers[index] = HeldLayer(tuple(experts), layer)
             del layer, present
             release_free_memory()
-        # Progress counts an expert when the next one is asked for, the last one included.
+        # The stream reports an expert as done when the next is asked for, so ask once more after the last.
         assert next(stream, None) is None
 
     @property
     def experts(self) -> tuple[int, ...]:
-        """Those that are held in every layer, ascending."""
+        """The experts that are held in every layer, ascending."""
         return tuple(sorted(frozenset.intersection(*(frozenset(layer.experts) for layer in self._layers))))
 
     @property
@@ -117,7 +119,7 @@ class GroupedExperts:
         return len(self._layers)
 
     def layer(self, layer: int) -> HeldLayer:
-        """What is held of a layer at this moment, whatever changes later."""
+        """The experts of a layer that are held at this moment; later changes do not affect the result."""
         return self._layers[layer]
 
     def forward(
@@ -130,10 +132,11 @@ class GroupedExperts:
     ) -> torch.Tensor:
         """Results [num_results, H] of rows [T, H], in the rows' dtype.
 
-        expert_ids [T, K] int64 names logical experts, -1 for one that is elsewhere; weights [T, K] float32; all on
-        the experts' device. num_results is the number of valid (t, k): the caller knows it, and no device need be
-        asked. A result is the product in the model's dtype, times its weight in float32, rounded once.
-        Raises ValueError for an expert that is not on this rank (on CUDA it is not noticed).
+        expert_ids [T, K] int64 names logical experts, -1 for an expert that another actor computes; weights
+        [T, K] float32; all are on the experts' device. num_results is the number of valid (t, k): the caller
+        knows it, which saves a sync with the device. A result is the product in the model's dtype, times its
+        weight in float32, rounded once. Raises ValueError for an expert that this actor does not hold; on
+        CUDA the results may be wrong instead.
         """
         return self._layers[layer].forward(rows, expert_ids, weights, num_results)
 
@@ -155,14 +158,14 @@ class HeldLayer:
     def forward(
         self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int
     ) -> torch.Tensor:
-        """As GroupedExperts.forward."""
+        """Compute as GroupedExperts.forward does, in this layer."""
         if num_results == 0:
             return rows.new_empty((0, rows.shape[1]))
         return self.compute(rows, expert_ids, weights, num_results)
 
 
 class _Nothing:
-    """A layer before anything was loaded."""
+    """A layer before any expert was loaded."""
 
     def __call__(
         self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int
@@ -176,11 +179,11 @@ class _Nothing:
 NOT_HERE = -1
 """Slot of expert id -1."""
 FOREIGN = -2
-"""Slot of an expert that another rank holds."""
+"""Slot of an expert that this actor does not hold."""
 
 
 def slot_table(experts: Sequence[int], num_experts: int) -> torch.Tensor:
-    """[E + 1] int64, expert id -> slot; id -1 reads the last entry."""
+    """The table [E + 1] int64 of slots by expert id; id -1 reads the last entry."""
     table = torch.full((num_experts + 1,), FOREIGN, dtype=torch.int64)
     table[-1] = NOT_HERE
     table[list(experts)] = torch.arange(len(experts))
@@ -190,7 +193,10 @@ def slot_table(experts: Sequence[int], num_experts: int) -> torch.Tensor:
 def _layer_kind(
     device: torch.device, dtype: torch.dtype, config: ModelConfig, is_quantized: bool
 ) -> Callable[[torch.Tensor, Iterable[Any]], LayerExperts]:
-    """grouped_mm takes bfloat16 only, the project's kernels what they were written for, the loop everything."""
+    """The fastest layer class for device, dtype and sizes.
+
+    `grouped_mm` takes bfloat16 only, the project's kernels certain dtypes and sizes, PackedLayer everything.
+    """
     if has_triton(device):
         from actors.expert.layers.triton_experts import TritonLayer
 
@@ -206,6 +212,6 @@ def _layer_kind(
 def _merge(
     experts: Sequence[int], kept: frozenset[int], present: HeldLayer, stream: _Stream
 ) -> Iterator[object]:
-    """What belongs in each slot: from the present layer, or the next one that is read."""
+    """Yield the expert for each slot: from the present layer if it was kept, else the next that is read."""
     for expert in experts:
         yield present.compute.expert(present.experts.index(expert)) if expert in kept else next(stream)[2]

@@ -1,4 +1,4 @@
-"""The experts of an actor as the kernels want them when they serve links by themselves."""
+"""Tables of an actor's experts for the kernels, which use them when they serve links by themselves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from actors.kernels.threads import num_threads
 
 
 def serve_tables(experts: GroupedExperts, expert_rows: npt.NDArray[np.int64]) -> ServeTables | None:
-    """None where some layer is computed by something else. `expert_rows` [E] is where rows are counted."""
+    """The tables; None unless the project's CPU kernels compute all layers. `expert_rows` [E] counts rows."""
     layers = [experts.layer(index).compute for index in range(experts.num_layers)]
     own = [layer for layer in layers if isinstance(layer, GroupedLinearLayer)]
     if not own or len(own) < len(layers):

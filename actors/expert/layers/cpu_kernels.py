@@ -23,23 +23,26 @@ from actors.kernels.threads import num_threads
 _ALIGNMENT = 16
 """The expert width is a multiple of this."""
 _SCALE_INPUTS, _MAX_SCALE_INPUTS = 32, 256
-"""A multiple of the one and at most the other many inputs share a scale in the kernels; scales of more are repeated."""
+"""How many inputs share a scale in the kernels: a multiple of the first, at most the second number. Scales
+that more inputs share are repeated."""
 
 
 class PackedExpert(NamedTuple):
-    """One expert in the kernels' order."""
+    """One expert, its weights in the order in which the kernels read them."""
 
     gate_up: torch.Tensor
-    """w1 and w3"""
+    """w1 and w3 together."""
     down: torch.Tensor
+    """w2."""
     shape: tuple[int, int]
-    """H, F"""
+    """(H, F)"""
     quantization: tuple[int, bool, int, int]
-    """As `Kernels.experts` takes it: num_bits, has_bf16_scales, inputs that share a scale in gate_up and in down."""
+    """The last arguments of `Kernels.experts`: num_bits, has_bf16_scales, and how many inputs share a scale
+    in gate_up and in down. (0, False, 0, 0) for weights that are not quantized."""
 
 
 class GroupedLinearLayer:
-    """Weights are packed one tensor at a time as they come (`actors.kernels`)."""
+    """The experts of one layer. Their weights are packed one tensor at a time (`actors.kernels`)."""
 
     def __init__(
         self,
@@ -47,7 +50,10 @@ class GroupedLinearLayer:
         experts: Iterable[ExpertWeights | QuantizedExpert | PackedExpert],
         dtype: torch.dtype,
     ) -> None:
-        """slots [E + 1] int64: expert id -> slot, negative for an expert that is not here. dtype is that of the rows."""
+        """slots [E + 1] int64 gives the slot of each expert id, negative for an expert that is not here.
+
+        dtype is that of the rows. Raises ValueError if quantized experts differ in the dtype of their scales.
+        """
         kernels = kernels_for(dtype)
         assert kernels is not None
         self._slots = slots
@@ -64,18 +70,18 @@ class GroupedLinearLayer:
 
     @staticmethod
     def suits(dtype: torch.dtype, hidden_size: int, width: int, is_quantized: bool = False) -> bool:
-        """Whether there are kernels for such experts on this processor."""
+        """Whether this processor has kernels for experts of this dtype and size."""
         if is_quantized and (hidden_size % _SCALE_INPUTS or width % _SCALE_INPUTS):
             return False
         return kernels_for(dtype, hidden_size) is not None and width % _ALIGNMENT == 0
 
     def expert(self, slot: int) -> PackedExpert:
-        """As LayerExperts.expert."""
+        """The packed expert in a slot; see LayerExperts."""
         return self._experts[slot]
 
     @property
     def table(self) -> ServeLayer:
-        """Addresses, which hold for as long as this object lives."""
+        """The addresses of slots and weights for the kernels, valid while this object lives."""
         slots, gate_up, down = self._tables
         num_bits, has_bf16_scales, *groups = self._quantization
         upper, lower = (
@@ -93,7 +99,7 @@ class GroupedLinearLayer:
     def __call__(
         self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int
     ) -> torch.Tensor:
-        """As GroupedExperts.forward."""
+        """Compute as GroupedExperts.forward does."""
         out = rows.new_empty((num_results, self._hidden_size))
         rows, expert_ids, weights = rows.contiguous(), expert_ids.contiguous(), weights.contiguous()
         fault = self._compute(

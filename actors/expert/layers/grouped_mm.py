@@ -1,8 +1,11 @@
-"""Experts of one layer as two grouped products over all of them, by torch alone: bfloat16 on CUDA without Triton.
+"""Experts of one layer as two grouped products over all of them, by torch alone.
+
+It serves bfloat16 on CUDA without Triton.
 
 Legend: T tokens, H hidden, K experts per token, F expert width, S slots, N results.
 
-No step asks the device anything: the number of results is the caller's, the group bounds stay on the device.
+The host never waits for the device: the caller gives the number of results, and the bounds of the groups stay
+on the device.
 """
 
 from __future__ import annotations
@@ -14,16 +17,17 @@ from actors.gpu.experts.stacks import StackedLayer
 
 
 class GroupedMatmulLayer(StackedLayer):
-    """Both products by `grouped_mm`."""
+    """Computes both products with torch's `grouped_mm`."""
 
     def __call__(
         self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int
     ) -> torch.Tensor:
-        """As GroupedExperts.forward; an expert of another rank is not noticed."""
+        """Compute as GroupedExperts.forward does, but do not notice an expert that is not here."""
         gate_up, down = self._stacks.gate_up.values, self._stacks.down.values
-        entry_slots = self._slots[expert_ids].reshape(-1)  # [T * K]; -1 is the table's last entry
+        entry_slots = self._slots[expert_ids].reshape(-1)  # [T * K]; id -1 reads the last entry
         is_here = entry_slots >= 0
-        # Entries that are elsewhere sort to the front and are cut off; what remains is by slot, in token order.
+        # Entries without a slot here are sorted to the front and cut off. The rest is sorted by slot and then
+        # by token.
         by_slot, order = torch.sort(entry_slots, stable=True)
         chosen, by_slot = order[-num_results:], by_slot[-num_results:]
         edges = torch.arange(1, len(down) + 1, device=rows.device)

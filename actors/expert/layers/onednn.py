@@ -1,5 +1,6 @@
-"""Experts of one layer as a loop of two products each. What a CPU without kernels of the
-project runs, and CUDA in dtypes other than bfloat16.
+"""Experts of one layer as a loop over the experts, with two products each.
+
+It serves CPUs for which the project has no kernels, and CUDA without Triton in dtypes other than bfloat16.
 
 Legend: T tokens, H hidden, K experts per token, F expert width, N results, n rows of one expert.
 """
@@ -21,37 +22,37 @@ from actors.linear import Product, make_product, make_quantized_product
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 PackedExpert: TypeAlias = tuple[Product, Product]
-"""w1 and w3 together, w2."""
+"""The product with w1 and w3 together, and the product with w2."""
 
 
 class PackedLayer:
-    """The loop. Weights are packed one tensor at a time as they come (`actors.linear`)."""
+    """The experts of one layer. Their weights are packed one tensor at a time (`actors.linear`)."""
 
     def __init__(
         self, slots: torch.Tensor, experts: Iterable[ExpertWeights | QuantizedExpert | PackedExpert]
     ) -> None:
-        """slots [E + 1] int64: expert id -> slot, with id -1 at the end."""
+        """slots [E + 1] int64 gives the slot of each expert id; id -1 reads the last entry."""
         self._slots: Indices = slots.cpu().numpy()
         self._products = [_pack(expert) for expert in experts]
 
     def expert(self, slot: int) -> PackedExpert:
-        """As LayerExperts.expert."""
+        """The packed expert in a slot; see LayerExperts."""
         return self._products[slot]
 
     def __call__(
         self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int
     ) -> torch.Tensor:
-        """As GroupedExperts.forward. On CUDA the ids cross to the host, which is a sync."""
+        """Compute as GroupedExperts.forward does. On CUDA copying the ids to the host is a sync."""
         num_choices = expert_ids.shape[1]
         slots = self._slots[expert_ids.cpu().numpy()].reshape(-1)  # [T * K]
         order, source_of = _sort(slots, num_results)
-        chosen = torch.from_numpy(order).to(rows.device)  # [N] into T * K, by expert, in token order
+        chosen = torch.from_numpy(order).to(rows.device)  # [N] indices into T * K, by slot and token
         tokens = chosen // num_choices
         scales = weights.reshape(-1, 1).index_select(0, chosen)  # [N, 1]
         by_expert = torch.empty((num_results, rows.shape[1]), dtype=rows.dtype, device=rows.device)
         for slot, start, end in _runs(slots[order]):
-            # Rows are gathered expert by expert: each product then reads an aligned matrix of its own, whatever
-            # came before it, since some kernels round differently for other alignments.
+            # The rows of each expert are gathered into a matrix of their own, which is aligned: some kernels
+            # round differently for other alignments, and results must not depend on the other experts.
             gate_up, down = self._products[slot]
             gate, up = gate_up(rows.index_select(0, tokens[start:end])).chunk(2, dim=-1)  # [n, F] each
             result = down(F.silu(gate).mul_(up))  # [n, H]
@@ -69,10 +70,10 @@ def _pack(expert: ExpertWeights | QuantizedExpert | PackedExpert) -> PackedExper
 
 
 def _sort(slots: Indices, num_results: int) -> tuple[Indices, Indices]:
-    """(order, source_of), [N] each: the valid entries by slot and then by position, and for each result, row-major,
-    its place in that order.
+    """Sort the valid entries. slots [T * K] -> (order, source_of), [N] each.
 
-    Raises ValueError for an expert of another rank and for a wrong num_results.
+    `order` has the valid entries by slot and then by position. `source_of` has, for each result in row-major
+    order, its place in `order`. Raises ValueError for an expert that is not here and for a wrong num_results.
     """
     order = np.argsort(slots, kind="stable")
     if slots[order[0]] < -1:
@@ -87,7 +88,7 @@ def _sort(slots: Indices, num_results: int) -> tuple[Indices, Indices]:
 
 
 def _runs(slots: Indices) -> Iterator[tuple[int, int, int]]:
-    """(slot, start, end) of each stretch of equal slots."""
+    """Yield (slot, start, end) for each stretch of equal slots."""
     bounds = [0, *(np.flatnonzero(np.diff(slots)) + 1).tolist(), len(slots)]
     for start, end in pairwise(bounds):
         yield int(slots[start]), start, end

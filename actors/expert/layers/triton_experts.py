@@ -3,10 +3,10 @@
 Legend: T tokens, H hidden, K experts per token, E experts, N = T * K entries (token, choice).
 
     one token, all experts here     matrix times vector (`actors.gpu.experts.one_token`)
-    many rows in bfloat16           the second product by `grouped_mm`
+    many rows in bfloat16           the second product is torch's `grouped_mm`
     otherwise                       `actors.gpu.experts.products`
 
-No step asks the device anything.
+The host never waits for the device.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from actors.gpu.experts.stacks import Expert, StackedLayer
 from actors.gpu.experts.weigh import weigh, weigh_and_add
 
 _MOST_ENTRIES = 2048
-"""Of more, `grouped_mm` is the faster second product. The first, which gathers its rows and ends with silu, is never slower here."""
+"""With more entries, `grouped_mm` is the faster second product. For the first product, which gathers its rows
+and ends with silu, the project's kernel is never slower."""
 
 
 class TritonLayer(StackedLayer):
-    """The way that suits dtype and number of rows."""
+    """The experts of one layer; each call takes the way that suits dtype and number of rows."""
 
     def __init__(self, slots: torch.Tensor, experts: Iterable[Expert]) -> None:
         super().__init__(slots, experts)
@@ -37,14 +38,14 @@ class TritonLayer(StackedLayer):
     def __call__(
         self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_results: int
     ) -> torch.Tensor:
-        """As GroupedExperts.forward; an expert of another rank is not noticed."""
+        """Compute as GroupedExperts.forward does, but do not notice an expert that is not here."""
         entries = self._sort(expert_ids)
         if self._is_for_grouped_mm(rows, expert_ids):
             return weigh(self._by_grouped_mm(rows, entries, num_results), entries, weights)
         return products(rows, entries, weights, num_results, entries.targets, self._stacks)
 
     def combined(self, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """[T, H]: what each token's results add up to. Where a token's expert is -1, its sum may be anything."""
+        """The sum of each token's results, [T, H]. The sum of a token with an expert of -1 is undefined."""
         num_entries, num_choices = expert_ids.numel(), expert_ids.shape[1]
         if num_entries == num_choices == 2 and self._takes_one_token:
             return one_token(rows, expert_ids, weights, self._slots, self._stacks)
@@ -62,6 +63,6 @@ class TritonLayer(StackedLayer):
         return is_taken and expert_ids.numel() > _MOST_ENTRIES
 
     def _by_grouped_mm(self, rows: torch.Tensor, entries: Entries, num_results: int) -> torch.Tensor:
-        """Products [num_results, H], not weighed, at the entries' places."""
+        """The products [num_results, H] by slot, before they are multiplied by their weights."""
         between = first_products(rows, entries, self._stacks)[:num_results]
         return F.grouped_mm(between, self._stacks.down.values.transpose(1, 2), offs=entries.ends)
