@@ -1,4 +1,7 @@
-"""What fits into memory: weights, and keys and values beside them, by the rules that the actors follow themselves."""
+"""Whether the weights fit into memory, and how many keys and values fit beside them.
+
+The rules are those that the actors follow themselves.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,20 @@ from cluster.commands.plan.step import Layout
 GPU_CACHE_SHARE = 0.85
 CPU_CACHE_SHARE = 0.5
 CPU_MAX_CACHE_BYTES = 4 * 2**30
-"""As in `actors.dense.scheduling.kv_capacity`, which needs torch; a test holds them equal."""
+"""Equal to the constants of `actors.dense.scheduling.kv_capacity`, which imports torch; a test compares
+them."""
 EXPERT_SHARE = 0.9
-"""Of an expert actor's memory; the rest is for rows under way, the exchange's buffers and fragmentation."""
+"""Share of an expert actor's memory that its weights may take. The rest holds rows, buffers of the exchange
+and fragmentation."""
 BLOCK_TOKENS = 16
-"""`block_size`'s default."""
+"""The default of `block_size`."""
 
 
 def cache_tokens(shape: Shape, hardware: Hardware, layout: Layout) -> int:
-    """Tokens whose keys and values one dense actor can hold; 0 where some actor's weights do not fit.
+    """Tokens whose keys and values one dense actor can hold; 0 if the weights of some actor do not fit.
 
-    A GPU of its own per actor: 2 Pa + KV <= Ca and 2 Pe <= Ce (MegaScale-Infer, equations 7 and 8, with P weights of 2
-    bytes). On a CPU host all actors share the memory.
+    Where each actor has a GPU: 2 Pa + KV <= Ca and 2 Pe <= Ce (MegaScale-Infer, equations 7 and 8, with P
+    weights of 2 bytes). On a CPU host all actors share the memory.
     """
     slots = math.ceil(shape.num_experts * layout.expert_replicas / max(1, layout.expert_actors))
     expert_bytes = slots * shape.num_layers * shape.expert_bytes(hardware.bf16_weight_share)
@@ -40,5 +45,5 @@ def cache_tokens(shape: Shape, hardware: Hardware, layout: Layout) -> int:
 
 
 def cache_sequences(num_tokens: int, context_tokens: int) -> int:
-    """Sequences of so many tokens each that fit a cache, in whole blocks."""
+    """Sequences of `context_tokens` tokens that fit into a cache of `num_tokens` tokens, in whole blocks."""
     return num_tokens // BLOCK_TOKENS // math.ceil(context_tokens / BLOCK_TOKENS)

@@ -1,4 +1,5 @@
-"""`phimoe plan`: flags -> hardware, demand -> plan or comparison, as tables or JSON."""
+"""The command `phimoe plan`: it reads flags, finds a plan or compares predictions, and prints tables or
+JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from cluster.commands.plan.validate import compare, read_measured
 from cluster.commands.plan.view import show_plan, show_predictions
 
 _DEFAULT_EXPERT_ACTORS = 2
-"""What `phimoe serve` starts, and so what was measured where nobody says otherwise."""
+"""What `phimoe serve` starts by default. A measurement is taken with this number unless a flag says
+otherwise."""
 _SUFFIXES = {"G": 1e9, "T": 1e12, "P": 1e15}
 
 _OVERRIDES = (
@@ -30,9 +32,9 @@ _OVERRIDES = (
     ("memory-gb", "memory_bytes", 1e9, "memory of a GPU or of the host, GB"),
     ("link-gbps", "link_bandwidth", 1e9, "between actors, one direction, GB/s"),
     ("link-latency-us", "link_latency_seconds", 1e-6, "one way, microseconds"),
-    ("bandwidth-efficiency", "bandwidth_efficiency", 1.0, "share of the bandwidth that is reached"),
-    ("flops-efficiency", "flops_efficiency", 1.0, "share of the operations that is reached"),
-    ("overlap", "overlap", 1.0, "1 where reading hides computing, 0 where they take turns"),
+    ("bandwidth-efficiency", "bandwidth_efficiency", 1.0, "share of the bandwidth that a model reaches"),
+    ("flops-efficiency", "flops_efficiency", 1.0, "share of the operations that a model reaches"),
+    ("overlap", "overlap", 1.0, "1 if reading hides computing, 0 if one waits for the other"),
     ("layer-overhead-us", "layer_overhead_seconds", 1e-6, "per layer and part, microseconds"),
     ("step-overhead-ms", "step_overhead_seconds", 1e-3, "per step, milliseconds"),
     ("core-bandwidth-share", "core_bandwidth_share", 1.0, "share of the bandwidth that one core reaches"),
@@ -40,7 +42,7 @@ _OVERRIDES = (
         "bf16-weight-share",
         "bf16_weight_share",
         1.0,
-        "share of their bytes that weights of bfloat16 are read in",
+        "bytes read per byte of bfloat16 weights",
     ),
 )
 """(flag, field of Hardware, unit, help)"""
@@ -49,8 +51,8 @@ _OVERRIDES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `phimoe plan`."""
     parser.description = (
-        "Recommend actors, replicas, micro-batches and batch for a model on some hardware, by the cost model of "
-        "MegaScale-Infer (arXiv 2504.02263). Exit status 1 where nothing meets the demand."
+        "Recommend actors, replicas, micro-batches and batch for a model on some hardware, by the cost model "
+        "of MegaScale-Infer (arXiv 2504.02263). The exit status is 1 if no plan meets the demand."
     )
     parser.add_argument("model", help=f"checkpoint directory, or a preset: {', '.join(PRESETS)}")
     parser.add_argument("--gpu", default="h100", metavar="NAME", help=f"{', '.join(NAMES)} (default: h100)")
@@ -72,31 +74,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-num-sequences", type=int, default=1024, metavar="N", help="per dense actor (default: 1024)"
     )
     limits.add_argument("--max-micro-batches", type=int, default=4, metavar="N", help="(default: 4)")
-    limits.add_argument("--dense-actors", type=int, metavar="N", help="exactly so many")
+    limits.add_argument("--dense-actors", type=int, metavar="N", help="plan for exactly N")
     limits.add_argument(
-        "--expert-actors", type=int, metavar="N", help="exactly so many, 0 for --exchange local"
+        "--expert-actors", type=int, metavar="N", help="plan for exactly N; 0 is --exchange local"
     )
-    limits.add_argument("--expert-replicas", type=int, metavar="N", help="exactly so many")
-    figures = parser.add_argument_group("hardware, instead of the table's figures")
+    limits.add_argument("--expert-replicas", type=int, metavar="N", help="plan for exactly N")
+    figures = parser.add_argument_group("hardware figures that replace those of --gpu")
     figures.add_argument("--flops", metavar="F", help="operations per second, such as 989T or 4.4e11")
-    figures.add_argument("--cores", type=int, metavar="N", help="of a CPU host")
+    figures.add_argument("--cores", type=int, metavar="N", help="cores of a CPU host")
     for flag, _, _, text in _OVERRIDES:
         figures.add_argument(f"--{flag}", type=float, metavar="X", help=text)
     check = parser.add_argument_group("validation")
     check.add_argument(
-        "--validate", type=Path, metavar="FILE", help="compare with what bench --decode-batch --json wrote"
+        "--validate",
+        type=Path,
+        metavar="FILE",
+        help="compare with a file of phimoe bench --decode-batch --json",
     )
     check.add_argument(
         "--tolerance",
         type=float,
         default=25.0,
         metavar="PERCENT",
-        help="exit status 3 beyond it (default: 25)",
+        help="largest difference; beyond it the exit status is 3 (default: 25)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status: 0, 1 where nothing meets the demand, 2 for flags that make no sense, 3 for a prediction that is off."""
+    """Return the exit status: 0, 1 if no plan meets the demand, 2 for invalid flags, 3 for a prediction that
+    is off."""
     try:
         shape = model_shape(_config(args.model), args.dtype)
         machine = _hardware(args)
@@ -129,7 +135,7 @@ def _hardware(args: argparse.Namespace) -> Hardware:
 
 
 def parse_amount(text: str) -> float:
-    """Operations per second: 4.4e11, 440G, 989T or 1P. Raises ValueError."""
+    """Operations per second from a text such as 4.4e11, 440G, 989T or 1P. Raises ValueError."""
     digits, factor = (text[:-1], _SUFFIXES[text[-1]]) if text[-1:] in _SUFFIXES else (text, 1.0)
     try:
         return float(digits) * factor
@@ -138,7 +144,7 @@ def parse_amount(text: str) -> float:
 
 
 def parse_seconds(text: str) -> float:
-    """A time: 50ms, 0.05s or 0.05 (seconds). Raises ValueError."""
+    """Seconds from a text such as 50ms, 0.05s or 0.05. Raises ValueError."""
     digits, unit = (text[:-2], 1e-3) if text.endswith("ms") else (text.removesuffix("s"), 1.0)
     try:
         return float(digits) * unit
@@ -185,7 +191,7 @@ def _in_one_micro_batch(shape: Shape, machine: Hardware, demand: Demand, plan: P
 def _validate(args: argparse.Namespace, shape: Shape, machine: Hardware) -> int:
     expert_actors = _DEFAULT_EXPERT_ACTORS if args.expert_actors is None else args.expert_actors
     measured = read_measured(args.validate)
-    demand = Demand(  # checks the counts
+    demand = Demand(  # Its constructor checks the counts.
         prompt_tokens=measured.prompt_tokens,
         output_tokens=measured.new_tokens,
         context_tokens=measured.prompt_tokens + measured.new_tokens,

@@ -1,4 +1,4 @@
-"""What is asked of a plan, and the errors that say why there is none."""
+"""The load and the limits that a plan must meet, and the error for a demand that no plan meets."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from cluster.commands.plan.shape import Shape
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Demand:
-    """Load and limits. Raises ValueError that names field, value and what would be right."""
+    """Load and limits. Raises ValueError that names the field, its value and what would be right."""
 
     prompt_tokens: int
     output_tokens: int
     context_tokens: int
-    """Longest sequence that room is kept for; at least prompt plus output."""
+    """Length of the longest sequence that must fit into the cache; at least prompt plus output."""
     target_seconds: float | None = None
-    """Longest mean time between two tokens of a sequence; None takes any."""
+    """Longest mean time between two tokens of a sequence; None for no limit."""
     rate: float | None = None
-    """Requests per second; None asks for the most tokens per GPU."""
+    """Requests per second; with None the plan has the most tokens per GPU."""
     max_gpus: int = 32
     max_num_sequences: int = 1024
     """Per dense actor."""
@@ -27,7 +27,7 @@ class Demand:
     dense_actors: int | None = None
     expert_actors: int | None = None
     expert_replicas: int | None = None
-    """These three are searched where they are None."""
+    """The search chooses those of these three that are None."""
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "output_tokens", "max_gpus", "max_num_sequences", "max_micro_batches"):
@@ -50,16 +50,17 @@ class Demand:
             and self.expert_replicas > self.expert_actors
         ):
             raise ValueError(
-                f"expert_replicas is {self.expert_replicas}, expected at most expert_actors, {self.expert_actors}"
+                f"expert_replicas is {self.expert_replicas}, "
+                f"expected at most expert_actors, {self.expert_actors}"
             )
 
     @property
     def seen_tokens(self) -> float:
-        """Positions that a sequence's tokens look at on average: the prompt and half of the output."""
+        """Positions that an output token attends to on average: the prompt and half of the output."""
         return self.prompt_tokens + self.output_tokens / 2
 
     def check_model(self, shape: Shape) -> None:
-        """Raises ValueError for a context that the model does not have."""
+        """Raises ValueError if the context is longer than the model's."""
         if self.context_tokens > shape.max_position_embeddings:
             raise ValueError(
                 f"context_tokens is {self.context_tokens}, "
@@ -68,7 +69,7 @@ class Demand:
 
 
 class NoPlanError(ValueError):
-    """Nothing that may be built does what is asked: which demand, and what could be met."""
+    """No layout meets the demand. The message names the field, its value and what could be met."""
 
 
 def _check(name: str, value: int | None, low: int, high: int | None) -> None:

@@ -1,8 +1,8 @@
-"""What a processor can do: figures of the vendors' data sheets (bfloat16 without sparsity, one direction of the link).
+"""What a processor can do, from the vendors' data sheets (bfloat16 without sparsity, one direction of the
+link).
 
-`cpu` is a small virtual machine: the Genoa of `cluster/commands/bench/RESULTS.md`.
-
-What a running model reaches of them is less: the efficiencies below are rules of thumb, to be replaced by measurements.
+The entry `cpu` is a small virtual machine, the Genoa of `cluster/commands/bench/RESULTS.md`. A running model
+reaches less than a data sheet says: the efficiencies below are rules of thumb; replace them by measurements.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hardware:
-    """One GPU, or one CPU host whose processes share cores and memory. Raises ValueError for an illegal value."""
+    """One GPU, or one CPU host whose processes share cores and memory. Raises ValueError for an illegal
+    value."""
 
     name: str
     kind: Literal["gpu", "cpu"]
@@ -25,23 +26,24 @@ class Hardware:
     link_bandwidth: float
     """Bytes per second from one actor to others, in one direction."""
     link_latency_seconds: float
-    """One way, from the moment that rows are ready to the moment that the other side computes."""
+    """Time in one direction, from rows that are ready to the start of the other side's computation."""
     bandwidth_efficiency: float = 1.0
-    """Share of `bandwidth` that is reached."""
+    """Share of `bandwidth` that a model reaches."""
     flops_efficiency: float = 1.0
-    """Share of `flops` that is reached."""
+    """Share of `flops` that a model reaches."""
     overlap: float = 1.0
-    """1 where reading memory hides computing (roofline), 0 where the two take turns."""
+    """1 if reading memory hides computing (roofline), 0 if one waits for the other."""
     layer_overhead_seconds: float = 0.0
-    """Per layer and part (dense, experts): launches and whatever else does not depend on the batch."""
+    """Per layer and part (dense, experts): kernel launches and all else that does not depend on the batch."""
     step_overhead_seconds: float = 0.0
-    """Per step: planning, sampling, telling."""
+    """Per step: planning, sampling, sending the tokens."""
     cores: int = 1
-    """Of a CPU host."""
+    """Cores of a CPU host."""
     core_bandwidth_share: float = 1.0
-    """Share of a CPU host's bandwidth that one core reaches alone."""
+    """Share of the host's bandwidth that a single core reaches."""
     bf16_weight_share: float = 1.0
-    """Share of their bytes that weights of bfloat16 are read in; less than 1 where they are coded (`actors/kernels/c/coded.h`)."""
+    """Bytes read per byte of bfloat16 weights; below 1 where weights are coded
+    (`actors/kernels/c/coded.h`)."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -105,14 +107,17 @@ _TABLE = {
         ),
     )
 }
-"""SXM modules with NVLink; an L40S has PCIe 4.0 x16. The cpu: two cores with AVX512-BF16."""
+"""The GPUs are SXM modules with NVLink, but an L40S has PCIe 4.0 x16. `cpu` has two cores with
+AVX512-BF16."""
 
 NAMES = tuple(_TABLE)
 
 
 def hardware(name: str, **changes: float | None) -> Hardware:
-    """The table's entry with other values where a change is not None. Raises ValueError for a name or value that is
-    none."""
+    """The table's entry, with the values of all changes that are not None.
+
+    Raises ValueError for an unknown name or an illegal value.
+    """
     if name.lower() not in _TABLE:
         raise ValueError(f"gpu is {name!r}, expected one of {', '.join(NAMES)}")
     wanted = {field: value for field, value in changes.items() if value is not None}

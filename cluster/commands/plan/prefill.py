@@ -1,4 +1,4 @@
-"""What prompts take: a share of the actors' time, in which no token is decoded."""
+"""The share of the actors' time that prompts take. No token is decoded in that time."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from cluster.commands.plan.shape import Shape
 from cluster.commands.plan.step import Layout
 
 _HOST_PRODUCTS, _HOST_ATTENTION = 0.85, 0.5
-"""Shares of a CPU host's operations per second that products of many rows and attention, which sums in float32, reach there."""
+"""Shares of a CPU host's operations per second that products of many rows and attention reach. Attention sums
+in float32."""
 
 
 def prefill_share(shape: Shape, hardware: Hardware, layout: Layout, demand: Demand) -> float:
-    """Share of time that the busiest kind of actor computes prompts at the rate; above 1 it cannot keep up; 0 without
+    """Share of time in which the busiest kind of actor computes prompts; above 1 it cannot keep up; 0 without
     a rate.
 
-    Prompts come in chunks of some 2,000 tokens, which computing bounds (DESIGN: micro-batches), so a prompt token takes its
-    operations alone: two per weight, and attention to half of the prompt. A dense actor that has no second micro-batch
-    waits while the experts compute its chunk.
+    Prompts are computed in chunks of about 2,000 tokens, which are bound by computing, so the time of a
+    prompt token follows from its operations: two per weight, and attention to half of the prompt. A dense
+    actor with one micro-batch waits while the experts compute its chunk.
     """
     if demand.rate is None:
         return 0.0
@@ -35,8 +36,10 @@ def prefill_share(shape: Shape, hardware: Hardware, layout: Layout, demand: Dema
 
 
 def host_prefill_seconds(shape: Shape, hardware: Hardware, layout: Layout, prompt_tokens: int) -> float:
-    """Seconds that a prompt's token takes on a host, all of whose cores compute for whoever has something to compute, and whose
-    rows go to expert actors and come back."""
+    """Seconds per prompt token on a CPU host, whose cores all serve the actor that computes at the time.
+
+    Rows that go to expert actors and come back are included.
+    """
     peak = hardware.flops * hardware.flops_efficiency
     products, attention, experts = _operations(shape, prompt_tokens)
     computing = ((products + experts) / _HOST_PRODUCTS + attention / _HOST_ATTENTION) / peak
@@ -47,7 +50,8 @@ def host_prefill_seconds(shape: Shape, hardware: Hardware, layout: Layout, promp
 
 
 def _operations(shape: Shape, prompt_tokens: int) -> tuple[float, float, float]:
-    """Of a prompt's token in dense products, attention and experts; it sees half of the prompt."""
+    """Operations per prompt token in dense products, attention and experts; a token sees half of the prompt
+    on average."""
     seen = shape.seen(prompt_tokens / 2)
     products = 2 * shape.num_layers * shape.dense_layer_weights
     attention = 4 * shape.num_layers * shape.hidden_size * seen

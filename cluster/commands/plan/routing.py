@@ -1,7 +1,7 @@
-"""Which experts a batch touches, if every token chooses its K of E experts evenly and independently.
+"""How many experts a batch touches, if every token chooses its K of E experts evenly and independently.
 
-Small batches leave experts untouched, and a weight that is not touched is not read; the experts that are touched do not
-lie evenly on the actors, and a layer waits for the busiest one.
+A small batch leaves some experts untouched, and untouched weights are not read. The touched experts are
+spread unevenly over the actors, and a layer waits for the busiest actor.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ def distinct_experts(num_tokens: float, num_experts: int, num_chosen: int) -> fl
 
 @functools.lru_cache(maxsize=4096)
 def busiest_actor(num_touched: int, num_experts: int, num_actors: int) -> float:
-    """Expected number of touched experts on the actor that has most of them, one copy each, spread evenly.
+    """Expected number of touched experts on the actor that has the most, with one copy of each expert, spread
+    evenly.
 
-    Exact for `num_touched` experts drawn evenly without repetition: with s_i experts on actor i, the number of draws that
-    put at most k on each is the coefficient of x^d in prod_i sum_{j <= min(k, s_i)} C(s_i, j) x^j, of C(E, d) in all.
+    The result is exact for d = `num_touched` experts drawn without repetition. With s_i experts on actor i,
+    the number of draws that put at most k on every actor is the coefficient of x^d in prod_i sum_{j <= min(k,
+    s_i)} C(s_i, j) x^j; there are C(E, d) draws in all.
     """
     sizes = [num_experts // num_actors + (actor < num_experts % num_actors) for actor in range(num_actors)]
     expected, most = 0.0, max(sizes)
@@ -45,10 +47,12 @@ def busiest_actor(num_touched: int, num_experts: int, num_actors: int) -> float:
 
 
 def expert_share(shape: Shape, num_tokens: float, num_actors: int, num_replicas: int) -> tuple[float, float]:
-    """(experts whose weights the busiest actor reads, rows that it computes) in one layer, for tokens of all dense actors.
+    """(experts whose weights the busiest actor reads, rows that it computes) in one layer, for tokens of all
+    dense actors.
 
-    Experts with few rows stay whole on one holder (`actors.exchange.row_assignment`); with replicas the holder that has less to do
-    is asked, which evens the actors out, and an expert of many rows is read by several.
+    An expert with few rows is computed by one holder (`actors.exchange.row_assignment`). With replicas the
+    less busy holder computes it, which makes the load of the actors even, and an expert with many rows is
+    read by several.
     """
     touched = distinct_experts(num_tokens, shape.num_experts, shape.num_experts_per_token)
     rows = num_tokens * shape.num_experts_per_token

@@ -1,8 +1,10 @@
-"""The deployment plan search: MegaScale-Infer's algorithm 1 (arXiv 2504.02263, section 4) over this cluster's layouts.
+"""The search for a plan: algorithm 1 of MegaScale-Infer (arXiv 2504.02263, section 4) over the layouts of
+this cluster.
 
-For every number of dense actors, expert actors and micro-batches: the largest batch whose step is within the target and whose
-cache fits. Without a rate the layout with the most tokens per second and GPU is taken, as in the paper; with one, the
-layout with the fewest GPUs that sustains it.
+For every number of dense actors, expert actors and micro-batches, the search finds the largest batch whose
+step is within the target and whose cache fits. Without a rate it takes the layout with the most tokens per
+second and GPU, as the paper does; with a rate it takes the layout with the fewest GPUs that sustains the
+rate.
 """
 
 from __future__ import annotations
@@ -23,32 +25,32 @@ _HOST_EXPERT_ACTORS = (0, 1, 2, 4, 8, 16)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """A layout under its load."""
+    """A layout and what it does under the demanded load."""
 
     layout: Layout
     batch: int
-    """Sequences that decode together on one dense actor, at the rate or, without one, at most."""
+    """Sequences that decode together on one dense actor at the rate; without a rate, the largest number."""
     max_batch: int
-    """The largest one within target and cache: what to set `max_num_sequences` to."""
+    """The largest batch within target and cache; set `max_num_sequences` to this value."""
     cache_tokens: int
-    """Per dense actor."""
+    """Tokens that fit into the cache of one dense actor."""
     cache_sequences: int
-    """Of the context's length, per dense actor."""
+    """Sequences of the context's length that fit into the cache of one dense actor."""
     step: StepCost
     inter_token_seconds: float
-    """A step, stretched by what prompts take in between."""
+    """Time of a step plus the share of time that prompts take."""
     prefill_share: float
-    """Of the time of the busiest actors."""
+    """Share of the time of the busiest actors that prompts take."""
     tokens_per_second: float
-    """Of output, all actors together, at `batch`."""
+    """Output tokens of all actors together, at `batch`."""
     tokens_per_second_per_gpu: float
     batch_limit: str
-    """What keeps `max_batch` from growing: "cache memory", "target latency" or "max_num_sequences"."""
+    """What limits `max_batch`: "cache memory", "target latency" or "max_num_sequences"."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Candidate:
-    """One layout with what does not depend on the batch."""
+    """One layout with the figures that do not depend on the batch."""
 
     layout: Layout
     num_gpus: int
@@ -59,7 +61,7 @@ class _Candidate:
 
 
 def find_plan(shape: Shape, hardware: Hardware, demand: Demand) -> Plan:
-    """The best plan. Raises NoPlanError where memory, rate or target cannot be met within `max_gpus`."""
+    """The best plan. Raises NoPlanError if memory, rate or target cannot be met within `max_gpus`."""
     demand.check_model(shape)
     candidates = [_candidate(shape, hardware, demand, layout) for layout in layouts(hardware, demand)]
     if not candidates:
@@ -80,7 +82,7 @@ def find_plan(shape: Shape, hardware: Hardware, demand: Demand) -> Plan:
 
 
 def layouts(hardware: Hardware, demand: Demand) -> Iterator[Layout]:
-    """All that may be built, with the fewest replicas that are allowed."""
+    """All layouts that the demand allows, with the fewest replicas that it allows."""
     is_host = hardware.kind == "cpu"
     if is_host and demand.dense_actors not in (None, 1):
         raise ValueError(f"dense_actors is {demand.dense_actors}, expected 1 on a CPU host")
@@ -127,7 +129,7 @@ def _inter_token(candidate: _Candidate, cost: StepCost) -> float:
 def _sustains(
     shape: Shape, hardware: Hardware, demand: Demand, candidate: _Candidate, batch: int | None
 ) -> bool:
-    """Whether batches of this size (None: the largest) make tokens as fast as the rate asks for them."""
+    """Whether batches of this size (None: the largest) produce tokens as fast as the rate requires."""
     if demand.rate is None:
         return True
     size = candidate.max_sequences if batch is None else batch
@@ -136,7 +138,8 @@ def _sustains(
 
 
 def _plan(shape: Shape, hardware: Hardware, demand: Demand, candidate: _Candidate) -> Plan | None:
-    """The layout at its operating point; None where it misses the target or, within it, the rate."""
+    """The plan for one layout; None if no batch meets the target, or none within the target sustains the
+    rate."""
     target = demand.target_seconds
 
     def is_late(batch: int) -> bool:
@@ -175,7 +178,10 @@ def _plan(shape: Shape, hardware: Hardware, demand: Demand, candidate: _Candidat
 
 
 def _first(is_so: Callable[[int], bool], most: int) -> int:
-    """The smallest number from 1 to most for which it is so, most + 1 where it is for none; it stays so above."""
+    """The smallest number from 1 to `most` for which `is_so` holds; `most + 1` if there is none.
+
+    `is_so` must hold for all larger numbers too, since the search is binary.
+    """
     low, high = 1, most + 1
     while low < high:
         middle = (low + high) // 2
@@ -187,7 +193,7 @@ def _first(is_so: Callable[[int], bool], most: int) -> int:
 
 
 def _preference(plan: Plan, demand: Demand) -> tuple[float, ...]:
-    """Lower is better. Fewer micro-batches win where they are as good."""
+    """Sort key of a plan; the lowest is best. Of equal plans the one with fewer micro-batches wins."""
     layout = plan.layout
     tie = (float(layout.micro_batches), float(layout.expert_actors))
     if demand.rate is None:
@@ -196,7 +202,11 @@ def _preference(plan: Plan, demand: Demand) -> tuple[float, ...]:
 
 
 def _with_second_copies(shape: Shape, hardware: Hardware, demand: Demand, plan: Plan) -> Plan:
-    """Two copies of every expert, so that a death costs a moment only, where they cost no GPU and meet the same demand."""
+    """The plan with two copies of every expert, if they need no further GPU and meet the same demand; else
+    the plan.
+
+    With two copies the death of an expert actor costs only a moment.
+    """
     is_open = demand.expert_replicas is None and hardware.kind == "gpu" and plan.layout.expert_actors >= 2
     if not is_open:
         return plan
@@ -212,15 +222,18 @@ def _memory_error(shape: Shape, hardware: Hardware, demand: Demand) -> NoPlanErr
     weights = dense + shape.num_experts * shape.num_layers * shape.expert_bytes(hardware.bf16_weight_share)
     cache = demand.context_tokens * shape.kv_bytes_per_token
     return NoPlanError(
-        f"memory_gb is {hardware.memory_bytes / 1e9:g} and max_gpus {demand.max_gpus}, expected room for weights of "
-        f"{weights / 1e9:.4g} GB ({dense / 1e9:.3g} GB of them in every dense actor) and a cache of "
+        f"memory_gb is {hardware.memory_bytes / 1e9:g} and max_gpus {demand.max_gpus}, "
+        f"expected room for weights of {weights / 1e9:.4g} GB ({dense / 1e9:.3g} GB of them in every dense actor) and a cache of "
         f"{cache / 1e9:.3g} GB for one sequence of {demand.context_tokens} tokens: no layout has it"
     )
 
 
 def _rate_error(shape: Shape, hardware: Hardware, demand: Demand, fitting: list[_Candidate]) -> NoPlanError:
-    """The highest rate of any layout. A share of prompts grows with the rate, so it is solved for: with tokens per second X
-    without prompts and a share of s per request and second, rate = X * (1 - s * rate) / output."""
+    """The error that names the highest rate of any layout.
+
+    The share of time for prompts grows with the rate, so the rate is the solution of rate = X * (1 - s *
+    rate) / output, with X tokens per second without prompts and a share s per request and second.
+    """
     assert demand.rate is not None
     best, name = 0.0, ""
     for candidate in fitting:
@@ -237,7 +250,7 @@ def _rate_error(shape: Shape, hardware: Hardware, demand: Demand, fitting: list[
 
 
 def _target_error(shape: Shape, hardware: Hardware, demand: Demand, able: list[_Candidate]) -> NoPlanError:
-    """The shortest time between tokens at which some layout still sustains the rate."""
+    """The error that names the shortest time between tokens at which some layout still sustains the rate."""
     assert demand.target_seconds is not None
     best, name = float("inf"), ""
     for candidate in able:
@@ -257,9 +270,10 @@ def _where(hardware: Hardware, demand: Demand) -> str:
 
 
 def _up(value: float) -> float:
-    """Rounded so that the number that is shown can be met."""
+    """Round up, so that the displayed number can be met."""
     return float(f"{value * 1.001:.4g}")
 
 
 def _down(value: float) -> float:
+    """Round down, so that the displayed number can be met."""
     return float(f"{value * 0.999:.4g}")

@@ -1,4 +1,4 @@
-"""Seconds of one decode step: MegaScale-Infer's model (arXiv 2504.02263, section 4) over a roofline of each part.
+"""Seconds of one decode step, by the cost model of MegaScale-Infer (arXiv 2504.02263, section 4).
 
     Ta   dense part of one layer: attention and router, for one micro-batch of one dense actor
     Te   experts of one layer on the busiest expert actor, for one micro-batch of every dense actor
@@ -6,9 +6,9 @@
     Tf   max(Ta, Te)
     m    micro-batches, L layers
 
-The paper (equations 1 to 6) fits Ta = k1 * b + k2 and Te = k3 * b + k4 to measurements; here both follow from the bytes
-that have to be read and the operations that have to be done, so k2 and k4 are the reading of weights, and k4 is less for a
-batch that touches few experts.
+The paper (equations 1 to 6) fits Ta = k1 * b + k2 and Te = k3 * b + k4 to measurements. Here both follow from
+a roofline: the bytes to read and the operations to compute. So k2 and k4 are the time to read weights, and k4
+is less for a batch that touches few experts.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from cluster.commands.plan.shape import Shape
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """Who computes what."""
+    """How many actors of each kind there are, and how they share the work."""
 
     dense_actors: int
     expert_actors: int
-    """0: every dense actor holds all experts (the exchange `local`)."""
+    """0 means that every dense actor holds all experts (the exchange `local`)."""
     expert_replicas: int = 1
     micro_batches: int = 1
 
@@ -38,7 +38,7 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepCost:
-    """One step of a batch, in seconds."""
+    """Cost of one step of a batch, in seconds."""
 
     seconds: float
     dense_seconds: float
@@ -49,12 +49,12 @@ class StepCost:
     """Tc."""
     head_seconds: float
     bound_by: str
-    """The resource without which the step would shrink most."""
+    """The resource that takes most of the step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Processor:
-    """What a part runs on: efficiencies are in."""
+    """What a part of a step runs on. The rates include the efficiencies."""
 
     bandwidth: float
     flops: float
@@ -71,7 +71,8 @@ class _Part:
 def step_cost(
     shape: Shape, hardware: Hardware, layout: Layout, batch: int, context_tokens: float
 ) -> StepCost:
-    """One decode step of `batch` sequences per dense actor, each looking at `context_tokens` positions."""
+    """Cost of one decode step of `batch` sequences per dense actor, each attending to `context_tokens`
+    positions."""
     if hardware.kind == "cpu":
         return _host_step(shape, hardware, layout, batch, context_tokens)
     return _cluster_step(shape, hardware, layout, batch, context_tokens)
@@ -80,13 +81,14 @@ def step_cost(
 def _cluster_step(
     shape: Shape, hardware: Hardware, layout: Layout, batch: int, context_tokens: float
 ) -> StepCost:
-    """Every actor has a GPU of its own.
+    """Cost of a step where every actor has its own GPU.
 
         T = (Ta + Te + 2 Tc) + (L - 1) * max(m * Tf, m * Tc, Ta + Te + 2 Tc) + (m - 1) * Tf
 
-    The first micro-batch's first layer, then a layer per period, then the other micro-batches' last layer. Where
-    m * Tf >= Ta + Te + 2 Tc the exchange is hidden (the paper's m >= 2 (1 + Tc / Tf) for Ta = Te), and T is its equation
-    (5), (Ta + Te + 2 Tc) + Tf * (m * L - 1). With m = 1 it is L * (Ta + Te + 2 Tc).
+    The terms are the first layer of the first micro-batch, one layer per period, and the last layer of the
+    other micro-batches. If m * Tf >= Ta + Te + 2 Tc, computing hides the exchange (the paper's m >= 2 (1 + Tc
+    / Tf) for Ta = Te), and T is the paper's equation 5, (Ta + Te + 2 Tc) + Tf * (m * L - 1). With m = 1, T is
+    L * (Ta + Te + 2 Tc).
     """
     gpu = _Processor(
         bandwidth=hardware.bandwidth * hardware.bandwidth_efficiency,
@@ -132,10 +134,11 @@ def _cluster_step(
 def _host_step(
     shape: Shape, hardware: Hardware, layout: Layout, batch: int, context_tokens: float
 ) -> StepCost:
-    """All actors are processes on one host and take turns on its cores and its memory.
+    """Cost of a step where all actors are processes of one host and share its cores and memory.
 
-    Per step: attention, head and the touched experts are read once, plus each sequence's keys and values. Whoever computes
-    has all cores while the others wait, by its spare threads (`actors/kernels/c/pool.c`).
+    A step reads attention, head and the touched experts once, and the keys and values of each sequence. The
+    process that computes uses all cores while the others wait, through its spare threads
+    (`actors/kernels/c/pool.c`).
 
         T = L * (Ta + Te + 2 Tc) + head + overhead
     """
@@ -177,8 +180,10 @@ def _host(hardware: Hardware) -> _Processor:
 def _dense_layer(
     shape: Shape, processor: _Processor, rows: int, context_tokens: float, overhead_seconds: float
 ) -> _Part:
-    """Ta: the layer's weights once, every sequence's keys and values; two operations per weight and row, and 4 * H per
-    row and position (scores and sums)."""
+    """Ta. A layer reads its weights once and the keys and values of every sequence.
+
+    It computes two operations per weight and row, and 4 * H per row and position (scores and sums).
+    """
     seen = shape.seen(context_tokens)
     weight_bytes = shape.dense_layer_weights * shape.weight_bytes(processor.bf16_weight_share)
     num_bytes = weight_bytes + rows * seen * 2 * shape.kv_size * shape.item_bytes
@@ -189,7 +194,7 @@ def _dense_layer(
 def _experts(
     shape: Shape, processor: _Processor, num_read: float, num_rows: float, overhead_seconds: float
 ) -> _Part:
-    """Te: the experts that are touched once; two operations per weight and row."""
+    """Te. A layer reads each touched expert once and computes two operations per weight and row."""
     flops = 2 * num_rows * shape.expert_weights
     num_bytes = num_read * shape.expert_bytes(processor.bf16_weight_share)
     return _roofline("expert", processor, num_bytes, flops, overhead_seconds)
@@ -202,7 +207,8 @@ def _head(shape: Shape, processor: _Processor, rows: int) -> _Part:
 
 
 def _link(shape: Shape, hardware: Hardware, num_rows: float) -> _Part:
-    """Tc (the paper's equation 6, without its utilisation curve): the busier side's rows, plus a latency."""
+    """Tc: a latency plus the transfer of the busier side's rows (the paper's equation 6 without its
+    utilisation curve)."""
     transfer = num_rows * shape.hidden_size * shape.item_bytes / hardware.link_bandwidth
     latency = hardware.link_latency_seconds
     return _Part(
@@ -213,7 +219,10 @@ def _link(shape: Shape, hardware: Hardware, num_rows: float) -> _Part:
 def _roofline(
     name: str, processor: _Processor, num_bytes: float, flops: float, overhead_seconds: float
 ) -> _Part:
-    """Williams et al. 2009: the longer of reading and computing; both, as far as they do not overlap."""
+    """The longer of reading and computing, plus the part of the shorter one that does not overlap.
+
+    Source: Williams et al., "Roofline", 2009.
+    """
     reading, computing = num_bytes / processor.bandwidth, flops / processor.flops
     seconds = max(reading, computing) + (1 - processor.overlap) * min(reading, computing)
     causes = ((reading, "memory bandwidth"), (computing, "compute"), (overhead_seconds, "overhead"))

@@ -1,4 +1,5 @@
-"""Predicted against measured decode rates, from what `phimoe bench --decode-batch ... --json FILE` wrote."""
+"""Compares predicted decode rates with those in a file that `phimoe bench --decode-batch ... --json FILE`
+wrote."""
 
 from __future__ import annotations
 
@@ -16,12 +17,12 @@ from cluster.commands.plan.step import Layout, step_cost
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """Medians over the rounds of the file's first server."""
+    """Medians over all rounds, for the first server of the file."""
 
     prompt_tokens: int
     new_tokens: int
     tokens_per_second: dict[int, float]
-    """By batch size."""
+    """Decode tokens per second by batch size."""
 
     @property
     def seen_tokens(self) -> float:
@@ -30,18 +31,19 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """One batch size."""
+    """Predicted and measured rate of one batch size."""
 
     batch: int
     measured_tokens_per_second: float
     predicted_tokens_per_second: float
     difference_percent: float
-    """Of the measured rate; above 0 where the model promises too much."""
+    """Difference in percent of the measured rate; above 0 if the prediction is too high."""
     bound_by: str
 
 
 def read_measured(path: Path) -> Measured:
-    """Raises ValueError that names what is wrong with the file, OSError where it cannot be read."""
+    """Read a file of measurements. Raises ValueError that says what is wrong in it, OSError if it cannot be
+    read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         plan, rounds = content["plan"], content["rounds"]

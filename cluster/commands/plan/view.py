@@ -1,4 +1,4 @@
-"""What a plan shows people: rich tables."""
+"""Shows plans and predictions as tables in the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cluster.commands.tables import Column, show_table
 
 
 def show_plan(console: Console, title: str, hardware: Hardware, plan: Plan, single: StepCost | None) -> None:
-    """single: the same batch in one micro-batch, where the plan has several."""
+    """Print a plan. single: the cost of the same batch in one micro-batch, if the plan has several."""
     layout, device = plan.layout, "GPU" if hardware.kind == "gpu" else "host"
     experts = str(layout.expert_actors) if layout.expert_actors else "0 (--exchange local)"
     prompts = f"{plan.prefill_share * 100:.1f} %" if plan.prefill_share else "not counted without --rate"
@@ -44,15 +44,15 @@ def show_plan(console: Console, title: str, hardware: Hardware, plan: Plan, sing
     show_table(console, "", (Column("per layer", is_number=False), Column("microseconds")), times)
     if single is not None:
         console.print(
-            f"This version computes a step in one micro-batch; then a step takes {single.seconds * 1e3:.2f} ms "
-            f"instead of {plan.step.seconds * 1e3:.2f} ms. --max-micro-batches 1 plans for that."
+            f"This version computes a step in one micro-batch; "
+            f"then a step takes {single.seconds * 1e3:.2f} ms instead of {plan.step.seconds * 1e3:.2f} ms. --max-micro-batches 1 plans for that."
         )
 
 
 def show_predictions(
     console: Console, title: str, predictions: Sequence[Prediction], tolerance: float
 ) -> None:
-    """Decode tokens/s, one row per batch size; those off by more than the tolerance in red."""
+    """Print decode tokens/s, one row per batch size. Differences above the tolerance are red."""
     columns = (
         *map(Column, ("batch", "measured", "predicted", "difference")),
         Column("bound by", is_number=False, is_folded=True),
