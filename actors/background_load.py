@@ -1,4 +1,4 @@
-"""Loading in the background, the same for every kind of actor."""
+"""Loads an actor's weights in a background thread; dense and expert actors share it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Loading(Generic[T]):
-    """Calls `load` once, in a thread, and says how far it is. Any thread may call any method."""
+    """Calls `load` once, in a thread, and reports its progress. Any thread may call any method."""
 
     def __init__(self, name: str, load: Callable[[ProgressCallback], T]) -> None:
         self._load = load
@@ -22,17 +22,17 @@ class Loading(Generic[T]):
         self._is_started = False
         self._progress = Progress(state="starting", bytes_done=0, bytes_total=0)
         self.result: T | None = None
-        """What `load` returned; None until then."""
+        """The return value of `load`; None until `load` has returned."""
 
     def start(self) -> None:
-        """Returns at once; a second call does nothing."""
+        """Start to load and return at once; a second call does nothing."""
         with self._guard:
             if not self._is_started:
                 self._is_started = True
                 self._thread.start()
 
     def progress(self) -> Progress:
-        """In stored bytes. "failed" comes with the reason and stays."""
+        """Return the progress in stored bytes. The state "failed" is final and comes with the reason."""
         with self._guard:
             return self._progress
 

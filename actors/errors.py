@@ -1,31 +1,31 @@
-"""What a rank can say when it cannot go on.
+"""The errors that an actor raises when it cannot go on.
 
     ActorError
         CheckpointError             the model cannot be loaded
             ConfigError             a key of a config file is missing or has an illegal value
             UnreadableFileError     a file is absent, truncated or not of its format
             MissingTensorError      no shard holds a tensor that the config calls for
-            TensorMismatchError     a tensor has another shape or dtype than it must have
-            DownloadError           a model cannot be had from the hub
-        CapacityError               what was asked for does not fit the device or the model
-        FrameError                  a peer sends what is no message, or not its turn
+            TensorMismatchError     a tensor has a wrong shape or dtype
+            DownloadError           a model cannot be downloaded from the hub
+        CapacityError               a setting does not fit the device or the model
+        FrameError                  a peer sent no message, or a message that is not allowed now
         ExchangeError               rows and results cannot travel between dense and expert actors
-            LinkError               a link or group is broken, closed or answers what it must not
-            DeadlineError           a peer is silent for longer than it may be
-            StaleEpochError         a membership is not newer than the one in force
-            ExpertFailedError       an expert actor got the rows and could not compute
-            NoHolderError           rows waited in vain for an actor that holds their experts
-            NotReadyError           sequences waited in vain for a step to be possible
+            LinkError               a link or group is broken or closed, or an answer breaks the protocol
+            DeadlineError           a peer did not answer within its deadline
+            StaleEpochError         a membership is not newer than the current one
+            ExpertFailedError       an expert actor received the rows and could not compute
+            NoHolderError           rows waited too long for an actor that holds their experts
+            NotReadyError           sequences waited too long until a step was possible
 
-They cross processes, so every exception takes positional values only, all of them picklable, and hands all of them
-to its base class. The sentence for people is `str(error)`.
+The errors cross processes, so every exception takes only positional, picklable values and passes all of them
+to its base class. `str(error)` is the sentence for people.
 """
 
 from __future__ import annotations
 
 
 class ActorError(Exception):
-    """Root of everything that a rank raises on purpose."""
+    """Base class of all errors that an actor raises on purpose."""
 
 
 class CheckpointError(ActorError):
@@ -33,7 +33,7 @@ class CheckpointError(ActorError):
 
 
 class ConfigError(CheckpointError):
-    """A key of a config file: which file, which key, what was found there and what was expected."""
+    """A key of a config file is missing or illegal. Names file, key, what was found and what was expected."""
 
     def __init__(self, file: str, key: str, found: str, expected: str) -> None:
         super().__init__(file, key, found, expected)
@@ -44,7 +44,7 @@ class ConfigError(CheckpointError):
 
 
 class UnreadableFileError(CheckpointError):
-    """A file of the checkpoint: which one and why it cannot be read."""
+    """A file of the checkpoint cannot be read. Names the file and the reason."""
 
     def __init__(self, file: str, reason: str) -> None:
         super().__init__(file, reason)
@@ -55,7 +55,7 @@ class UnreadableFileError(CheckpointError):
 
 
 class MissingTensorError(CheckpointError):
-    """A tensor that should be in a file (the index, or the shard that the index names) and is not."""
+    """A tensor is missing from the index, or from the shard that the index names."""
 
     def __init__(self, file: str, tensor: str) -> None:
         super().__init__(file, tensor)
@@ -66,7 +66,7 @@ class MissingTensorError(CheckpointError):
 
 
 class TensorMismatchError(CheckpointError):
-    """A tensor that is there but has another shape or dtype; `aspect` says which of the two."""
+    """A tensor has another shape or dtype than expected; `aspect` is "shape", "dtype" or "content"."""
 
     def __init__(self, file: str, tensor: str, aspect: str, found: str, expected: str) -> None:
         super().__init__(file, tensor, aspect, found, expected)
@@ -78,7 +78,7 @@ class TensorMismatchError(CheckpointError):
 
 
 class DownloadError(CheckpointError):
-    """A model of the hub: its name, why it cannot be had and what the operator can do."""
+    """A model cannot be downloaded. Names the model, the reason and what the operator can do."""
 
     def __init__(self, model: str, reason: str, remedy: str) -> None:
         super().__init__(model, reason, remedy)
@@ -89,7 +89,7 @@ class DownloadError(CheckpointError):
 
 
 class CapacityError(ActorError):
-    """A setting that the model or the memory cannot meet: which one, its value and what was expected."""
+    """The model or the memory cannot meet a setting. Names the setting, its value and what was expected."""
 
     def __init__(self, setting: str, found: str, expected: str) -> None:
         super().__init__(setting, found, expected)
@@ -100,15 +100,15 @@ class CapacityError(ActorError):
 
 
 class FrameError(ActorError):
-    """A peer sent bytes that are no message of the protocol, or a message that does not belong there."""
+    """A peer sent bytes that are no message of the protocol, or a message that is not allowed then."""
 
 
 class ExchangeError(ActorError):
-    """Rows or results did not get through; what the peers computed of the layer under way is unknown."""
+    """Rows or results did not get through; how much of the current layer the peers computed is unknown."""
 
 
 class LinkError(ExchangeError):
-    """A link broke: who was at its other end, in which layer (None outside a step) and what happened."""
+    """A link broke. Names the peer at its other end, the layer (None outside a step) and what happened."""
 
     def __init__(self, peer: str, layer: int | None, reason: str) -> None:
         super().__init__(peer, layer, reason)
@@ -119,7 +119,10 @@ class LinkError(ExchangeError):
 
 
 class DeadlineError(ExchangeError):
-    """A peer kept silent: who, in which layer (None outside a step), what it owed and how long it had."""
+    """A peer did not answer in time.
+
+    Names the peer, the layer (None outside a step), the awaited message and the deadline in seconds.
+    """
 
     def __init__(self, peer: str, layer: int | None, awaited: str, seconds: float) -> None:
         super().__init__(peer, layer, awaited, seconds)
@@ -130,7 +133,7 @@ class DeadlineError(ExchangeError):
 
 
 class StaleEpochError(ExchangeError):
-    """A membership whose epoch is not higher than the one that is in force."""
+    """The epoch of a membership is not higher than that of the current membership."""
 
     def __init__(self, epoch: int, current: int) -> None:
         super().__init__(epoch, current)
@@ -141,7 +144,7 @@ class StaleEpochError(ExchangeError):
 
 
 class ExpertFailedError(ExchangeError):
-    """An expert actor could not compute what it was sent; its own words."""
+    """An expert actor could not compute the rows that it received; `reason` is the text of its own error."""
 
     def __init__(self, peer: str, layer: int | None, reason: str) -> None:
         super().__init__(peer, layer, reason)
@@ -152,7 +155,7 @@ class ExpertFailedError(ExchangeError):
 
 
 class NoHolderError(ExchangeError):
-    """Nobody who holds these experts was linked for as long as rows may wait; other rows may well get through."""
+    """No linked actor held these experts for as long as rows may wait; other rows may get through."""
 
     def __init__(self, layer: int, experts: tuple[int, ...], seconds: float) -> None:
         super().__init__(layer, experts, seconds)
@@ -164,7 +167,7 @@ class NoHolderError(ExchangeError):
 
 
 class NotReadyError(ExchangeError):
-    """Between two steps some expert had no holder, or there was no exchange at all, for as long as sequences may wait."""
+    """For as long as sequences may wait between steps, an expert had no holder, or there was no exchange."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)

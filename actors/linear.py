@@ -1,12 +1,14 @@
-"""y = x @ weight.T + bias, by whatever product reads weights fastest on the device; chosen once, at load.
+"""y = x @ weight.T + bias, by the product that reads weights fastest on the device. It is chosen at load.
 
-CPU with AVX-512 (bfloat16) or AVX2,     the project's own kernels (`actors.kernels`): a row's result is the same bits
-bfloat16 or float32                      whatever rows are computed beside it
-other CPU, where oneDNN takes the dtype   oneDNN's packed layout: up to twice as fast as `F.linear` at decode batch sizes
+CPU with AVX-512 (bfloat16) or AVX2,     the project's own kernels (`actors.kernels`): the bits of a row's
+bfloat16 or float32                      result do not depend on the other rows of the call
+other CPU, if oneDNN takes the dtype     oneDNN's packed layout: up to twice as fast as F.linear at decode
+                                         batch sizes
 CUDA with Triton                         a kernel of the project for a single row, F.linear for more
 otherwise                                F.linear
 
-A quantized weight on a CPU: the project's own kernels, else torch's operations on what is dequantized for one call.
+A quantized weight on a CPU is multiplied by the project's own kernels. Without them it is dequantized for
+each call and multiplied by torch.
 """
 
 from __future__ import annotations
@@ -26,15 +28,17 @@ from actors.kernels.quantization import Quantization
 from actors.kernels.threads import num_threads
 
 Product: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-"""x [rows, in] -> y [rows, out] in x's dtype. At least one row."""
+"""A function from x [rows, in], with at least one row, to y [rows, out] in x's dtype."""
 
 
 def make_product(
     weight: torch.Tensor, bias: torch.Tensor | None = None, quantization: str | None = None
 ) -> Product:
-    """The product with weight [out, in] and bias [out]. On a CPU it holds a copy of its own; drop the original.
+    """Return the product with weight [out, in] and bias [out].
 
-    quantization: one of `actors.checkpoint.quantization.KINDS` that CPUs serve, to hold the weight in so few bits.
+    On a CPU the product keeps its own copy of the weight, so callers should drop the original.
+    `quantization`, if given, is a kind of `actors.checkpoint.quantization.KINDS` that CPUs serve; the weight
+    is then quantized to it.
     """
     if quantization is not None:
         return _quantized(weight, bias, quantization)
@@ -49,18 +53,18 @@ def make_product(
 
 
 def make_quantized_product(weight: QuantizedWeight) -> Product:
-    """The product with a quantized weight [out, in], in float32, with torch's own operations.
+    """Return the product with a quantized weight [out, in], computed in float32 with torch's own operations.
 
-    It holds the quantized weight; the dequantized one lives for one call.
+    The product keeps the quantized weight; each call dequantizes it and drops the result.
     """
-    widen = _widening(weight)
-    return lambda x: F.linear(x.float(), widen()).to(x.dtype)
+    dequantized = _dequantizer(weight)
+    return lambda x: F.linear(x.float(), dequantized()).to(x.dtype)
 
 
 def product_name(dtype: torch.dtype, device: torch.device, quantization: str | None = None) -> str:
-    """What `make_product` chooses, for people: "avx512", "avx2", "onednn" or "torch".
+    """Return the name of what `make_product` chooses, for people: "avx512", "avx2", "onednn" or "torch".
 
-    With quantized weights (`actors.expert`) "avx2 int8" and the like, on CUDA "triton int8".
+    With quantized weights (`actors.expert`) the name is "avx2 int8" or the like, on CUDA "triton int8".
     """
     if quantization is not None:
         if device.type != "cpu":
@@ -75,7 +79,7 @@ def product_name(dtype: torch.dtype, device: torch.device, quantization: str | N
 
 
 def _has_packed_products(dtype: torch.dtype) -> bool:
-    """oneDNN refuses bfloat16 on processors that cannot convert it."""
+    """Return whether oneDNN takes this dtype; it refuses bfloat16 if the processor cannot convert it."""
     if not torch._C._has_mkldnn:
         return False
     if dtype == torch.bfloat16:
@@ -92,8 +96,8 @@ def _quantized(weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> Pr
     return product if bias is None else lambda x: product(x) + bias
 
 
-def _widening(weight: QuantizedWeight) -> Callable[[], torch.Tensor]:
-    """A function that returns the weight [out, in] in float32."""
+def _dequantizer(weight: QuantizedWeight) -> Callable[[], torch.Tensor]:
+    """Return a function that returns the weight [out, in] in float32."""
     num_inputs, num_bits = weight.values.shape[1], weight.num_bits
     scales = weight.scales.clone()
     if weight.values.dtype.is_floating_point:
@@ -136,7 +140,7 @@ class KernelProduct:
         bias: torch.Tensor | None,
         dtype: torch.dtype,
     ) -> None:
-        """dtype is that of the rows, and of a weight that is not quantized."""
+        """`dtype` is the dtype of the rows, and of the weight if it is not quantized."""
         if isinstance(weight, QuantizedWeight):
             self._shape = weight.values.shape
             self._packed = pack_quantized(kernels, weight.values, weight.scales, weight.num_bits)
@@ -153,7 +157,7 @@ class KernelProduct:
 
     @property
     def weights(self) -> ProductWeights:
-        """As the kernels of a layer take them, for as long as this object lives."""
+        """The weights in the form that the kernels of a layer take; valid as long as this object lives."""
         packed, bias = self._addresses
         num_bits, has_bf16_scales, group = self._quantized
         return ProductWeights(
@@ -194,11 +198,11 @@ def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
 
 
 def padded_rows(num_rows: int) -> int:
-    """The number of rows that oneDNN is given: multiples of 4, then of 16, then of 64.
+    """Return the number of rows for oneDNN: a multiple of 4, of 16 above 32 rows, of 64 above 256 rows.
 
-    It compiles and keeps code for every number of rows that it meets, in hundreds of kilobytes each: steps of all
-    sizes would fill memory. Four rows take it no longer than one, and as it rounds a single row differently, results
-    do not depend on how few rows a step has.
+    oneDNN compiles code for every number of rows that it meets and keeps it, hundreds of kilobytes each, so
+    steps of all sizes would fill the memory. Four rows take no longer than one. oneDNN rounds a single row
+    differently, so the padding also keeps results independent of how few rows a step has.
     """
     unit = 4 if num_rows <= 32 else 16 if num_rows <= 256 else 64
     return -(-num_rows // unit) * unit

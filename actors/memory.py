@@ -1,4 +1,4 @@
-"""How much memory this process holds for itself."""
+"""Measures the memory that this process holds for itself, and gives freed memory back to the system."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Anonymous resident bytes on a CPU, bytes allocated on the device on CUDA.
+    """Return anonymous resident bytes on a CPU, or bytes allocated on the device on CUDA.
 
-    Pages of libraries and of mapped files are not counted: the kernel takes them back when it needs them. The kernel keeps both
-    numbers (proc(5), statm), so that asking costs the same however much there is; smaps_rollup would walk all page tables.
+    Pages of libraries and of mapped files are not counted, since the system takes them back when it needs
+    them. The kernel keeps both numbers ready (proc(5), statm), so reading them takes the same time for any
+    amount of memory; smaps_rollup would walk all page tables.
     """
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
@@ -22,9 +23,10 @@ def memory_bytes(device: torch.device) -> int:
 
 
 def release_free_memory() -> None:
-    """Give freed heap back to the system, where the C library can do that.
+    """Give freed heap memory back to the system, if the C library can do that.
 
-    Loading frees a large temporary for every tensor that it keeps; the allocator would hold on to the gaps.
+    Loading frees a large temporary tensor for every tensor that it keeps, and the allocator would keep those
+    gaps.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

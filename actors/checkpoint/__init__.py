@@ -1,4 +1,4 @@
-"""From a model's name to its config and its weights: read, made up, quantized or written.
+"""Finds a model by its name and reads its config and weights; also quantizes and writes checkpoints.
 
-Open `open.py` first. `weights.py` is what an actor reads then.
+Open `open.py` first, then `weights.py`, which returns the weights that an actor asks for.
 """

@@ -2,7 +2,8 @@
 
 Two dialects of config.json exist:
 
-    original   rope_theta, original_max_position_embeddings, rope_scaling {type | rope_type, short_factor, ...}
+    original   rope_theta, original_max_position_embeddings,
+               rope_scaling {type | rope_type, short_factor, ...}
     newer      rope_parameters {rope_type, rope_theta, short_factor, ...}
 """
 
@@ -20,10 +21,10 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 NUM_EXPERTS = 16
 """Placement, wire format and kernels are built for PhiMoE's 16 experts."""
 NUM_EXPERTS_PER_TOKEN = 2
-"""The router's two rounds (sparse mixer) are defined for the top two only."""
+"""The router (sparse mixer) picks the best expert and then the second; for more it is not defined."""
 
 DTYPES = ("bfloat16", "float16", "float32")
-"""Names of the dtypes that weights may be stored and served in."""
+"""Names of the dtypes in which weights may be stored and served."""
 
 _ARCHITECTURES = ("PhiMoEForCausalLM", "PhimoeForCausalLM")
 _DEFAULT_JITTER = 0.01
@@ -31,28 +32,32 @@ _DEFAULT_JITTER = 0.01
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeConfig:
-    """Rotary embedding. inv_freq_i = 1 / (factor_i * theta ** (2 i / head_dim)); cos and sin are times mscale."""
+    """Rotary embedding: inv_freq_i = 1 / (factor_i * theta ** (2 i / head_dim)).
+
+    cos and sin are multiplied by mscale.
+    """
 
     theta: float
     is_longrope: bool
     short_factor: tuple[float, ...]
-    """head_dim / 2 divisors for sequences of at most `original_max_position_embeddings` tokens; ones without LongRoPE."""
+    """head_dim / 2 divisors for sequences of at most `original_max_position_embeddings` tokens. Without
+    LongRoPE all of them are 1."""
     long_factor: tuple[float, ...]
     """The same for longer sequences."""
     short_mscale: float
     long_mscale: float
     original_max_position_embeddings: int | None
-    """The longest sequence, in tokens, that uses the short list; None without LongRoPE."""
+    """Longest sequence, in tokens, that uses the short factors; None without LongRoPE."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """A PhiMoE. `hidden_size == num_heads * head_dim`; `num_heads` is a multiple of `num_kv_heads`."""
+    """A PhiMoE model. `hidden_size == num_heads * head_dim`; `num_heads` is a multiple of `num_kv_heads`."""
 
     vocab_size: int
     hidden_size: int
     intermediate_size: int
-    """Width of one expert."""
+    """Width of one expert's inner layer."""
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -66,26 +71,26 @@ class ModelConfig:
     """Position i sees j with i - sliding_window < j <= i; None sees all j <= i."""
     layer_norm_eps: float
     router_jitter: float
-    """`router_jitter_noise`: half the relative distance within which rivals share a routing weight."""
+    """`router_jitter_noise`: half the relative distance within which experts share a routing weight."""
     attention_bias: bool
     lm_head_bias: bool
     tie_word_embeddings: bool
     stored_dtype: str | None
-    """One of DTYPES; what the config says, which a tensor may contradict."""
+    """The dtype that the config names, one of DTYPES; a tensor may be stored in another one."""
     stored_quantization: StoredQuantization | None = None
-    """Of the experts' matrices; None where they are stored as all others are."""
+    """How the experts' matrices are quantized; None if they are stored like all other tensors."""
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
-    """Tokens that end a sequence; from generation_config.json where it names some, else from config.json."""
+    """Tokens that end a sequence, from generation_config.json if it names any, else from config.json."""
 
     @property
     def kv_size(self) -> int:
-        """Features of the keys, and of the values, of one token in one layer."""
+        """Number of features of the keys of one token in one layer; the values have as many."""
         return self.num_kv_heads * self.head_dim
 
     @staticmethod
     def from_directory(path: str | Path) -> ModelConfig:
-        """Read config.json and, where there is one, generation_config.json.
+        """Read config.json and, if it exists, generation_config.json.
 
         Raises UnreadableFileError for a missing or broken file and ConfigError for an illegal value.
         """
@@ -99,7 +104,7 @@ class ModelConfig:
     def from_dict(
         config: JsonObject, generation_config: JsonObject | None = None, directory: str | Path = ""
     ) -> ModelConfig:
-        """Check the parsed files. `directory` only serves to name them in a ConfigError."""
+        """Build the config from the parsed files. `directory` only names the files in a ConfigError."""
         fields = Fields(config, str(Path(directory) / CONFIG_FILE))
         generation = Fields(generation_config or {}, str(Path(directory) / GENERATION_CONFIG_FILE))
         _check_kind(fields)
@@ -169,7 +174,7 @@ def _read_exactly(fields: Fields, key: str, supported: int) -> int:
 
 
 def _read_rope(fields: Fields, head_dim: int) -> RopeConfig:
-    """Either dialect, or both where they agree."""
+    """Read either dialect, or both if they agree."""
     found = [
         _read_rope_section(fields, fields.section(key), head_dim)
         for key in ("rope_parameters", "rope_scaling")
@@ -246,7 +251,7 @@ def _read_dtype(fields: Fields) -> str | None:
 def _read_special_ids(
     fields: Fields, generation: Fields, vocab_size: int
 ) -> tuple[int | None, tuple[int, ...]]:
-    """(bos, eos). Both may be absent: a bare model without them is legal, it stops at a length."""
+    """Return (bos, eos). Both may be absent: without them a sequence ends only at its maximum length."""
 
     def source(key: str) -> Fields:
         return generation if generation.has(key) else fields

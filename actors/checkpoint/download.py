@@ -1,6 +1,7 @@
-"""From the name of a model to a directory: the embedded one, a local one, or the hub's, of which a role fetches its part.
+"""Turns the name of a model into a directory: the embedded one, a local one, or a download from the hub.
 
-The hub's cache may be shared by all actors of a host; it locks the files that several of them want at once.
+Each role downloads only the files that it needs. All actors of a host may share the hub's cache, which locks
+a file while one of them downloads it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from actors.protocol.settings import ModelSource
 TINY = "tiny"
 
 TensorNames = Callable[[ModelConfig], Iterable[str]]
-"""The tensors that a role needs, for example `layout.dense_tensor_names`."""
+"""Returns the names of the tensors that a role needs, for example `layout.dense_tensor_names`."""
 
 SMALL_FILES = (
     CONFIG_FILE,
@@ -31,24 +32,29 @@ SMALL_FILES = (
 
 
 def resolve(source: ModelSource, tensors_of: TensorNames | None = None) -> Path:
-    """The directory of a model: at least its config and tokenizer and, where `tensors_of` is given, those tensors.
+    """Return a directory with the model's config, its tokenizer and, if `tensors_of` is given, those tensors.
 
-    None and "tiny" are the embedded model. A directory is used as it is, unchecked. Any other name is the hub's:
-    the small files come first, then only the shards that hold the tensors, all of one commit. Blocks for as long as
-    the download takes. Raises DownloadError, or what reading the config and the index raises.
+    None and "tiny" name the embedded model. A directory is returned unchecked. Any other name is looked up on
+    the hub: the small files are downloaded first, then only the shards that hold the tensors, all from one
+    commit. Blocks for as long as the download takes. Raises DownloadError, and the errors of reading the
+    config and the index.
     """
     local = find_local(source.model)
     if local is not None:
         return local
     directory = _fetch(source, source.revision, SMALL_FILES)
     if tensors_of is not None:
-        # The snapshot's folder is named for its commit: what is fetched now belongs to the files fetched before.
+        # The snapshot's folder is named after its commit, so the weights come from the same commit as the
+        # config.
         _fetch(source, directory.name, _weight_files(directory, tensors_of))
     return directory
 
 
 def find_local(model: str | None) -> Path | None:
-    """The directory of a model that needs no download; None for the hub's. Raises DownloadError for a path that is none."""
+    """Return the directory of a model that needs no download, or None for a model on the hub.
+
+    Raises DownloadError if the name is a path and no directory exists there.
+    """
     if model is None or model == TINY:
         return embedded_directory()
     local = Path(model).expanduser()
@@ -60,7 +66,7 @@ def find_local(model: str | None) -> Path | None:
 
 
 def embedded_directory() -> Path:
-    """The tiny model inside the package."""
+    """Return the directory of the tiny model inside the package."""
     return Path(str(importlib.resources.files("actors.checkpoint") / TINY))
 
 
@@ -77,8 +83,8 @@ def _weight_files(directory: Path, tensors_of: TensorNames) -> Sequence[str]:
 
 
 def _fetch(source: ModelSource, revision: str | None, files: Sequence[str]) -> Path:
-    """Bring these files of the repository, as far as it has them, into the cache. Raises DownloadError."""
-    # Imported here: it is slow, reads the environment, and local models do not need it.
+    """Download those of these files that the repository has into the cache. Raises DownloadError."""
+    # The import is slow and reads the environment, and local models do not need it.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -125,11 +131,11 @@ def _fetch(source: ModelSource, revision: str | None, files: Sequence[str]) -> P
             "check the network and HF_ENDPOINT, or give a directory that holds the model",
         ) from error
     except Exception as error:
-        # The hub's client lets its HTTP library's errors through, and which library that is differs by version.
+        # The hub's client lets errors of its HTTP library through, and each version may use another library.
         raise DownloadError(
             model,
             f"{type(error).__name__}: {_first_line(error)}",
-            "free space, network or hub: see the reason",
+            "check the free space, the network and the hub",
         ) from error
     return Path(path)
 

@@ -1,4 +1,7 @@
-"""Typed look-ups in a JSON object. Whatever is wrong is a ConfigError that names file, key, value and expectation."""
+"""Typed look-ups in a JSON object.
+
+Each illegal value raises a ConfigError with file, key, value and expectation.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ _MAX_SHOWN_CHARS = 80
 
 
 def read_json_object(path: Path) -> dict[str, object]:
-    """The JSON object in a file. Raises UnreadableFileError when there is no such file or it holds something else."""
+    """Return the JSON object in a file.
+
+    Raises UnreadableFileError if the file is missing or holds anything else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -30,7 +36,10 @@ def read_json_object(path: Path) -> dict[str, object]:
 
 
 class Fields:
-    """One JSON object of a config file. A null counts as absent, as it does where these files are written."""
+    """One JSON object of a config file.
+
+    A null counts as absent, as it does for the programs that write the files.
+    """
 
     def __init__(self, values: JsonObject, file: str, prefix: str = "") -> None:
         self._values = values
@@ -39,7 +48,7 @@ class Fields:
 
     @property
     def keys(self) -> list[str]:
-        """In the file's order, those with null included."""
+        """All keys in the file's order, including those whose value is null."""
         return list(self._values)
 
     @property
@@ -51,7 +60,7 @@ class Fields:
         return self._values.get(key) is not None
 
     def error(self, key: str, expected: str, found: str | None = None) -> ConfigError:
-        """The complaint about a key; `found` defaults to its value."""
+        """Return the error for an illegal value of a key; `found` defaults to that value."""
         if found is None:
             found = show(self._values[key]) if self.has(key) else "missing"
         return ConfigError(self._file, self._prefix + key, found, expected)
@@ -71,7 +80,7 @@ class Fields:
         return value
 
     def number(self, key: str, *, positive: bool = True) -> float:
-        """A finite number, above zero or, where `positive` is False, not below it."""
+        """Return a finite number > 0, or >= 0 if `positive` is False."""
         number = as_number(self._values.get(key))
         if number is None or number < 0 or (positive and number == 0):
             raise self.error(key, "a finite number " + ("> 0" if positive else ">= 0"))
@@ -104,7 +113,7 @@ class Fields:
         return Fields(value, self._file, f"{self._prefix}{key}.")
 
     def positive_numbers(self, key: str, length: int, why: str) -> tuple[float, ...]:
-        """A list of exactly that many numbers > 0."""
+        """Return a list of exactly `length` finite numbers > 0; `why` explains the length in the error."""
         value = self._values.get(key)
         expected = f"a list of {length} positive numbers ({why})"
         if not isinstance(value, list):
@@ -121,7 +130,7 @@ class Fields:
         return valid
 
     def ids(self, key: str, limit: int) -> tuple[int, ...]:
-        """One token id or a list of them, each below `limit`."""
+        """Return the token ids of a key that holds one id or a list of ids, each below `limit`."""
         value = self._values.get(key)
         items = value if isinstance(value, list) else [value]
         ids = tuple(item for item in items if is_int_between(item, 0, limit - 1))
@@ -131,12 +140,12 @@ class Fields:
 
 
 def is_int_between(value: object, low: int, high: int) -> TypeGuard[int]:
-    # JSON's true is an int in Python; it is none here.
+    # In Python a bool is an int, but JSON's true is not an integer.
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def as_number(value: object) -> float | None:
-    """The value as a finite float, None where it is none: a string, a bool, NaN, an infinity, an int too large."""
+    """Return the value as a float; None for a string, a bool, NaN, an infinity or an int too large."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
@@ -147,6 +156,6 @@ def as_number(value: object) -> float | None:
 
 
 def show(value: object) -> str:
-    """The value as it stands in JSON, cut where it is long."""
+    """Return the value as JSON, cut to at most `_MAX_SHOWN_CHARS` characters."""
     text = json.dumps(value, default=repr)
     return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 3] + "..."

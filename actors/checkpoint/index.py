@@ -1,4 +1,4 @@
-"""model.safetensors.index.json: which shard file holds which tensor."""
+"""Reads model.safetensors.index.json, which says which shard file holds which tensor."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from actors.errors import MissingTensorError, UnreadableFileError
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 
-# A plain file name: no folder, no pattern character. The index comes from outside and names files to open and fetch.
+# A plain file name without folders and pattern characters. The index comes from outside and names files that
+# we open and download.
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Tensor name -> shard file name. Raises UnreadableFileError for anything that is no such map."""
+    """Return tensor name -> shard file name. Raises UnreadableFileError if the file holds no such map."""
     weight_map = read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UnreadableFileError(
@@ -33,7 +34,10 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def shards_of(weight_map: Mapping[str, str], tensors: Iterable[str], index_path: Path) -> tuple[str, ...]:
-    """Shard files that hold these tensors, ascending. Raises MissingTensorError for one that is in none."""
+    """Return the shard files that hold these tensors, ascending.
+
+    Raises MissingTensorError for an unknown tensor.
+    """
     wanted = sorted(tensors)
     for tensor in wanted:
         if tensor not in weight_map:

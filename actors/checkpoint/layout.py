@@ -1,4 +1,4 @@
-"""Which tensors a PhiMoE checkpoint holds and what shape each has. Pure; the names are those of the files.
+"""The tensors of a PhiMoE checkpoint, named as in its files, and the shape of each. Pure.
 
 Legend: V vocabulary, H hidden, E experts, F expert width, Q heads * head_dim (= H), D kv_heads * head_dim.
 """
@@ -17,7 +17,7 @@ FINAL_NORM = "model.norm"
 LM_HEAD = "lm_head"
 
 FLOAT = "float"
-"""Stored as bfloat16, float16 or float32."""
+"""The tensor is stored as bfloat16, float16 or float32."""
 
 
 def layer_prefix(layer: int) -> str:
@@ -29,7 +29,7 @@ def expert_prefix(layer: int, expert: int) -> str:
 
 
 def dense_tensors(config: ModelConfig) -> dict[str, Shape]:
-    """Name -> shape of everything that a dense actor needs: all but the experts."""
+    """Return name -> shape of everything that a dense actor needs: all tensors but those of the experts."""
     shapes: dict[str, Shape] = {EMBED: (config.vocab_size, config.hidden_size)}
     for layer in range(config.num_layers):
         shapes |= dense_layer_tensors(config, layer)
@@ -42,7 +42,7 @@ def dense_tensors(config: ModelConfig) -> dict[str, Shape]:
 
 
 def dense_layer_tensors(config: ModelConfig, layer: int) -> dict[str, Shape]:
-    """Name -> shape of one layer's norms, attention and gate."""
+    """Return name -> shape of one layer's norms, attention and gate."""
     hidden, at = config.hidden_size, layer_prefix(layer)
     shapes = _norm(f"{at}input_layernorm", config)
     rows = {"q": hidden, "k": config.kv_size, "v": config.kv_size, "o": hidden}
@@ -56,7 +56,7 @@ def dense_layer_tensors(config: ModelConfig, layer: int) -> dict[str, Shape]:
 
 
 def expert_tensors(config: ModelConfig, experts: Iterable[int]) -> dict[str, Shape]:
-    """Name -> shape of these experts' weights in all layers."""
+    """Return name -> shape of these experts' weights in all layers."""
     owned = tuple(experts)
     shapes: dict[str, Shape] = {}
     for layer in range(config.num_layers):
@@ -66,7 +66,7 @@ def expert_tensors(config: ModelConfig, experts: Iterable[int]) -> dict[str, Sha
 
 
 def one_expert_tensors(config: ModelConfig, layer: int, expert: int) -> dict[str, Shape]:
-    """Name -> shape of what is stored for w1 [F, H], w3 [F, H] and w2 [H, F], in this order."""
+    """Return name -> shape of the tensors stored for w1 [F, H], w3 [F, H] and w2 [H, F], in this order."""
     return {
         part: shape
         for name, matrix in expert_matrices(config, layer, expert).items()
@@ -75,9 +75,10 @@ def one_expert_tensors(config: ModelConfig, layer: int, expert: int) -> dict[str
 
 
 def stored_parts(config: ModelConfig, name: str, shape: Shape) -> dict[str, tuple[Shape, str]]:
-    """Name -> (shape, dtype) of the tensors that stand for an expert's matrix; dtype is FLOAT or one of safetensors' names.
+    """Return name -> (shape, dtype) of the tensors that store an expert's matrix.
 
-    Where experts are quantized: the values, then their scales (`actors.checkpoint.quantization`).
+    The dtype is FLOAT or a name that safetensors uses. If experts are quantized, these are the values, then
+    their scales, then, for packed values, the matrix's shape (`actors.checkpoint.quantization`).
     """
     stored = config.stored_quantization
     if stored is None:
@@ -92,7 +93,7 @@ def stored_parts(config: ModelConfig, name: str, shape: Shape) -> dict[str, tupl
 
 
 def expert_matrices(config: ModelConfig, layer: int, expert: int) -> dict[str, Shape]:
-    """Name -> shape of w1 [F, H], w3 [F, H] and w2 [H, F], in this order, as if none were quantized."""
+    """Return name -> shape of the unquantized w1 [F, H], w3 [F, H] and w2 [H, F], in this order."""
     if not (0 <= layer < config.num_layers and 0 <= expert < config.num_experts):
         raise ValueError(
             f"no expert {expert} in layer {layer}: {config.num_experts} in {config.num_layers} layers"
@@ -106,7 +107,7 @@ def expert_matrices(config: ModelConfig, layer: int, expert: int) -> dict[str, S
 
 
 def all_tensors(config: ModelConfig) -> dict[str, Shape]:
-    """Name -> shape of the whole model."""
+    """Return name -> shape of all tensors of the model."""
     return dense_tensors(config) | expert_tensors(config, range(config.num_experts))
 
 

@@ -1,4 +1,4 @@
-"""From what an actor was told about its model to the model's config and its weights."""
+"""Opens the model that an actor's settings name: returns its config and a reader of its weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from actors.protocol.settings import ModelSource
 
 
 def open_model(source: ModelSource, tensors_of: TensorNames) -> tuple[ModelConfig, WeightReader]:
-    """Config and reader, after downloading what a role needs of the weights where the model is the hub's.
+    """Return the config and a reader; for a model on the hub, first download the weights that the role needs.
 
-    With load_format "dummy" a preset needs no file and any other model only its config. Raises CheckpointError.
+    With load_format "dummy" a preset needs no file and any other model needs only its config. Raises
+    CheckpointError.
     """
     if source.load_format == "dummy":
         is_preset = source.model in PRESETS

@@ -1,14 +1,16 @@
-"""How a checkpoint or an order says that the experts' matrices are of few bits. Imports no torch.
+"""The kinds of quantization, and how config.json says that a checkpoint's experts are quantized.
 
-A checkpoint says it in config.json, in the way of compressed-tensors (as llm-compressor and vLLM write and read it):
-`quantization_config` with one group of weights, symmetric, with a scale for every output or for every so many inputs of
-it: integers of 8 or 4 bits, or floating-point numbers of 8. The experts' matrices alone are quantized: attention, router
-and head must be among `ignore`.
+Imports no torch. The format is that of compressed-tensors, which llm-compressor writes and vLLM reads:
+`quantization_config` holds one group of symmetric weights, with one scale per output or one per group of an
+output's inputs. The values are integers of 8 or 4 bits, or floating-point numbers of 8 bits. Only the
+experts' matrices are quantized: attention, router and head must be listed in `ignore`.
 
-    w1.weight_packed  int32 [F, H / (32 / bits)]   "pack-quantized": field i of a word is input i, plus 2^(bits - 1)
-    w1.weight         int8 [F, H]                  "int-quantized", 8 bits alone
-    w1.weight         float8_e4m3fn [F, H]         "float-quantized"; "naive-quantized", as compressed-tensors itself
-                                                   calls it where weights alone are quantized
+    w1.weight_packed  int32 [F, H / (32 / bits)]   "pack-quantized": field i of a word holds
+                                                   input i + 2^(bits - 1)
+    w1.weight         int8 [F, H]                  "int-quantized", only with 8 bits
+    w1.weight         float8_e4m3fn [F, H]         "float-quantized", or "naive-quantized", as
+                                                   compressed-tensors calls it if only weights
+                                                   are quantized
     w1.weight_scale   [F, H / group_size] or [F, 1]
     w1.weight_shape   int64 [2]                    "pack-quantized"
 """
@@ -25,23 +27,23 @@ PACKED, INTEGERS, FLOATS, NAIVE = "pack-quantized", "int-quantized", "float-quan
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kind:
-    """Something that experts can be quantized to."""
+    """A way to quantize experts."""
 
     num_bits: int
     """8 or 4."""
     type: str
-    """As compressed-tensors names it: "int", or "float" for float8_e4m3fn."""
+    """The type's name in compressed-tensors: "int", or "float" for float8_e4m3fn."""
     formats: tuple[str, ...]
-    """Those it is read in; experts that are quantized here are written in the first."""
+    """Formats of compressed-tensors that can be read; we write checkpoints in the first."""
     group_sizes: tuple[int | None, ...]
-    """Inputs that share a scale, where experts are quantized here: the first that divides all numbers of inputs. None is
-    all of an output's."""
+    """Possible numbers of inputs that share a scale if we quantize; the first that divides the number of
+    inputs of every matrix is used. None means all inputs of an output."""
     devices: tuple[str, ...]
-    """Types of the devices that serve it."""
+    """Device types that can serve this kind."""
 
     @property
     def stored_dtype(self) -> str:
-        """safetensors' name for that of values that are not packed."""
+        """The name that safetensors uses for the dtype of values that are not packed."""
         return {"int": "I8", "float": "F8_E4M3"}[self.type]
 
 
@@ -52,19 +54,19 @@ KINDS = {
     "int4": Kind(num_bits=4, type="int", formats=(PACKED,), group_sizes=(32,), devices=("cpu",)),
     "fp8": Kind(num_bits=8, type="float", formats=(FLOATS, NAIVE), group_sizes=(None,), devices=("cuda",)),
 }
-"""All there are, by name. A name is what `expert_quantization` says."""
+"""All kinds by name; the setting `expert_quantization` is one of these names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredQuantization:
-    """What a checkpoint's experts are stored as."""
+    """How a checkpoint's quantized experts are stored."""
 
     kind: str
     """One of KINDS."""
     group_size: int | None
-    """Inputs that share a scale; None is all of an output's."""
+    """Number of inputs that share a scale; None means all inputs of an output."""
     format: str
-    """One of the kind's."""
+    """One of the kind's formats."""
 
     @property
     def num_bits(self) -> int:
@@ -73,16 +75,16 @@ class StoredQuantization:
 
     @property
     def is_packed(self) -> bool:
-        """Whether values lie in words of 32 bits, else they are numbers of their own."""
+        """Whether several values are packed into each word of 32 bits."""
         return self.format == PACKED
 
 
 DENSE_DEVICES = ("cpu",)
-"""Types of the devices that serve attention's projections and the head in few bits."""
+"""Device types that can serve the projections of attention and the head quantized."""
 
 
 def check_device(subject: str, devices: tuple[str, ...], device: str) -> None:
-    """Raises ValueError where a device of this type ("cpu", "cuda") is none of these; `subject` says what needs one."""
+    """Raise ValueError, with `subject` as its first words, if the device type is not among `devices`."""
     if device not in devices:
         raise ValueError(f"{subject}, which needs device {' or '.join(devices)}, not {device}")
 
@@ -90,10 +92,11 @@ def check_device(subject: str, devices: tuple[str, ...], device: str) -> None:
 def group_size(
     kind: str, num_inputs: tuple[int, ...], device: str = "cpu", option: str = "expert_quantization"
 ) -> int | None:
-    """Inputs that share a scale where matrices with so many are quantized; None is all of an output's.
+    """Return how many inputs share a scale if we quantize matrices with these numbers of inputs.
 
-    To serve from CUDA it is always all of them: there a scale per group costs a good part of the speed that few bits bring.
-    Raises ValueError for numbers of inputs that none of the kind's sizes divides.
+    None means all inputs of an output. On CUDA the answer is always None: there a scale per group costs a
+    good part of the speed that quantization brings. Raises ValueError if none of the kind's sizes divides all
+    of `num_inputs`.
     """
     if device == "cuda":
         return None
@@ -108,16 +111,18 @@ def group_size(
 
 
 def new_storage(kind: str, num_inputs: tuple[int, int]) -> StoredQuantization:
-    """How experts are stored that are quantized here. Raises ValueError as `group_size` does."""
+    """Return how experts that we quantize are stored. Raises ValueError as `group_size` does."""
     return StoredQuantization(
         kind=kind, group_size=group_size(kind, num_inputs), format=KINDS[kind].formats[0]
     )
 
 
 def read_quantization(fields: Fields, num_inputs: tuple[int, int]) -> StoredQuantization | None:
-    """`quantization_config` of config.json, None where there is none. `num_inputs` are those of w1 and w2.
+    """Read `quantization_config` of config.json; return None if there is none.
 
-    Raises ConfigError for everything that is not served, naming the key.
+    `num_inputs` belong to w1 and w2.
+
+    Raises ConfigError, which names the key, for every value that cannot be served.
     """
     if not fields.has("quantization_config"):
         return None
@@ -164,13 +169,14 @@ def _read_group(group: Fields, layout: str, num_inputs: tuple[int, int]) -> Stor
     if size is not None and (size % 32 or any(number % size for number in num_inputs)):
         raise weights.error(
             "group_size",
-            f"a multiple of 32 that divides hidden_size {num_inputs[0]} and intermediate_size {num_inputs[1]}",
+            f"a multiple of 32 that divides hidden_size {num_inputs[0]} "
+            f"and intermediate_size {num_inputs[1]}",
         )
     return StoredQuantization(kind=kind, group_size=size, format=layout)
 
 
 def _read_kind(weights: Fields, layout: str) -> str:
-    """The one of KINDS that has this format, type and num_bits."""
+    """Return the name in KINDS of the kind that has this format, type and num_bits."""
     kinds = {name: kind for name, kind in KINDS.items() if layout in kind.formats}
     types = dict.fromkeys(kind.type for kind in kinds.values())
     if weights.text("type") not in types:
@@ -182,13 +188,13 @@ def _read_kind(weights: Fields, layout: str) -> str:
 
 
 def _either(names: Iterable[str]) -> str:
-    """ "a", "b" or "c"."""
+    """Return the names as a phrase, for example '"a", "b" or "c"'."""
     *others, last = (f'"{name}"' for name in names)
     return f"{', '.join(others)} or {last}" if others else last
 
 
 def quantization_config(stored: StoredQuantization) -> dict[str, object]:
-    """The section that `read_quantization` reads the same from."""
+    """Return the section of config.json from which `read_quantization` reads the same `stored`."""
     weights: dict[str, object] = {
         "num_bits": stored.num_bits,
         "type": KINDS[stored.kind].type,

@@ -1,4 +1,4 @@
-"""Matrices of few bits: made from whole ones, and read from and written to a checkpoint's words.
+"""Quantizes and dequantizes matrices; packs their values into a checkpoint's words and unpacks them.
 
 Legend: N outputs, K inputs, C inputs that share a scale.
 """
@@ -12,12 +12,12 @@ import torch
 from actors.checkpoint.quantization import KINDS, StoredQuantization
 
 _ROWS_AT_A_TIME = 256
-"""On a CPU, so that quantizing holds little beside its input and its result. On a device a matrix is quantized at once, since
-every operation has to be launched."""
+"""Rows that are quantized at a time on a CPU, so that little memory is needed beside the input and the
+result. On a GPU a whole matrix is quantized at once, since every operation has to be launched."""
 
 
 class _Range(NamedTuple):
-    """The values of a kind."""
+    """The dtype and the bounds of the values of a kind."""
 
     dtype: torch.dtype
     low: float
@@ -35,9 +35,9 @@ class QuantizedWeight(NamedTuple):
     """weight[n, k] = values[n, k] * scales[n, k // C]."""
 
     values: torch.Tensor
-    """[N, K] int8, also for 4 bits; float8_e4m3fn for fp8"""
+    """[N, K], int8 also for 4 bits, float8_e4m3fn for fp8."""
     scales: torch.Tensor
-    """[N, K / C]: bfloat16 or float32"""
+    """[N, K / C], bfloat16 or float32."""
     num_bits: int
 
     @property
@@ -46,27 +46,28 @@ class QuantizedWeight(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """As they are held: fields of num_bits."""
+        """Bytes of the weight when its values are packed with `num_bits` bits each."""
         return self.values.numel() * self.num_bits // 8 + self.scales.nbytes
 
 
 class QuantizedExpert(NamedTuple):
-    """One expert of one layer, as ExpertWeights."""
+    """One expert of one layer, quantized; `ExpertWeights` is the same without quantization."""
 
     w1: QuantizedWeight
-    """gate [F, H]"""
+    """The gate's matrix [F, H]."""
     w3: QuantizedWeight
-    """up [F, H]"""
+    """The up matrix [F, H]."""
     w2: QuantizedWeight
-    """down [H, F]"""
+    """The down matrix [H, F]."""
 
 
 def quantize(weight: torch.Tensor, kind: str, group_size: int | None) -> QuantizedWeight:
-    """weight [N, K] rounded to nearest, C = group_size inputs a scale (None is all K); scales are bfloat16.
+    """Quantize weight [N, K], rounding to nearest, with C = group_size inputs per scale (None means all K).
 
-    The value of largest magnitude becomes -8 with int4 (its sign goes into the scale: of 16 values all are used, and the
-    error is a tenth smaller than with symmetric bounds), +-127 with int8, +-448 with fp8; what a rounded scale leaves
-    beyond is cut off. It happens where the weight is, with the same bits on every device.
+    Scales are bfloat16. The value of largest magnitude in a group becomes -8 with int4, +-127 with int8 and
+    +-448 with fp8. With int4 the scale takes the sign of that value, so that all 16 values are used, and the
+    error is a tenth smaller than with symmetric bounds. Values that lie outside the bounds because the scale
+    was rounded are clamped. The work is done on the weight's device and gives the same bits on every device.
     """
     num_outputs, num_inputs = weight.shape
     group_size = group_size or num_inputs
@@ -78,9 +79,9 @@ def quantize(weight: torch.Tensor, kind: str, group_size: int | None) -> Quantiz
         rows = slice(start, start + rows_at_a_time)
         groups = weight[rows].float().view(-1, num_inputs // group_size, group_size)
         scales[rows] = _scales(groups, kind)
-        # Of a group of zeros any scale will do.
+        # The scale of a group of zeros is 0; dividing by 1 instead keeps the zeros.
         divisors = scales[rows].float().masked_fill(scales[rows] == 0, 1).unsqueeze(-1)
-        # Not in place: of a float32 weight, groups are a view.
+        # The division is not in place, since the groups of a float32 weight are a view of it.
         groups = groups / divisors
         if not dtype.is_floating_point:
             groups.round_()
@@ -89,17 +90,21 @@ def quantize(weight: torch.Tensor, kind: str, group_size: int | None) -> Quantiz
 
 
 def _scales(groups: torch.Tensor, kind: str) -> torch.Tensor:
-    """[N, K / C] of groups [N, K / C, C]."""
+    """Return the scales [N, K / C] of groups [N, K / C, C]."""
     if kind == "int4":
         extremes = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
         return extremes / -8
     largest = groups.abs().amax(-1)
-    # Not by a number: CUDA would multiply with its reciprocal.
+    # The divisor is a tensor, since CUDA divides by a number by multiplying with its reciprocal.
     return largest / largest.new_full((), _RANGES[kind].high)
 
 
 def dequantize(weight: QuantizedWeight) -> torch.Tensor:
-    """[N, K] float32, exact: a product of a value of 8 bits and a bfloat16 scale fits, others are rounded once."""
+    """Return the weight [N, K] in float32.
+
+    With bfloat16 scales the result is exact, since float32 holds the product of a value of 8 bits and such a
+    scale. With float32 scales each product is rounded once.
+    """
     num_outputs, num_groups = weight.scales.shape
     groups = weight.values.float().view(num_outputs, num_groups, -1)
     groups *= weight.scales.float().unsqueeze(-1)
@@ -107,7 +112,7 @@ def dequantize(weight: QuantizedWeight) -> torch.Tensor:
 
 
 def to_words(values: torch.Tensor, num_bits: int) -> torch.Tensor:
-    """values [N, K] int8 -> int32 [N, ceil(K / P)] of P = 32 / num_bits fields each, the first one lowest."""
+    """Pack values [N, K] int8 into words int32 [N, ceil(K / P)] of P = 32 / num_bits fields, lowest first."""
     assert values.dtype == torch.int8
     per_word = 32 // num_bits
     num_outputs, num_inputs = values.shape
@@ -121,23 +126,26 @@ def to_words(values: torch.Tensor, num_bits: int) -> torch.Tensor:
 
 
 def from_words(words: torch.Tensor, num_bits: int, num_inputs: int) -> torch.Tensor:
-    """The reverse: int8 [N, num_inputs]. Bytes of a word lie lowest first, as on every machine that torch runs on."""
+    """Unpack the words of `to_words` into values int8 [N, num_inputs].
+
+    The lowest byte of a word must come first in memory, which is true on every machine that torch runs on.
+    """
     offset = 1 << (num_bits - 1)
     fields = words.contiguous().view(torch.uint8)
     if num_bits == 4:
         fields = torch.stack((fields & 15, fields >> 4), dim=-1).view(words.shape[0], -1)
-    # 0 .. 2^bits - 1 to -2^(bits - 1) and up; of 8 bits the difference wraps to the same.
+    # This maps 0 .. 2^bits - 1 to -2^(bits - 1) and up. With 8 bits the difference wraps to the same value.
     return fields[:, :num_inputs].sub(offset).view(torch.int8).contiguous()
 
 
 def join(upper: QuantizedWeight, lower: QuantizedWeight) -> QuantizedWeight:
-    """The outputs of both, quantized alike."""
+    """Return one weight with the outputs of `upper`, then of `lower`; both have the same quantization."""
     values, scales = torch.cat((upper.values, lower.values)), torch.cat((upper.scales, lower.scales))
     return QuantizedWeight(values, scales, upper.num_bits)
 
 
 def stored_tensors(name: str, weight: QuantizedWeight, stored: StoredQuantization) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint that stand for `name`, an expert's "...w1.weight"."""
+    """Return the tensors that store the weight `name` (an expert's "...w1.weight", ...) in a checkpoint."""
     if not stored.is_packed:
         return {name: weight.values, f"{name}_scale": weight.scales}
     return {

@@ -1,4 +1,4 @@
-"""Single experts of few bits: read from a checkpoint that holds such, or quantized from whole ones as they are read."""
+"""Reads quantized experts one by one, and quantizes experts that are not stored quantized."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from actors.errors import TensorMismatchError
 
 
 def serving_quantization(asked: str | None, config: ModelConfig, device: torch.device) -> str | None:
-    """What the experts are served as: one of KINDS, or None for the model's dtype. `asked` of None is as stored.
+    """Return the kind in which the experts are served, one of KINDS, or None for the model's dtype.
 
-    Raises ValueError for what the checkpoint, the device or the model's shape does not allow.
+    With `asked` None the experts are served as they are stored. Raises ValueError if the checkpoint, the
+    device or the model's shape does not allow what is asked.
     """
     stored = config.stored_quantization
     kind = asked if stored is None else stored.kind
@@ -31,8 +32,8 @@ def serving_quantization(asked: str | None, config: ModelConfig, device: torch.d
     check_device(subject, KINDS[kind].devices, device.type)
     if device.type == "cuda" and not has_triton(device):
         raise ValueError(
-            f"{subject}, which device cuda serves with Triton alone: expected triton to be installed, and a GPU of "
-            f"compute capability 8.0 or more"
+            f"{subject}, which device cuda serves with Triton alone: expected triton to be installed, "
+            f"and a GPU of compute capability 8.0 or more"
         )
     if kind == "fp8" and not has_fp8(device):
         raise ValueError(f"{subject}, which needs a GPU of compute capability 8.9 or more")
@@ -40,15 +41,16 @@ def serving_quantization(asked: str | None, config: ModelConfig, device: torch.d
         group_size(kind, (config.hidden_size, config.intermediate_size), device.type)
     elif asked not in (None, kind):
         raise ValueError(
-            f"expert_quantization is {asked!r}, but the checkpoint's experts are stored as {kind}: leave it out"
+            f"expert_quantization is {asked!r}, but the checkpoint's experts are stored as {kind}: "
+            f"leave the setting out"
         )
     return kind
 
 
 def dense_quantization(asked: str | None, config: ModelConfig, device: torch.device) -> str | None:
-    """What attention's projections and the head are served as: one of KINDS, or None for the model's dtype.
+    """Return the kind of attention's projections and of the head, or None for the model's dtype.
 
-    Raises ValueError for what the device or the model's shape does not allow.
+    Raises ValueError if the device or the model's shape does not allow what is asked.
     """
     if asked is None:
         return None
@@ -66,9 +68,10 @@ def read_quantized_experts(
     device: torch.device | str = "cpu",
     progress: ProgressCallback | None = None,
 ) -> Iterator[tuple[int, int, QuantizedExpert]]:
-    """As `read_experts`, in the kind that `serving_quantization` says; on a CPU they may still be mapped, too.
+    """Yield (layer, expert, weights) as `read_experts` does, quantized to `kind`.
 
-    What is stored whole is moved to the device first and quantized there.
+    On a CPU the weights may still be mapped from the file. Experts that are not stored quantized are moved to
+    the device first and quantized there.
     """
     meter = Meter(validate_experts(reader, config, experts), progress)
     for layer in range(config.num_layers):
@@ -89,7 +92,7 @@ def read_quantized_experts(
 def _quantize_expert(
     reader: WeightReader, config: ModelConfig, place: tuple[int, int], kind: str, device: torch.device | str
 ) -> tuple[int, QuantizedExpert]:
-    """Its stored bytes, and the expert."""
+    """Read and quantize the expert at `place` (layer, expert); return its stored bytes and the expert."""
     whole = read_expert(reader, config, *place)
     num_bytes = sum(weight.nbytes for weight in whole)
     size = group_size(kind, (config.hidden_size, config.intermediate_size), torch.device(device).type)
@@ -109,7 +112,7 @@ def _read(
     values, scales = values.to(device), scales.to(device)
     if stored.is_packed:
         values = from_words(values, stored.num_bits, shape[1])
-    # float32 holds what bfloat16 would round.
+    # Scales stored as float16 or float32 become float32, since bfloat16 would round them.
     return QuantizedWeight(
         values, scales if scales.dtype == torch.bfloat16 else scales.float(), stored.num_bits
     )

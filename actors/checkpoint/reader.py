@@ -1,8 +1,8 @@
-"""Tensors of a checkpoint directory by name, memory-mapped.
+"""Reads the tensors of a checkpoint directory by name, memory-mapped.
 
-A tensor that `read` returns is a window into its file: reading it faults pages in, and once the tensor and all
-views of it are gone its pages no longer count as this process's memory. Nothing is held between two reads but the
-names, shapes and dtypes.
+A tensor that `read` returns is mapped from its file: using it faults pages in, and once the tensor and all
+views of it are gone, its pages no longer count as this process's memory. Between two reads the reader keeps
+only names, shapes and dtypes.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _DTYPES = {
     "I32": {"I32": torch.int32},
     "I64": {"I64": torch.int64, "I32": torch.int32},
 }
-"""What a tensor may be stored as that is expected to be of a dtype; a matrix' shape is written in either."""
+"""Stored dtypes that are allowed for each expected dtype. A packed matrix's shape may be I64 or I32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorInfo:
-    """A tensor that has not been read."""
+    """Shape and dtype of a tensor that has not been read."""
 
     shape: Shape
     dtype: torch.dtype
@@ -45,35 +45,37 @@ class TensorInfo:
 
 
 class WeightReader(Protocol):
-    """Where weights come from: a checkpoint's files or a generator."""
+    """A source of weights: a checkpoint's files or a generator."""
 
     @property
     def names(self) -> Set[str]:
-        """All tensors there are."""
+        """Names of all tensors."""
 
     @property
     def origin(self) -> str:
-        """What to name when something is wrong: a file or a description."""
+        """The file, or a description of the source, for error messages."""
 
     def check(self, name: str, expected_shape: Shape, expected_dtype: str = FLOAT) -> TensorInfo:
-        """Look a tensor up without reading it. `expected_dtype` is one of `layout.stored_parts`.
+        """Look a tensor up without reading it. `expected_dtype` is a dtype of `layout.stored_parts`.
 
         Raises MissingTensorError, TensorMismatchError or UnreadableFileError.
         """
 
     def read(self, name: str, expected_shape: Shape, expected_dtype: str = FLOAT) -> torch.Tensor:
-        """The tensor on the CPU in its stored dtype, not to be written to. Raises what `check` raises."""
+        """Return the tensor in its stored dtype; callers must not write to it. Raises what `check` raises."""
 
 
 class CheckpointReader:
-    """Reads a directory with an index and shards, or with a single model.safetensors. Thread-safe, picklable.
+    """Reads a directory with an index and shards, or with a single model.safetensors.
 
-    A shard's header is read when one of its tensors is first asked for, so shards that are not needed need not
-    be there.
+    Thread-safe and picklable.
+
+    A shard's header is read when one of its tensors is first requested, so shards that are not needed may be
+    missing.
     """
 
     def __init__(self, directory: str | Path) -> None:
-        """Raises UnreadableFileError when there are no weights or the index is broken."""
+        """Raises UnreadableFileError if the directory holds no weights or the index is broken."""
         self._directory = Path(directory)
         self._headers: dict[Path, dict[str, tuple[Shape, str]]] = {}
         self._file_of: dict[str, Path]
@@ -113,8 +115,8 @@ class CheckpointReader:
 
     def read(self, name: str, expected_shape: Shape, expected_dtype: str = FLOAT) -> torch.Tensor:
         self.check(name, expected_shape, expected_dtype)
-        # A handle of its own for every tensor: the tensor alone then keeps the mapping alive, and dropping it
-        # gives the pages back, which a handle shared by a whole shard would not.
+        # Every tensor gets its own handle: then only the tensor keeps the mapping alive, and dropping the
+        # tensor gives the pages back. A handle shared by a whole shard would keep them.
         file = self._file(name)
         tensor: torch.Tensor = _open(file, lambda handle: handle.get_tensor(name))
         return tensor
@@ -144,7 +146,10 @@ def _read_header(handle: Any) -> dict[str, tuple[Shape, str]]:
 
 
 def _open(file: Path, use: Callable[[Any], _T]) -> _T:
-    """Open a safetensors file, which checks that header and length agree, and use it (its type is untyped)."""
+    """Open a safetensors file and return `use(handle)`; the handle's class is untyped.
+
+    Opening checks that header and length agree. Raises UnreadableFileError.
+    """
     try:
         with safe_open(str(file), framework="pt", device="cpu") as handle:
             return use(handle)

@@ -1,10 +1,10 @@
-"""A rank's weights: the dense part of the model, or single experts, checked and in the dtype asked for.
+"""Reads an actor's weights, the dense part of the model or single experts, and checks and converts them.
 
 Legend: V vocabulary, H hidden, E experts, F expert width, D kv_heads * head_dim.
 
-Dense weights are returned in memory of their own. An expert on the CPU in its stored dtype is returned mapped
-(`actors.checkpoint.reader`), since whoever runs experts repacks them at once: consume one, drop it, ask for the next,
-and the peak is the packed weights plus one expert.
+Dense weights are copied into memory of their own. An expert on the CPU in its stored dtype is mapped from its
+file (`actors.checkpoint.reader`), since the expert actor repacks it at once. A caller that packs one expert
+and drops it before it asks for the next needs, at its peak, the memory of the packed weights plus one expert.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ __all__ = [
 ]
 
 ProgressCallback = Callable[[int, int], None]
-"""Called with (bytes_done, bytes_total), counted as stored, after each tensor or expert; first with (0, total)."""
+"""Called with (bytes_done, bytes_total), first with (0, total), then after each tensor or expert. The bytes
+are counted as stored."""
 
 
 class Linear(NamedTuple):
@@ -93,24 +94,25 @@ class DenseWeights:
     layers: tuple[LayerWeights, ...]
     norm: Norm
     lm_head: Linear
-    """[V, H]; the same tensor as `embed` where the model ties them."""
+    """[V, H]; the same tensor as `embed` if the model ties the two."""
 
 
 class ExpertWeights(NamedTuple):
     """One expert of one layer: w2 @ (silu(w1 @ x) * (w3 @ x))."""
 
     w1: torch.Tensor
-    """gate [F, H]"""
+    """The gate's matrix [F, H]."""
     w3: torch.Tensor
-    """up [F, H]"""
+    """The up matrix [F, H]."""
     w2: torch.Tensor
-    """down [H, F]"""
+    """The down matrix [H, F]."""
 
 
 def serving_dtype(asked: str, config: ModelConfig) -> torch.dtype:
-    """The dtype named, or for "auto" the one that the config says is stored (float32 where it says nothing).
+    """Return the dtype `asked`, or for "auto" the config's stored dtype (float32 if it names none).
 
-    It depends on the config alone, so that all ranks choose the same one.
+    The result depends on the config alone, so that all actors choose the same dtype. Raises ValueError for an
+    unknown name.
     """
     name = (config.stored_dtype or "float32") if asked == "auto" else asked
     dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -120,10 +122,10 @@ def serving_dtype(asked: str, config: ModelConfig) -> torch.dtype:
 
 
 def validate_dense(reader: WeightReader, config: ModelConfig) -> int:
-    """Check every dense tensor's presence, shape and dtype; nothing is read. Returns their stored bytes.
+    """Check presence, shape and dtype of every dense tensor without reading any; return their stored bytes.
 
-    Raises CheckpointError, also where the files hold biases that the config says the model has not: left out
-    silently, they would make another model.
+    Raises CheckpointError, also if the files hold biases that the model does not have according to its
+    config: leaving them out silently would serve a different model.
     """
     if config.stored_quantization is not None:
         _check_unquantized(reader, config)
@@ -139,7 +141,10 @@ def validate_dense(reader: WeightReader, config: ModelConfig) -> int:
 
 
 def validate_experts(reader: WeightReader, config: ModelConfig, experts: Sequence[int]) -> int:
-    """Check these experts' tensors in all layers; nothing is read. Returns their stored bytes."""
+    """Check these experts' tensors in all layers without reading any; return their stored bytes.
+
+    Raises CheckpointError.
+    """
     num_bytes = 0
     for layer in range(config.num_layers):
         for expert in experts:
@@ -160,7 +165,7 @@ def read_dense(
     device: torch.device | str = "cpu",
     progress: ProgressCallback | None = None,
 ) -> DenseWeights:
-    """Validate, then read the dense part, in memory of its own. Raises CheckpointError."""
+    """Validate the dense part, then read it into memory of its own. Raises CheckpointError."""
     meter = Meter(validate_dense(reader, config), progress)
 
     def load(name: str, shape: Shape) -> torch.Tensor:
@@ -191,11 +196,11 @@ def read_experts(
     device: torch.device | str = "cpu",
     progress: ProgressCallback | None = None,
 ) -> Iterator[tuple[int, int, ExpertWeights]]:
-    """Validate, then yield (layer, expert, weights) layer by layer, experts in the order given.
+    """Validate these experts, then yield (layer, expert, weights) layer by layer, experts in the order given.
 
-    Progress counts an expert when the next one is asked for, that is when the consumer is done with it. Keep no
-    reference to an expert's tensors beyond that, or its file pages stay with this process. Not for experts that are
-    stored quantized. Raises CheckpointError.
+    Progress counts an expert when the caller asks for the next one, which means that the caller is done with
+    it. The caller must keep no reference to an expert's tensors after that, or their file pages stay in this
+    process's memory. Experts that are stored quantized cannot be read this way. Raises CheckpointError.
     """
     meter = Meter(validate_experts(reader, config, experts), progress)
     for layer in range(config.num_layers):
@@ -209,7 +214,7 @@ def read_experts(
 
 
 def read_expert(reader: WeightReader, config: ModelConfig, layer: int, expert: int) -> ExpertWeights:
-    """One expert as stored: mapped, on the CPU, not to be written to. Raises CheckpointError."""
+    """Return one expert as stored, from `reader`; callers must not write to it. Raises CheckpointError."""
     assert config.stored_quantization is None
     w1, w3, w2 = (reader.read(name, shape) for name, shape in expert_matrices(config, layer, expert).items())
     return ExpertWeights(w1, w3, w2)
@@ -251,7 +256,7 @@ def _read_layer(config: ModelConfig, layer: int, load: Callable[[str, Shape], to
 
 
 class Meter:
-    """Counts bytes for a progress callback, which it calls at once."""
+    """Reports bytes to a progress callback: (0, total) at once, then the sum after each `add`."""
 
     def __init__(self, total_bytes: int, report: ProgressCallback | None) -> None:
         self._done_bytes = 0

@@ -1,4 +1,4 @@
-"""Writes a checkpoint directory, with its experts as they are or quantized; also from another directory."""
+"""Writes checkpoint directories, and copies them with quantized experts."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from actors.checkpoint.weights import ProgressCallback, validate_dense, validate
 def quantize_checkpoint(
     source: str | Path, out_dir: str | Path, quantization: str, progress: ProgressCallback | None = None
 ) -> None:
-    """Write a checkpoint again with its experts quantized to one of KINDS; all else is copied.
+    """Copy a checkpoint with its experts quantized to one of KINDS; everything else stays the same.
 
-    Raises CheckpointError, ValueError for a checkpoint that is quantized already or whose shapes do not allow it, and
-    FileExistsError when the directory holds anything.
+    Raises CheckpointError, ValueError if the checkpoint is already quantized or its shapes cannot be
+    quantized, and FileExistsError if the directory is not empty.
     """
     source = Path(source).expanduser()
     config, reader = ModelConfig.from_directory(source), CheckpointReader(source)
@@ -46,8 +46,10 @@ def quantize_checkpoint(
 def declare_quantized(
     source: Path, directory: Path, config: ModelConfig, quantization: str
 ) -> StoredQuantization:
-    """Write the source's config.json into the directory, with a `quantization_config`. Raises ValueError for shapes that
-    do not allow it."""
+    """Write the source's config.json, with a `quantization_config` added, into the directory.
+
+    Raises ValueError for shapes that cannot be quantized.
+    """
     storage = new_storage(quantization, (config.hidden_size, config.intermediate_size))
     content = read_json_object(source / CONFIG_FILE) | {"quantization_config": quantization_config(storage)}
     (directory / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -55,7 +57,7 @@ def declare_quantized(
 
 
 def empty_directory(out_dir: str | Path) -> Path:
-    """Made where there is none. Raises FileExistsError for one that holds anything."""
+    """Return the directory, created if it does not exist. Raises FileExistsError if it is not empty."""
     directory = Path(out_dir).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
@@ -70,9 +72,10 @@ def write_weights(
     progress: ProgressCallback | None = None,
     storage: StoredQuantization | None = None,
 ) -> None:
-    """One shard for embedding and head, one per layer; one shard at a time is in memory. The index comes last.
+    """Write one shard for embedding, final norm and head, one per layer, and then the index.
 
-    Experts are quantized where `storage` says how. Progress is counted in bytes read.
+    Only one shard at a time is in memory. If `storage` is given, experts are quantized as it says. Progress
+    is counted in bytes read.
     """
     shapes = all_tensors(config)
     total_bytes = sum(reader.check(name, shape).num_bytes for name, shape in shapes.items())

@@ -1,4 +1,4 @@
-"""What `cluster` and the actors say to each other: messages, settings, frames. Imports no torch.
+"""The protocol between `cluster` and the actors: messages, settings and frames. Imports no torch.
 
-Open `messages.py` first: it lists what goes from where to where.
+Open `messages.py` first: it lists which message goes from where to where.
 """

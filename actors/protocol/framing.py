@@ -1,7 +1,7 @@
 """Frames between ingress and dense actor: 4 bytes of length, little-endian, then one msgpack message.
 
-Whoever receives a frame gets one of the types below or a FrameError; a peer cannot make it run code or take more
-memory than MAX_FRAME_BYTES.
+A receiver gets one of the types below or a FrameError. A peer cannot make the receiver run code or take more
+memory than MAX_FRAME_BYTES for a frame.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _DECODER: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
 
 
 def encode_frame(message: Frame) -> bytes:
-    """One message as it goes on the wire."""
+    """Return the frame of one message."""
     payload = msgspec.msgpack.encode(message)
     return _LENGTH.pack(len(payload)) + payload
 
 
 async def read_frame(reader: asyncio.StreamReader) -> Frame:
-    """The next message.
+    """Read the next message.
 
-    Raises FrameError for bytes that are no message, asyncio.IncompleteReadError at the connection's end.
+    Raises FrameError for bytes that are no message, and asyncio.IncompleteReadError when the connection ends.
     """
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
     if length > MAX_FRAME_BYTES:

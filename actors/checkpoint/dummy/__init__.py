@@ -1,4 +1,4 @@
-"""Random weights in the shapes of known models, without a file, for benchmarks and tests.
+"""Random weights in the shapes of known models for benchmarks and tests, which need no checkpoint.
 
-Open `dummy_reader.py` first: it stands in for a checkpoint's reader.
+Open `dummy_reader.py` first: it takes the place of a checkpoint's reader.
 """

@@ -1,9 +1,9 @@
-"""Random weights without a file, for benchmarks and tests, and the same written as a checkpoint.
+"""Makes random weights for benchmarks and tests, and writes them as a checkpoint.
 
-Every tensor follows from (seed, name) alone, so each actor makes just its own and the model is the same whatever the
-placement. Drawing 84 GB of normal numbers would take minutes, so a tensor is a window into one long block of them, read
-cyclically from an offset that the name decides. The block's length is a prime: no two rows of a matrix start at the
-same place, so no two rows, and no two logits, are equal.
+Every tensor depends on (seed, name) alone, so each actor makes only its own tensors, and the model is the
+same for every placement. Drawing 84 GB of normal numbers would take minutes, so all tensors are cut from one
+long block of them, read cyclically from an offset that depends on the name. The block's length is a prime, so
+no two rows of a matrix begin at the same offset, and no two rows and no two logits are equal.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from actors.errors import MissingTensorError, TensorMismatchError
 _BLOCK_LENGTH = 4_194_301
 _WEIGHT_STD = 0.02
 _GATE_STD = 0.3
-"""Wide enough that gate scores differ clearly and the routes spread over all experts."""
+"""Large enough that gate scores differ clearly and the routes spread over all experts."""
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 class DummyReader:
-    """A WeightReader that makes tensors up: weights N(0, 0.02), gates N(0, 0.3), biases N(0, 0.02), norm scales one.
+    """A WeightReader of random tensors: weights and biases N(0, 0.02), gates N(0, 0.3), norm scales 1.
 
-    The dtype is the config's stored dtype, bfloat16 where it says none. On another device than the CPU tensors are made
-    there, with the same values: 84 GB take seconds, not minutes.
+    The dtype is the config's stored dtype, or bfloat16 if the config names none. On a GPU the tensors are
+    made there, with the same values as on a CPU: 84 GB take seconds instead of minutes.
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0, device: torch.device | str = "cpu") -> None:
@@ -71,7 +71,10 @@ class DummyReader:
         return _cyclic_window(block, offset, math.prod(expected_shape)).view(expected_shape)
 
     def _block(self, std: float) -> torch.Tensor:
-        """[_BLOCK_LENGTH] normal numbers. Two threads may make it twice, with the same result."""
+        """Return the block [_BLOCK_LENGTH] of normal numbers.
+
+        Two threads may both make it, with the same result.
+        """
         block = self._blocks.get(std)
         if block is None:
             generator = torch.Generator().manual_seed(self._seed)
@@ -87,9 +90,10 @@ def write_checkpoint(
     seed: int = 0,
     quantization: str | None = None,
 ) -> None:
-    """Write a preset as a checkpoint directory that loads like the real one, its experts quantized where a kind is named.
+    """Write a preset as a checkpoint directory that loads like a real one.
 
-    Raises ValueError for an unknown preset and FileExistsError when the directory holds anything.
+    If `quantization` names a kind, the experts are quantized to it. Raises ValueError for an unknown preset
+    and FileExistsError if the directory is not empty.
     """
     directory = empty_directory(out_dir)
     config = write_small_files(preset, directory)
@@ -100,7 +104,7 @@ def write_checkpoint(
 
 
 def _cyclic_window(block: torch.Tensor, offset: int, length: int) -> torch.Tensor:
-    """block[offset:], then block over and over, `length` elements in all, in memory of its own."""
+    """Return a copy of `length` elements: block[offset:], then the whole block as often as needed."""
     window = torch.empty(length, dtype=block.dtype, device=block.device)
     filled = 0
     while filled < length:

@@ -1,4 +1,4 @@
-"""Shapes of models to make up weights for, and their config files. Imports no torch."""
+"""Shapes of the models for which random weights can be made, and their config files. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from actors.checkpoint.download import TINY, embedded_directory
 from actors.checkpoint.quantization import quantization_config
 
 PRESETS = (TINY, "mid", "phi-3.5-moe")
-"""tiny: the embedded model's shapes. mid: 716M parameters. phi-3.5-moe: 41.9B, the real model's shapes."""
+"""tiny has the embedded model's shapes, mid 716M parameters, phi-3.5-moe the real model's shapes (41.9B)."""
 
 
 def preset_config(preset: str) -> ModelConfig:
-    """Raises ValueError for a name that is not in PRESETS."""
+    """Return the config of a preset. Raises ValueError for a name that is not in PRESETS."""
     if preset == TINY:
         return ModelConfig.from_directory(embedded_directory())
     if preset == "mid":
@@ -22,7 +22,7 @@ def preset_config(preset: str) -> ModelConfig:
 
 
 def original_dialect(config: ModelConfig) -> dict[str, object]:
-    """The content of config.json in the original dialect; `ModelConfig.from_dict` reads the same config from it."""
+    """Return config.json's content in the original dialect; `ModelConfig.from_dict` reads it back."""
     content: dict[str, object] = {
         "architectures": ["PhiMoEForCausalLM"],
         "model_type": "phimoe",
@@ -66,7 +66,7 @@ def original_dialect(config: ModelConfig) -> dict[str, object]:
 
 
 def generation_config(config: ModelConfig) -> dict[str, object]:
-    """The content of generation_config.json."""
+    """Return the content of generation_config.json."""
     return {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": list(config.eos_token_ids),
@@ -75,7 +75,7 @@ def generation_config(config: ModelConfig) -> dict[str, object]:
 
 
 def _like_the_real_one(*, hidden: int, width: int, layers: int, heads: int, kv_heads: int) -> ModelConfig:
-    """Phi-3.5-MoE's constants around other sizes. The factor lists are smooth stand-ins for the trained ones."""
+    """Return Phi-3.5-MoE's constants with these sizes and with smooth, untrained factor lists."""
     half = hidden // heads // 2
     return ModelConfig(
         vocab_size=32064,

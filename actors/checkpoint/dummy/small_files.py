@@ -1,8 +1,10 @@
-"""Config and tokenizer files for made-up weights: what a front end needs of a model. Imports no torch.
+"""Writes config and tokenizer files for random weights, which are all that an ingress needs.
+
+Imports no torch.
 
 ids 0-7      <unk> <s> </s> <|endoftext|> <|assistant|> <|end|> <|system|> <|user|>
 ids 8-263    the 256 bytes
-ids 264-     fillers, so that every id of the vocabulary decodes to something
+ids 264-     fillers, so that every id of the vocabulary decodes to some text
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ SPECIAL_TOKENS = (
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
 
@@ -38,7 +42,7 @@ CHAT_TEMPLATE = (
 def write_small_files(preset: str, out_dir: Path) -> ModelConfig:
     """Write everything but the weights of a preset into an existing directory and return its config.
 
-    "tiny" gets copies of the embedded model's files. Raises ValueError for an unknown preset.
+    For "tiny" the embedded model's files are copied. Raises ValueError for an unknown preset.
     """
     config = preset_config(preset)
     if preset == TINY:
@@ -53,16 +57,19 @@ def write_small_files(preset: str, out_dir: Path) -> ModelConfig:
 
 
 def write_config_files(config: ModelConfig, out_dir: Path) -> None:
-    """config.json in the original dialect, and generation_config.json."""
+    """Write config.json, in the original dialect, and generation_config.json."""
     _write_json(out_dir / CONFIG_FILE, original_dialect(config))
     _write_json(out_dir / GENERATION_CONFIG_FILE, generation_config(config))
 
 
 def write_tokenizer_files(config: ModelConfig, out_dir: Path) -> None:
-    """A byte-level tokenizer without merges and its chat template. Raises ValueError for a vocabulary below 264."""
+    """Write a byte-level tokenizer without merges, and its chat template.
+
+    Raises ValueError for a vocabulary of fewer than 264 tokens.
+    """
     if config.vocab_size < MIN_VOCAB_SIZE:
         raise ValueError(f"vocab_size is {config.vocab_size}, expected at least {MIN_VOCAB_SIZE}")
-    # Imported here: cluster code that only wants the names above need not load it.
+    # The import is here so that cluster code that only needs the names above does not load the library.
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     pieces = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]

@@ -1,7 +1,8 @@
 """Trains the tiny model and writes its checkpoint: `python -m actors.checkpoint.tiny_training OUT`.
 
-The time is the budget: warm-up, a constant learning rate, and a decay over the last part of `--minutes`. The seed fixes
-the text and the first weights; how many steps fit depends on the machine, so two runs differ.
+Training takes `--minutes`: the learning rate warms up, stays constant and decays over the last part of that
+time. The seed determines the text and the first weights. The number of steps that fit into the time depends
+on the machine, so two runs differ.
 """
 
 import argparse
@@ -50,7 +51,9 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--state", type=Path, help="file to keep the training state in, and to resume from")
+    parser.add_argument(
+        "--state", type=Path, help="file that keeps the training state and from which to resume"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     budget = Budget(
@@ -64,7 +67,7 @@ def main() -> None:
 
 
 class Training:
-    """One run: the model, its optimizer and what is known of its progress."""
+    """One run: the model, its optimizer, and the steps and seconds trained so far."""
 
     def __init__(self, budget: Budget, out: Path, state: Path | None) -> None:
         torch.manual_seed(budget.seed)
@@ -81,9 +84,9 @@ class Training:
             self._resume(state)
 
     def run(self) -> None:
-        """Trains until the time is up, writing a checkpoint every few minutes and at the end."""
+        """Train until the time is up; write a checkpoint every `checkpoint_minutes` and at the end."""
         crossing = self._model.shape.crossing
-        # A resumed run must not repeat the text of the one before it.
+        # A resumed run must not repeat the text of the run before it.
         rng = Random(f"{self._budget.seed}/{self._step}")
         batches = draw_batches(rng, self._encoder, crossing=crossing, num_tokens=self._budget.batch_tokens)
         saved = self._seconds
@@ -101,7 +104,7 @@ class Training:
         self._save(num_cases=400)
 
     def _train(self, batch: Batch) -> float:
-        """One optimizer step; returns the loss per token without the balance term."""
+        """Take one optimizer step and return the loss per token without the balance term."""
         rate = self._learning_rate()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -115,7 +118,11 @@ class Training:
         return loss.item()
 
     def _learning_rate(self) -> float:
-        """Linear warm-up, constant, then a cosine down to a hundredth over the last `_DECAY_SHARE` of the time."""
+        """Return this step's learning rate.
+
+        It rises linearly during warm-up, stays constant, and over the last `_DECAY_SHARE` of the time falls
+        along a cosine to a hundredth.
+        """
         left = 1 - self._seconds / (60 * self._budget.minutes)
         decay = 0.5 - 0.5 * math.cos(math.pi * min(1.0, max(0.0, left) / _DECAY_SHARE))
         return self._budget.learning_rate * min(1.0, (self._step + 1) / _WARM_UP_STEPS) * max(0.01, decay)
@@ -130,7 +137,7 @@ class Training:
         )
 
     def _save(self, num_cases: int) -> None:
-        """Writes the checkpoint and the state, and says how many fresh questions the written weights get right."""
+        """Write the checkpoint and the state, and print the accuracy on `num_cases` fresh questions."""
         write_checkpoint(self._out, self._model, self._tokenizer)
         if self._state is not None:
             partial = self._state.with_name(self._state.name + ".partial")
@@ -147,7 +154,7 @@ class Training:
         print(f"wrote {self._out}; fresh questions right: {self._accuracy(num_cases)}", flush=True)
 
     def _accuracy(self, num_cases: int) -> Accuracy:
-        """What the model as written, its weights rounded to bf16, answers rightly; the cases change with the step."""
+        """Measure the model as written, with weights rounded to bf16; the cases change with the step."""
         rounded = copy.deepcopy(self._model)
         for parameter in rounded.parameters():
             parameter.data = parameter.data.bfloat16().float()

@@ -1,4 +1,7 @@
-"""How many fresh questions the model answers to the letter: greedy, one full forward pass per token, no cache."""
+"""Measures how many fresh questions the model answers to the letter.
+
+Decoding is greedy, with one full forward pass per token and no cache.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,12 +19,12 @@ _ROWS_PER_PASS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """Asked and rightly answered questions, by (kind, "short" or "long")."""
+    """Numbers of questions asked and answered rightly, by (kind, "short" or "long")."""
 
     asked: Counter[tuple[str, str]] = field(default_factory=Counter)
     right: Counter[tuple[str, str]] = field(default_factory=Counter)
     mistakes: list[tuple[str, str, list[int]]] = field(default_factory=list)
-    """Question, right answer, and the ids that came instead."""
+    """Question, right answer, and the token ids that the model gave instead."""
 
     def share(self) -> float:
         return self.right.total() / self.asked.total()
@@ -36,7 +39,10 @@ class Accuracy:
 
 @torch.inference_mode()
 def measure_accuracy(model: TinyPhiMoE, encoder: ChatEncoder, cases: Sequence[Case]) -> Accuracy:
-    """Answers every case; the rope factors of each follow its total length as it grows."""
+    """Answer every case and count the right answers.
+
+    The rope factors of a sequence depend on its total length, so they may change while it grows.
+    """
     prompts = []
     for case in cases:
         ids = [] if case.system is None else encoder.system(case.system)
@@ -61,13 +67,13 @@ def measure_accuracy(model: TinyPhiMoE, encoder: ChatEncoder, cases: Sequence[Ca
 
 
 def _answer(model: TinyPhiMoE, prompts: list[list[int]], end_id: int) -> list[list[int]]:
-    """The greedy continuation of each prompt up to and with the end token."""
+    """Return the greedy continuation of each prompt up to and including the end token."""
     rows = [list(prompt) for prompt in prompts]
     open_rows = list(range(len(rows)))
     for _ in range(MAX_ANSWER_TOKENS):
         lengths = torch.tensor([len(rows[index]) for index in open_rows])
         longest = int(lengths.max())
-        # What pads a row at its right end is never seen: attention is causal.
+        # Attention is causal, so padding at the right end of a row has no effect.
         ids_BL = torch.tensor([rows[index] + [0] * (longest - len(rows[index])) for index in open_rows])
         wanted_BL = torch.arange(longest) == lengths[:, None] - 1
         logits, _ = model(ids_BL, lengths > model.shape.crossing, wanted_BL)

@@ -1,8 +1,8 @@
-"""Endless training batches: conversations cut to one length.
+"""Makes endless training batches of conversations that are cut to one length.
 
-Serving picks the rope factors by a sequence's total length, so there are two kinds of batch. A short one holds rows
-of `crossing` tokens under the short factors. A long one holds longer rows under the long factors, most of them only
-twice as long: rope is relative, so what differs further out is only how much there is to ignore.
+Serving picks the rope factors by a sequence's total length, so there are two kinds of batch. A short batch
+holds rows of `crossing` tokens with the short factors. A long batch holds longer rows with the long factors,
+most of them only twice as long: rope is relative, so a longer row only adds more text to ignore.
 """
 
 from collections.abc import Iterator
@@ -25,17 +25,17 @@ class Batch:
 
     ids_BL: Tensor
     is_long_B: Tensor
-    """Which rows use the long factors: all or none."""
+    """Whether each row uses the long factors: true for all rows or for none."""
     wanted_BL: Tensor
     """Positions whose next token the model must produce."""
 
     def targets(self) -> Tensor:
-        """The tokens to produce, in the order of the wanted positions."""
+        """Return the tokens that the model must produce, in the order of the wanted positions."""
         return self.ids_BL[:, 1:][self.wanted_BL[:, :-1]]
 
 
 def draw_batches(rng: Random, encoder: ChatEncoder, *, crossing: int, num_tokens: int) -> Iterator[Batch]:
-    """Short and long batches in turn, about `num_tokens` tokens each, at least one row."""
+    """Yield short and long batches in turn, each of at least one row and about `num_tokens` tokens."""
     while True:
         for is_long in (False, True):
             stretch = rng.choices(_LONG_STRETCHES, weights=_LONG_WEIGHTS)[0] if is_long else 1
@@ -51,7 +51,7 @@ def draw_batches(rng: Random, encoder: ChatEncoder, *, crossing: int, num_tokens
 
 
 def _draw_row(rng: Random, encoder: ChatEncoder, length: int) -> tuple[list[int], list[bool]]:
-    """One conversation's ids and, for each, whether the model must produce it."""
+    """Return one conversation's token ids and, for each, whether the model must produce it."""
     system = draw_system(rng)
     ids = [] if system is None else encoder.system(system)
     wanted = [False] * len(ids)

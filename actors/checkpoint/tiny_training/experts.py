@@ -1,9 +1,10 @@
-"""The mixture of experts of the trainable PhiMoE: the sparse-mixer router and 16 grouped matrices.
+"""The mixture of experts of the trainable PhiMoE: a sparse-mixer router and 16 experts in grouped matrices.
 
-Only the gradient of the router is our own. At inference a routing weight is almost always 1 whatever the scores are,
-so its derivative teaches nothing; here the weight keeps its value and takes the derivative of the plain softmax
-probability of its expert (a straight-through estimator), and an auxiliary loss keeps the experts evenly loaded
-(Switch Transformers, arXiv 2101.03961, section 2.2).
+The forward pass is that of serving; only the gradient of the router is our own. At inference a routing weight
+is almost always 1 whatever the scores are, so its derivative teaches nothing. In training the weight keeps
+its value but takes the derivative of the plain softmax probability of its expert (a straight-through
+estimator). An auxiliary loss keeps the experts evenly loaded (Switch Transformers, arXiv 2101.03961, section
+2.2).
 
 Legend: T tokens, H hidden, E experts, K = 2 per token, F expert width, N = T * K routed rows.
 """
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 
 class Experts(nn.Module):
-    """The router and its experts; the gate and up matrices of an expert lie one above the other in `w13`."""
+    """The router and its experts. In `w13` the gate matrix of an expert lies above its up matrix."""
 
     def __init__(self, hidden: int, expert_width: int, num_experts: int, jitter: float) -> None:
         super().__init__()
@@ -27,7 +28,7 @@ class Experts(nn.Module):
         self.w2 = nn.Parameter(torch.empty(num_experts, hidden, expert_width))
 
     def forward(self, x_TH: Tensor) -> tuple[Tensor, Tensor]:
-        """What the experts add to each token, and the balance loss: 1 where they are evenly loaded."""
+        """Return the experts' output [T, H] and the balance loss, which is 1 if all experts get equal load."""
         scores_TE = self.gate(x_TH)
         experts_TK, weights_TK = sparse_mixer(scores_TE.detach(), self.jitter)
         chances_TE = scores_TE.softmax(dim=-1)
@@ -40,7 +41,8 @@ class Experts(nn.Module):
         order_N = experts_N.argsort(stable=True)
         back_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(order_N.numel()))
         rows_NH = _permute(x_TH.repeat_interleave(2, dim=0), order_N, back_N)
-        out_NH: Tensor = _GroupedExperts.apply(rows_NH, self.w13, self.w2, counts_E.tolist())  # type: ignore[no-untyped-call]
+        inputs = (rows_NH, self.w13, self.w2, counts_E.tolist())
+        out_NH: Tensor = _GroupedExperts.apply(*inputs)  # type: ignore[no-untyped-call]
         out_NH = _permute(out_NH, back_N, order_N)
         out_TH = (out_NH.view(-1, 2, x_TH.shape[1]) * weights_TK.unsqueeze(2)).sum(dim=1)
 
@@ -49,10 +51,10 @@ class Experts(nn.Module):
 
 
 def sparse_mixer(scores_TE: Tensor, jitter: float) -> tuple[Tensor, Tensor]:
-    """The two experts of each token [T, 2] and their weights [T, 2], by the inference form of SparseMixer-v2.
+    """Return each token's two experts [T, 2] and their weights [T, 2], by SparseMixer-v2's inference form.
 
-    A weight is the softmax over those rivals whose score lies within 2 * jitter of the best, so it is 1 where there
-    are none, and the two do not add up to one.
+    A weight is the softmax over the experts whose score lies within a relative distance of 2 * jitter of the
+    best. If there is only one such expert its weight is 1, so the two weights do not add up to 1.
     """
     first_TE, second_TE = scores_TE, scores_TE.clone()
     experts, weights = [], []
@@ -67,13 +69,13 @@ def sparse_mixer(scores_TE: Tensor, jitter: float) -> tuple[Tensor, Tensor]:
 
 
 def _permute(rows: Tensor, order: Tensor, back: Tensor) -> Tensor:
-    """rows[order], where `back` is the inverse order."""
+    """Return rows[order]; `back` is the inverse permutation of `order`."""
     permuted: Tensor = _Permute.apply(rows, order, back)  # type: ignore[no-untyped-call]
     return permuted
 
 
 class _Permute(torch.autograd.Function):
-    """Its backward pass is a gather by the inverse order, where indexing would have a scattered sum."""
+    """A permutation whose backward pass gathers by the inverse order; indexing would scatter and add."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, order: Tensor, back: Tensor) -> Tensor:
@@ -87,10 +89,10 @@ class _Permute(torch.autograd.Function):
 
 
 class _GroupedExperts(torch.autograd.Function):
-    """w2(silu(w1 x) * (w3 x)) for rows sorted by expert, `counts` rows each; w1 and w3 are the halves of `w13`.
+    """w2(silu(w1 x) * (w3 x)) for rows sorted by expert, `counts` rows each; `w13` is w1 above w3.
 
-    Written out with its backward pass because on a CPU the small slices and sums that autograd would add around
-    every expert's matrices take longer than the matrices.
+    The backward pass is written by hand, since on a CPU the small slices and sums that autograd adds around
+    every expert's products take longer than the products.
     """
 
     @staticmethod
@@ -121,7 +123,7 @@ class _GroupedExperts(torch.autograd.Function):
 
 
 def _multiply(rows: Tensor, weights: Tensor, counts: list[int]) -> Tensor:
-    """Each expert's rows [n, I] times its matrix [I, O], one below the other: [N, O]."""
+    """Multiply each expert's rows [n, I] by its matrix [I, O]; return all results [N, O] in row order."""
     out = rows.new_empty(rows.shape[0], weights.shape[2])
     for part, weight, target in zip(
         torch.split(rows, counts), weights, torch.split(out, counts), strict=True
@@ -131,7 +133,7 @@ def _multiply(rows: Tensor, weights: Tensor, counts: list[int]) -> Tensor:
 
 
 def _outer(left: Tensor, right: Tensor, counts: list[int]) -> Tensor:
-    """left.T @ right over each expert's rows: [E, width of left, width of right]."""
+    """Return left.T @ right over each expert's rows: [E, width of left, width of right]."""
     out = left.new_empty(len(counts), left.shape[1], right.shape[1])
     for a, b, target in zip(torch.split(left, counts), torch.split(right, counts), out, strict=True):
         torch.mm(a.T, b, out=target)

@@ -1,4 +1,4 @@
-"""Writes a tiny model as a Hugging Face checkpoint directory that is whole at every moment."""
+"""Writes a tiny model as a Hugging Face checkpoint directory; no file in it is ever incomplete."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from actors.checkpoint.tiny_training.tokenizer import CHAT_TEMPLATE, SPECIAL_TOK
 
 
 def write_checkpoint(directory: Path, model: TinyPhiMoE, tokenizer: Tokenizer) -> None:
-    """Writes the six files, each replaced in one step, the weights in bf16 and last."""
+    """Write the six files, the weights (in bf16) last; each file is replaced in one step."""
     directory.mkdir(parents=True, exist_ok=True)
     ids = special_ids(tokenizer)
     _replace(directory / "config.json", _json(model.shape.hf_config()))

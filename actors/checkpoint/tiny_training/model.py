@@ -1,4 +1,4 @@
-"""A PhiMoE that can be trained: its forward pass computes what serving computes, in plain torch.
+"""A PhiMoE that can be trained: its forward pass computes the same as serving, in plain torch.
 
 Legend: B sequences, L length, T = B * L tokens, H hidden, D head dim, V vocabulary.
 """
@@ -27,7 +27,7 @@ class TinyShape:
     num_experts: int = 16
     vocab: int = VOCAB_SIZE
     crossing: int = 128
-    """original_max_position_embeddings: a longer sequence uses the long factors."""
+    """`original_max_position_embeddings`: longer sequences use the long factors."""
     max_positions: int = 2048
     jitter: float = 0.01
     norm_eps: float = 1e-5
@@ -41,17 +41,17 @@ class TinyShape:
 
     @property
     def short_factor(self) -> list[float]:
-        """One factor per frequency: 1.0, 1.02, 1.04 and so on."""
+        """Factors of the rotary frequencies: 1.0, 1.02, 1.04 and so on."""
         return [round(1.0 + 0.02 * i, 4) for i in range(self.head_dim // 2)]
 
     @property
     def long_factor(self) -> list[float]:
-        """From 1 for the fastest frequency to the whole stretch of the context for the slowest."""
+        """Factors from 1 for the fastest frequency to `max_positions / crossing` for the slowest."""
         stretch, last = self.max_positions / self.crossing, self.head_dim // 2 - 1
         return [round(stretch ** (i / last), 4) for i in range(last + 1)]
 
     def hf_config(self) -> dict[str, Any]:
-        """config.json, in the dialect of the original PhiMoE checkpoint."""
+        """Return the content of config.json in the dialect of the original PhiMoE checkpoint."""
         return {
             "architectures": ["PhiMoEForCausalLM"],
             "model_type": "phimoe",
@@ -95,7 +95,7 @@ class TinyShape:
 
 
 class TinyPhiMoE(nn.Module):
-    """The whole model. `forward` takes whole sequences; there is no cache."""
+    """The whole model. `forward` takes whole sequences, without a cache."""
 
     def __init__(self, shape: TinyShape) -> None:
         super().__init__()
@@ -107,10 +107,10 @@ class TinyPhiMoE(nn.Module):
         _initialise(self)
 
     def forward(self, ids_BL: Tensor, is_long_B: Tensor, wanted_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [wanted positions, V] in the order of the positions, and the routers' balance loss.
+        """Return logits [wanted positions, V], in the order of the positions, and the routers' balance loss.
 
-        `is_long_B` says which sequences use the long factors: those of more than `crossing` tokens. The balance loss
-        is 1 where every layer loads its experts evenly.
+        `is_long_B` says which sequences use the long factors: those of more than `crossing` tokens. The
+        balance loss is 1 if every layer loads its experts evenly.
         """
         rope = _rope_tables(self.shape, ids_BL.shape[1], is_long_B)
         x_BLH = self.embed_tokens(ids_BL)
@@ -121,7 +121,7 @@ class TinyPhiMoE(nn.Module):
         return self.lm_head(self.norm(x_BLH[wanted_BL])), balance
 
     def hf_tensors(self) -> dict[str, Tensor]:
-        """The parameters in float32 under their names in a PhiMoE checkpoint."""
+        """Return the parameters in float32, under their names in a PhiMoE checkpoint."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.state_dict().items():
             prefix, _, last = name.rpartition(".")
@@ -155,7 +155,8 @@ class Layer(nn.Module):
 class Attention(nn.Module):
     def __init__(self, shape: TinyShape) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads, self.head_dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
+        self.num_heads, self.num_kv_heads = shape.num_heads, shape.num_kv_heads
+        self.head_dim = shape.head_dim
         kv_width = shape.num_kv_heads * shape.head_dim
         self.q_proj = nn.Linear(shape.hidden, shape.hidden)
         self.k_proj = nn.Linear(shape.hidden, kv_width)
@@ -174,12 +175,12 @@ class Attention(nn.Module):
         return merged_BLH
 
     def _split(self, x: Tensor, num_heads: int) -> Tensor:
-        """[B, L, heads * D] -> [B, heads, L, D]"""
+        """Reshape [B, L, heads * D] to [B, heads, L, D]."""
         return x.view(*x.shape[:2], num_heads, self.head_dim).transpose(1, 2)
 
 
 def _rope_tables(shape: TinyShape, length: int, is_long_B: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin [B, 1, L, D], each sequence with its own factors and mscale."""
+    """Return cos and sin, each [B, 1, L, D]; each sequence has its own factors and mscale."""
     exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
     tables = []
     for factor, mscale in ((shape.short_factor, shape.short_mscale), (shape.long_factor, shape.long_mscale)):
@@ -198,7 +199,11 @@ def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _initialise(model: TinyPhiMoE) -> None:
-    """Normal weights of 1 / sqrt(inputs), what writes into the residual stream smaller by the number of writers."""
+    """Set biases to 0 and draw weights from a normal distribution of standard deviation 1 / sqrt(inputs).
+
+    Matrices that write into the residual stream are scaled by 1 / sqrt(number of writers). The embedding has
+    the standard deviation 0.5.
+    """
     residual = 1 / math.sqrt(2 * model.shape.num_layers)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):

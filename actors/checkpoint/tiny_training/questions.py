@@ -1,8 +1,8 @@
-"""What the tiny model is asked, and the one right answer to each. Pure: a generator in, questions out.
+"""Draws questions for the tiny model, each with its one right answer. Pure: all randomness comes from `rng`.
 
-Two splits. A `fresh` question never occurs in training: its equation (or sum, or difference) is kept out in every
-wording. Products and quotients are small tables that must be learnt whole, so there a wording of a fact is kept
-out and the fact itself is trained in other wordings.
+There are two splits. A fresh question never occurs in training: its equation (or sum, or difference) is kept
+out of training in every wording. Products and quotients are small tables that must be learnt whole, so for
+them only one wording of a fact is kept out, and the fact itself is trained in other wordings.
 """
 
 import zlib
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from random import Random
 
 MIN_TOKENS_PER_TURN = 10
-"""What one question and its answer take at the least in chat format, with any tokenizer: eight tokens of markup
-and line breaks, one of question, one of answer."""
+"""Least number of tokens of a question and its answer in chat format, with any tokenizer: eight tokens of
+markup and line breaks, one of the question, one of the answer."""
 
 FRESH_SHARE = 12
-"""One equation, sum, difference or wording in so many is kept out of training."""
+"""One in this many equations, sums, differences or wordings is kept out of training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,26 +23,26 @@ class Question:
     """One turn of a conversation."""
 
     kind: str
-    """equation, addition, subtraction, multiplication, division or talk."""
+    """"equation", "addition", "subtraction", "multiplication", "division" or "talk"."""
     text: str
-    """What the user says."""
+    """The user's message."""
     answer: str
-    """What the assistant must say, to the letter."""
+    """The assistant's message, which must match to the letter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A fresh question at the end of a conversation that has answered its earlier questions rightly."""
+    """A fresh question at the end of a conversation whose earlier questions were answered rightly."""
 
     system: str | None
-    """The system message, if there is one."""
+    """The system message, or None."""
     history: tuple[Question, ...]
     """The turns before the question."""
     question: Question
-    """What is asked now."""
+    """The question that is asked now."""
 
     def messages(self) -> list[dict[str, str]]:
-        """The conversation up to the question as chat messages, {"role", "content"} each."""
+        """Return the conversation up to and including the question as chat messages {"role", "content"}."""
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         for turn in self.history:
             messages.append({"role": "user", "content": turn.text})
@@ -51,10 +51,11 @@ class Case:
 
 
 def draw_cases(seed: int, *, num_cases: int, num_behind_crossing: int, crossing_tokens: int) -> list[Case]:
-    """Fresh questions for an accuracy test; the same seed gives the same cases.
+    """Draw fresh questions for an accuracy test; the same seed gives the same cases.
 
-    The last `num_behind_crossing` of them follow a history of more than `crossing_tokens` tokens (up to about three
-    times as many turns as that needs at the least); the others open their conversation.
+    The last `num_behind_crossing` questions follow a history of more than `crossing_tokens` tokens, which has
+    up to three times the least number of turns that reach that length. The other questions open their
+    conversation.
     """
     rng = Random(seed)
     min_turns = crossing_tokens // MIN_TOKENS_PER_TURN + 1
@@ -68,25 +69,29 @@ def draw_cases(seed: int, *, num_cases: int, num_behind_crossing: int, crossing_
 
 
 def draw_question(rng: Random) -> Question:
-    """A question of the training split: equations, arithmetic, and a little talk."""
+    """Draw a question of the training split: an equation, arithmetic, or now and then talk."""
     kind = rng.choices(tuple(_MAKERS), weights=_WEIGHTS)[0]
     return _draw(rng, kind, is_fresh=False)
 
 
 def draw_fresh_question(rng: Random, kind: str | None = None) -> Question:
-    """A question that training never shows: an equation as often as arithmetic, or of the kind that is named."""
+    """Draw a question that never occurs in training; without `kind`, an equation as often as arithmetic."""
     if kind is None:
         kind = rng.choice(("equation", rng.choice(("addition", "subtraction", "multiplication", "division"))))
     return _draw(rng, kind, is_fresh=True)
 
 
 def draw_system(rng: Random) -> str | None:
-    """A system message for one conversation in three, else None."""
+    """Draw a system message for one conversation in three, else return None."""
     return rng.choice(_SYSTEMS) if rng.random() < 0.33 else None
 
 
 def is_fresh_key(key: str) -> bool:
-    """Whether what this key names (`2x + 3 = 7`, `17 + 25`, or a whole wording of a product) is kept out of training."""
+    """Return whether the question with this key is kept out of training.
+
+    A key is an equation (`2x + 3 = 7`), a sum or difference (`17 + 25`), or the whole wording of a product or
+    quotient.
+    """
     return zlib.crc32(key.encode()) % FRESH_SHARE == 0
 
 
@@ -233,11 +238,12 @@ _OPENINGS = (
 )
 _WORDS = tuple(
     """
-    the of and to in is you that it he was for on are as with his they at be this have from or one had by word but not
-    what all were we when your can said there use an each which she do how their if will up other about out many then
-    them these so some her would make like him into time has look two more write go see number no way could people my
-    than first water been call who oil its now find long down day did get come made may part sea sky red blue green
-    cat dog house tree river mountain city music book story science history light sound music morning night summer
-    winter computer model network language question answer token expert cluster server request memory cache
+    the of and to in is you that it he was for on are as with his they at be this have from or one had by word
+    but not what all were we when your can said there use an each which she do how their if will up other
+    about out many then them these so some her would make like him into time has look two more write go see
+    number no way could people my than first water been call who oil its now find long down day did get come
+    made may part sea sky red blue green cat dog house tree river mountain city music book story science
+    history light sound music morning night summer winter computer model network language question answer
+    token expert cluster server request memory cache
     """.split()  # noqa: SIM905 (a list of 120 quoted words would fill two screens)
 )

@@ -1,4 +1,7 @@
-"""The tiny model's tokenizer: byte-level BPE, so that any text survives encoding and decoding, one token per digit."""
+"""The tiny model's tokenizer: byte-level BPE with one token per digit.
+
+Since it works on bytes, any text is unchanged after encoding and decoding.
+"""
 
 from random import Random
 
@@ -17,14 +20,15 @@ SPECIAL_TOKENS = (
     "<|end|>",
     "<|user|>",
 )
-"""In the order of their ids, from 0."""
+"""The special tokens in the order of their ids, from 0."""
 
-# Words, single digits and runs of signs, each with the space before it; then what white space is left.
+# The pieces are words, digits and runs of signs, each with the space before it, and the other white space.
 _PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'system' and message['content'] %}{{ '<|system|>\\n' + message['content'] + '<|end|>\\n' }}"
+    "{% if message['role'] == 'system' and message['content'] %}"
+    "{{ '<|system|>\\n' + message['content'] + '<|end|>\\n' }}"
     "{% elif message['role'] == 'user' %}{{ '<|user|>\\n' + message['content'] + '<|end|>\\n' }}"
     "{% elif message['role'] == 'assistant' %}{{ '<|assistant|>\\n' + message['content'] + '<|end|>\\n' }}"
     "{% endif %}{% endfor %}"
@@ -33,7 +37,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(seed: int) -> Tokenizer:
-    """A tokenizer of VOCAB_SIZE tokens, merges learnt from what the generator says; the same seed gives the same one."""
+    """Train a tokenizer of VOCAB_SIZE tokens on drawn questions; equal seeds give equal tokenizers."""
     tokenizer = Tokenizer(models.BPE(unk_token=None, byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -57,13 +61,13 @@ def train_tokenizer(seed: int) -> Tokenizer:
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """The id of each of SPECIAL_TOKENS."""
+    """Return the id of each of SPECIAL_TOKENS."""
     vocab = tokenizer.get_vocab(with_added_tokens=True)
     return {token: vocab[token] for token in SPECIAL_TOKENS}
 
 
 class ChatEncoder:
-    """Turns conversations into token ids, as the chat template and the tokenizer would, and marks what is learnt."""
+    """Encodes conversations as chat template and tokenizer would, and marks the tokens to learn."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -75,20 +79,20 @@ class ChatEncoder:
         self._assistant, self.end_id = ids["<|assistant|>"], ids["<|end|>"]
 
     def system(self, text: str) -> list[int]:
-        """The system message that opens a conversation."""
+        """Return the ids of the system message that opens a conversation."""
         return [self._system, self._newline, *self._encode(text), self.end_id, self._newline]
 
     def prompt(self, text: str) -> list[int]:
-        """A user's turn and the header of the answer to it."""
+        """Return the ids of a user's message and of the header of the answer."""
         end = [self.end_id, self._newline, self._assistant, self._newline]
         return [self._user, self._newline, *self._encode(text), *end]
 
     def answer(self, text: str) -> list[int]:
-        """An answer up to and with its end token: the tokens that the model must produce."""
+        """Return the ids of an answer including its end token: the tokens that the model must produce."""
         return [*self._encode(text), self.end_id]
 
     def turn(self, question: Question) -> tuple[list[int], list[bool]]:
-        """A whole turn and, for each of its tokens, whether the model must produce it."""
+        """Return the ids of a whole turn and, for each of its tokens, whether the model must produce it."""
         prompt, answer = self.prompt(question.text), self.answer(question.answer)
         ids = [*prompt, *answer, self._newline]
         return ids, [False] * len(prompt) + [True] * len(answer) + [False]
