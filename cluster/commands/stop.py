@@ -16,6 +16,7 @@ from cluster.commands.local_service.run_state import (
     running_states,
     without_path,
 )
+from cluster.commands.local_service.terminal import LogError, log_path, open_log, output_to
 from cluster.config.cluster_config import ClusterConfig
 from cluster.ray_actors.ray_environment import prepare_ray
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     2 where several services run and none was chosen: then none is stopped.
     """
     if args.address is not None:
-        return asyncio.run(_remove_from(args.address))
+        return _remove_from(args.address)
     try:
         states = _chosen(running_states(), args)
     except SeveralServicesError as error:
@@ -85,7 +86,21 @@ def _wait_for_end(state: RunState, timeout_seconds: float) -> bool:
     return True
 
 
-async def _remove_from(address: str) -> int:
+def _remove_from(address: str) -> int:
+    """Exit status. What Ray writes meanwhile goes to a log."""
+    log = log_path("stop")
+    try:
+        with open_log(log) as file, output_to(file):
+            was_there = asyncio.run(_remove(address))
+    except (ConnectionError, LogError) as error:
+        print(f"phimoe stop: {error} (log: {log})", file=sys.stderr)
+        return 1
+    print("the service is removed" if was_there else "no service is running there")
+    return 0
+
+
+async def _remove(address: str) -> bool:
+    """Whether there was a service. Raises ConnectionError."""
     prepare_ray(use_haproxy=False, scratch=None)
     from cluster.commands.local_service.application import stop_serve
     from cluster.ray_actors.runtime import start_ray, stop_ray
@@ -94,8 +109,7 @@ async def _remove_from(address: str) -> int:
     try:
         await asyncio.to_thread(start_ray, ClusterConfig(address=address))
     except (ConnectionError, RuntimeError, ValueError) as error:
-        print(f"phimoe stop: cannot reach Ray at {address}: {error}", file=sys.stderr)
-        return 1
+        raise ConnectionError(f"cannot reach Ray at {address}: {error}") from error
     try:
         await asyncio.to_thread(stop_serve)
         supervisor = find_supervisor()
@@ -103,5 +117,4 @@ async def _remove_from(address: str) -> int:
             await supervisor.remove(_REMOVE_SECONDS)
     finally:
         stop_ray()
-    print("the service is removed" if supervisor is not None else "no service is running there")
-    return 0
+    return supervisor is not None

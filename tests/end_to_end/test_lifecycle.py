@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,10 @@ import pytest
 from tests.end_to_end.running import ROOT, Running, environment, free_ports, serve_command, serving
 
 pytestmark = pytest.mark.timeout(600)
+OURS = re.compile(
+    r"starting |phimoe-\S+: |ready after |  (HTTP|gRPC|state|log)  |curl |draining: |stopping$|\d\d:\d\d:\d\d phimoe-"
+)
+"""How the lines begin that `phimoe serve` writes itself."""
 LOCAL = ("--exchange", "local", "--dtype", "float32")
 
 
@@ -62,6 +67,10 @@ def test_everything_ends_and_a_new_start_works(tmp_path: Path, way: str) -> None
             running.process.kill()
         assert running.process.wait(90) == (-signal.SIGKILL if way == "killed" else 0)
         assert_nothing_is_left(running, family, shared_memory)
+        shown = running.output.read_text().splitlines()
+        assert [line for line in shown if not OURS.match(line)] == [], "noise on the terminal"
+        log = running.home / "phimoe" / f"serve-{running.port}.log"
+        assert f"  log    {log}" in shown and "Application 'phimoe' is ready" in log.read_text()
 
 
 def test_status_shows_the_actors(service: Running) -> None:

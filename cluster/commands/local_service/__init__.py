@@ -1,4 +1,4 @@
 """One service on this host: its session of processes, its Serve application, its start-up view, its state.
 
-Open `application.py` first. `phimoe serve` uses all of these files; other commands find it by `run_state.py`.
+Open `application.py` first. `phimoe serve` uses all of these files; other commands find the service by `run_state.py`.
 """

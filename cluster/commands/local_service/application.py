@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 
@@ -17,7 +15,6 @@ def start_serve(config: ClusterConfig, labels: frozenset[str]) -> None:
     `labels`: see `build_from`. Returns when its replicas run. Raises RuntimeError with Serve's reason where they cannot. With
     TLS Serve's own gRPC door, which would speak plain text, stays closed: `cluster.ingress.grpc.tls` opens one.
     """
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location=ProxyLocation.HeadOnly if config.address is None else ProxyLocation.EveryNode,
         http_options=HTTPOptions(
@@ -36,7 +33,6 @@ def start_serve(config: ClusterConfig, labels: frozenset[str]) -> None:
 
 def stop_serve() -> None:
     """Remove the application, and Serve itself where nothing else runs on it."""
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     others = [name for name in serve.status().applications if name != APPLICATION_NAME]
     if others:
         serve.delete(APPLICATION_NAME)

@@ -24,13 +24,27 @@ _GRACE_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
+class SessionLostError(Exception):
+    """The child was ended from outside, or by a library that ends its process: it has not said why."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+    def __str__(self) -> str:
+        return f"the service has ended without a word, with status {self.status}"
+
+
 def run_in_own_session(work: Callable[[], int], scratch: Path) -> int:
     """The exit status of `work`, which runs in a child; afterwards nothing of its session is left.
+
+    Raises SessionLostError where the child did not come to the end of `work`.
 
     `scratch` is a folder of the service: whatever names one of its files on the command line belongs to it as well.
     Must be called before this process has threads.
     """
     parent = os.getpid()
+    end_is_told, tell_end = os.pipe()
     child = os.fork()
     if child == 0:
         _become_leader(parent)
@@ -43,13 +57,26 @@ def run_in_own_session(work: Callable[[], int], scratch: Path) -> int:
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
+            with contextlib.suppress(OSError):
+                os.write(tell_end, b".")
             os._exit(status)
+    os.close(tell_end)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: os.kill(child, received))
     _, wait_status = os.waitpid(child, 0)
     _clear(child, scratch)
     status = os.waitstatus_to_exitcode(wait_status)
-    return status if status >= 0 else 128 - status
+    status = status if status >= 0 else 128 - status
+    if not _has_told_end(end_is_told):
+        raise SessionLostError(status)
+    return status
+
+
+def _has_told_end(end_is_told: int) -> bool:
+    os.set_blocking(end_is_told, False)  # A process that outlives the child may hold the other end.
+    with contextlib.suppress(BlockingIOError), open(end_is_told, "rb", buffering=0) as pipe:
+        return bool(pipe.read(1))
+    return False
 
 
 def _become_leader(parent: int) -> None:
