@@ -1,11 +1,13 @@
 """Grouped-query attention over the block cache.
 
-Legend: T tokens, B decoding sequences, A query heads, G key-value heads, Q = A / G, D head dimension, S context.
+Legend: T tokens, B decoding sequences, A query heads, G key-value heads, Q = A / G, D head dimension, S
+context.
 
-Keys and values of the step's own tokens are written first, so that every query finds its whole context there.
+Keys and values of the step's own tokens are written first, so that every query finds its whole context in the
+cache.
 
-CUDA with Triton          all rows rotated and written by one kernel, decoding rows attend in place (`paged_attention.py`)
-CPU with kernels          decoding rows in one call (`cpu_decode_attention.py`), prompts by torch
+CUDA with Triton          one kernel to rotate and write all rows, one for decoding rows (`paged_attention.py`)
+CPU with kernels          one call for all decoding rows (`cpu_decode_attention.py`), torch for prompts
 otherwise                 torch
 """
 
@@ -41,9 +43,9 @@ class Attention:
     def __call__(
         self, cache: KVCache, layer: int, batch: StepBatch, qkv: torch.Tensor, tables: Tables
     ) -> torch.Tensor:
-        """Attention output [T, A * D] for projected rows qkv [T, (A + 2 G) * D] of one layer.
+        """Return the attention output [T, A * D] for projected rows qkv [T, (A + 2 G) * D] of one layer.
 
-        tables: cos and sin, [T, 1, D / 2] each. Writes the rows' keys and values to the cache.
+        tables: cos and sin, [T, 1, D / 2] each. The rows' keys and values are written to the cache.
         """
         if self._paged is not None:
             return self._on_device(self._paged, cache, layer, batch, qkv, tables)
@@ -82,7 +84,7 @@ class Attention:
         tables: Tables,
         first_row: int = 0,
     ) -> torch.Tensor:
-        """For the rows from `first_row` on: all of them, or those of prefills."""
+        """Compute the rows from `first_row` on: all rows, or those of prefills."""
         cos, sin = tables
         heads = qkv[first_row:].view(qkv.shape[0] - first_row, -1, self._head_dim)
         rotated = rotate(heads[:, : self._num_rotated], cos[first_row:], sin[first_row:])
@@ -107,7 +109,8 @@ def _paged_attention(config: ModelConfig) -> PagedAttention:
 
 
 def _decode(cache: KVCache, layer: int, rows: DecodeRows, queries: torch.Tensor) -> torch.Tensor:
-    """The Q query heads of a group stand where a prefill has its positions: no key is copied per head."""
+    """Attention of the decoding rows. The Q query heads of a group take the place that positions have in a
+    prefill, so no key is copied for each head."""
     slots, visible = rows.gathered
     num_sequences = slots.shape[0]
     keys, values = cache.read(layer, slots)  # [B, S, G, D]

@@ -1,6 +1,10 @@
-"""Attention of decoding sequences by the project's own kernels for CPUs: rotation, cache write and attention in one call.
+"""Attention of decoding sequences by the project's own kernels for CPUs: rotation, cache write and attention
+in one call.
 
-The cache is read in place, and a sequence's result does not depend on what else is in the batch.
+The kernels read the cache in place, and a sequence's result does not depend on the other sequences in the
+batch.
+
+Legend: B decoding rows, A query heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -22,7 +26,8 @@ def decode_kernel(
 ) -> Callable[[KVCache, int, StepBatch, torch.Tensor, Tables], torch.Tensor] | None:
     """The kernel for a model, or None if there is none for dtype, device or shapes.
 
-    It maps (cache, layer, batch, qkv, tables) to [B, A * D] for the batch's first B rows, which must be decoding rows.
+    It maps (cache, layer, batch, qkv, tables) to [B, A * D] for the batch's first B rows, which must be
+    decoding rows.
     """
     kernels = kernels_for(dtype) if device.type == "cpu" else None
     shapes = (config.num_heads, config.num_kv_heads, config.head_dim)

@@ -1,10 +1,12 @@
 """Attention of a prompt's chunk by cuDNN, on Hopper and later.
 
-Legend: T tokens of the chunk, A query heads, G key-value heads, D head dimension.
+Legend: T tokens of the chunk, S its context (the chunk included), A query heads, G key-value heads, D head
+dimension.
 
-cuDNN makes a plan for every shape that it meets, which takes longer than what it saves at once, and knows the causal triangle
-only where queries and keys begin together. So it gets whole chunks alone, of few sizes: their own triangle, and in a second call
-all that lies before them, merged by the sums that both were divided by.
+cuDNN makes a plan for every new shape, which takes longer than one call saves. It also supports a causal mask
+only if queries and keys begin at the same position. So it gets only whole chunks, which have few sizes. One
+call computes the chunk's own causal triangle, and a second call computes all positions before the chunk. The
+two results are merged by the sums that each was divided by.
 """
 
 from __future__ import annotations
@@ -15,20 +17,22 @@ from actors.checkpoint.config import ModelConfig
 from actors.dense.batch import Prefill, PrefillRows
 
 _UNIT = 1024
-"""Chunks of multiples of it at multiples of it are whole."""
+"""A chunk is whole if its start and its end are multiples of this."""
 _LEAST_CAPABILITY = (9, 0)
+"""Compute capability of Hopper."""
 _MOST_DIM = 128
 
 
 def has_cudnn(config: ModelConfig, device: torch.device) -> bool:
-    """For a model of 16 bits on a CUDA device with Triton."""
+    """Whether cuDNN's attention supports the model. Call it for a 16-bit model on a CUDA device with
+    Triton."""
     is_new = torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
     has_library: bool = torch.backends.cudnn.is_available()  # type: ignore[no-untyped-call]
     return is_new and has_library and config.head_dim <= _MOST_DIM
 
 
 def make_cudnn_prefill(window: int | None, other: Prefill) -> Prefill:
-    """cuDNN for whole chunks without anything outside the window, `other` for the rest. Needs Triton."""
+    """Use cuDNN for whole chunks with nothing outside the window, and `other` for the rest. Needs Triton."""
     from actors.gpu.attention.merge import merge
 
     def prefill(
@@ -49,7 +53,8 @@ def make_cudnn_prefill(window: int | None, other: Prefill) -> Prefill:
 def _attend(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, is_causal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Results [T, A, D] contiguous and the logarithms [A, T] of their sums, for queries [T, A, D], keys and values [S, G, D]."""
+    """Attend with queries [T, A, D] to keys and values [S, G, D]; return contiguous results [T, A, D] and the
+    logarithms [A, T] of the sums that they were divided by."""
     parts = (part.transpose(0, 1)[None] for part in (queries, keys, values))
     out, sums, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
         *parts, None, True, 0.0, is_causal, False

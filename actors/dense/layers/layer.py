@@ -1,4 +1,4 @@
-"""The weights of one layer of the model, without its experts, as all ways to compute a step use them.
+"""The weights of one layer of the model without its experts. All ways to compute a step use them.
 
 Legend: H hidden, A query heads, G key-value heads, D head dimension, E experts.
 """
@@ -13,7 +13,7 @@ from actors.linear import Product
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layer:
-    """Norms and products of one layer."""
+    """The norms and products of one layer."""
 
     input_norm: Norm
     qkv: Product

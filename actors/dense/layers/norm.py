@@ -1,4 +1,8 @@
-"""LayerNorm with weight and bias, by the project's kernels where they compute: chosen once, at load."""
+"""LayerNorm with weight and bias, by the project's kernels if they support the model. The choice is made
+once, at load.
+
+Legend: T tokens, H hidden.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +25,12 @@ AddNorm: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Norm], tuple[torch.Te
 """(x [T, H], added [T, H], weights) -> x + added, and its norm."""
 
 _ALIGNMENT = 16
-"""The kernel takes hidden sizes that are multiples of this."""
+"""The kernel supports hidden sizes that are multiples of this."""
 
 
 def make_norm(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Normalise:
-    """The norm of all layers. One for all steps of a model: whatever a row is computed with, its bits are the same."""
+    """The norm of all layers. All steps of a model use the same function, so that a row's bits do not depend
+    on the other rows in its step."""
     kernels = norm_kernels(config, dtype, device)
     eps = config.layer_norm_eps
     if kernels is None:
@@ -34,7 +39,7 @@ def make_norm(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> 
 
 
 def make_add_norm(config: ModelConfig, device: torch.device, normalise: Normalise) -> AddNorm:
-    """A residual sum and its norm: `normalise` after the sum, or one kernel where there is one."""
+    """A residual sum and its norm: one kernel with Triton, otherwise the sum and then `normalise`."""
     if has_triton(device):
         from actors.gpu.add_norm import add_norm
 
@@ -48,14 +53,14 @@ def make_add_norm(config: ModelConfig, device: torch.device, normalise: Normalis
 
 
 def norm_kernels(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Kernels | None:
-    """The kernels, where they take device, dtype and hidden size."""
+    """The kernels, or None if they do not support device, dtype or hidden size."""
     if device.type != "cpu" or config.hidden_size % _ALIGNMENT:
         return None
     return kernels_for(dtype)
 
 
 def norm_weights(norm: Norm) -> NormWeights:
-    """As the kernels of a step take them, for as long as the norm lives."""
+    """The addresses of the weights for the kernels of a step. They are valid as long as `norm` lives."""
     return NormWeights(gain=norm.weight.data_ptr(), shift=norm.bias.data_ptr())
 
 

@@ -1,4 +1,5 @@
-"""What lies between a layer's attention and its experts: residual sum, LayerNorm, gate and router; chosen once, at load.
+"""Everything between a layer's attention and its experts: residual sum, LayerNorm, gate and router. The
+choice of kernels is made once, at load.
 
 Legend: T tokens, H hidden, E experts, K = 2 experts per token.
 """
@@ -18,16 +19,16 @@ from actors.devices import has_triton
 from actors.linear import DeviceProduct
 
 NormedAndRouted: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-"""x + added and its norm, [T, H] each, expert ids [T, K] int64 and weights [T, K] float32."""
+"""x + added and its norm, [T, H] each; expert ids [T, K] int64 and weights [T, K] float32."""
 
 NormAndRoute: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Layer], NormedAndRouted]
-"""(x [T, H], added [T, H], layer) -> what comes of it."""
+"""(x [T, H], added [T, H], layer) -> the sum, its norm, and the routes of the norm's rows."""
 
 
 def make_norm_and_route(
     config: ModelConfig, dtype: torch.dtype, device: torch.device, add_norm: AddNorm
 ) -> NormAndRoute:
-    """One operation after the other, or one kernel for few tokens on CUDA with Triton."""
+    """One kernel for few tokens on CUDA with Triton, otherwise one operation after the other."""
     route, jitter = make_route(dtype, device), config.router_jitter
 
     def one_by_one(x: torch.Tensor, added: torch.Tensor, layer: Layer) -> NormedAndRouted:

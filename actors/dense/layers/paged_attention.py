@@ -1,8 +1,9 @@
-"""Attention on CUDA with Triton: launches the kernels of `actors.gpu.attention.paged_attention` for one model's shapes.
+"""Attention on CUDA with Triton: it launches the kernels of `actors.gpu.attention.paged_attention` for one
+model's shapes.
 
 Legend: T tokens of a step, B decoding rows, A query heads, G key-value heads, D head dimension.
 
-This file imports Triton: import it only where `has_triton` allows.
+This file imports Triton, so it may be imported only if `has_triton` returns True.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from actors.gpu.buckets import parts_bucket
 
 _LOG2_E = 1.4426950408889634
 _HEADS = 8
-"""That a program rotates."""
+"""Number of heads that one program rotates."""
 _LEAST_SIDE = 16
-"""Of a matrix that `tl.dot` takes."""
+"""Least number of rows and columns of a matrix in `tl.dot`."""
 
 
 class PagedAttention:
@@ -37,7 +38,8 @@ class PagedAttention:
     def rotate_and_write(
         self, cache: KVCache, layer: int, batch: StepBatch, qkv: torch.Tensor, tables: Tables
     ) -> torch.Tensor:
-        """Queries [T, A, D] of all rows of the step, rotated; their keys and values go to the cache. qkv [T, (A + 2 G) * D]."""
+        """Rotate the queries and keys of qkv [T, (A + 2 G) * D], all rows of the step. Write keys and values
+        to the cache; return the queries [T, A, D]."""
         num_tokens, (keys, values), (cos, sin) = qkv.shape[0], cache.layer(layer), tables
         queries = torch.empty(
             (num_tokens, self._num_heads, self._head_dim), dtype=qkv.dtype, device=qkv.device
@@ -61,7 +63,8 @@ class PagedAttention:
         return queries
 
     def attend(self, cache: KVCache, layer: int, rows: DecodeRows, queries: torch.Tensor) -> torch.Tensor:
-        """[B, A * D] for rotated queries [B, A, D], whose own keys and values are in the cache."""
+        """Attention output [B, A * D] for rotated queries [B, A, D], whose own keys and values are already in
+        the cache."""
         num_sequences, (keys, values) = len(rows.ends), cache.layer(layer)
         max_parts = parts_bucket(num_parts(rows.most_visible))
         partial = (num_sequences, self._num_heads, max_parts)

@@ -1,10 +1,12 @@
-"""Attention of a prompt's chunk, chosen once, at load.
+"""Attention of a prompt's chunk. The choice is made once, at load.
 
-Legend: T tokens of the chunk, S its context (the chunk included), A query heads, G key-value heads, D head dimension.
+Legend: T tokens of the chunk, S its context (the chunk included), A query heads, G key-value heads, D head
+dimension.
 
-CUDA with Triton, 16-bit dtypes     torch's flash attention: it knows window and causality, no mask is made; for whole chunks on
-                                    Hopper and later cuDNN's, twice as fast (`cudnn_attention.py`)
-otherwise                           SDPA, with a mask where it is not the plain causal triangle
+CUDA with Triton, 16-bit dtypes     torch's flash attention, which needs no mask for window and causality;
+                                    for whole chunks on Hopper and later, cuDNN's attention, which is twice as
+                                    fast (`cudnn_attention.py`)
+otherwise                           SDPA, with a mask unless the chunk is the plain causal triangle
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from actors.dense.layers.cudnn_attention import has_cudnn, make_cudnn_prefill
 from actors.devices import has_triton
 
 _FLASH_DIM, _MOST_FLASH_DIM = 8, 256
-"""Flash attention takes head dimensions that are multiples of the one, up to the other."""
+"""Flash attention supports head dimensions that are multiples of the first number, up to the second."""
 
 
 def make_prefill(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Prefill:
-    """What attends to prompts on this device."""
+    """The attention of prompts for this model, dtype and device."""
     has_flash_dim = config.head_dim % _FLASH_DIM == 0 and config.head_dim <= _MOST_FLASH_DIM
     if has_triton(device) and dtype != torch.float32 and has_flash_dim:
         flash = _flash_prefill(config.sliding_window)
@@ -45,8 +47,8 @@ def sdpa_prefill(
 
 
 def _flash_prefill(window: int | None) -> Prefill:
-    # `varlen_attn`, the public door to it, takes fewer key-value heads than query heads only from torch 2.12 on. The
-    # operator behind both is the same; causal means aligned at the last query and the last key.
+    # The public function `varlen_attn` supports fewer key-value heads than query heads only from torch 2.12
+    # on. Both call this operator. It aligns the causal mask at the last query and the last key.
     flash = torch.ops.aten._flash_attention_forward
     left = None if window is None else window - 1
 

@@ -1,9 +1,10 @@
-"""The sparse mixer in its inference form (NUMERICS: router; Liu et al. 2024, GRIN, section 2).
+"""The sparse mixer in its inference form (Liu et al. 2024, GRIN, section 2).
 
 Legend: T tokens, E experts, K = 2 experts per token.
 
-Each of two rounds takes the highest score and weighs it by a softmax over the rivals that lie within a relative
-window of 2 * jitter below it. The two weights are not renormalised and need not add up to one.
+The router chooses twice. Each time it takes the highest of the remaining scores and weighs it by a softmax
+over those remaining scores that lie within a relative window of 2 * jitter below it. The two weights are not
+renormalised and need not add up to one.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from actors.devices import has_triton
 from actors.kernels.library import Kernels, kernels_for
 
 Route: TypeAlias = Callable[[torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
-"""What `route` is."""
+"""(scores [T, E], jitter) -> expert ids [T, K] int64, weights [T, K] float32; see `route`."""
 
 
 def make_route(dtype: torch.dtype, device: torch.device) -> Route:
-    """`route` for scores of this dtype, by one call of the project's kernels where they are."""
+    """`route` for scores of this dtype on this device, in one call of the project's kernels if they support
+    it."""
     if has_triton(device):
         from actors.gpu.route import route as route_on_device
 
@@ -46,19 +48,19 @@ def _in_one_call(kernels: Kernels, dtype: torch.dtype) -> Route:
 
 
 def route(scores: torch.Tensor, jitter: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose experts for scores [T, E]: expert_ids [T, 2] int64, weights [T, 2] float32.
+    """Choose experts for scores [T, E]; return expert ids [T, K] int64 and weights [T, K] float32.
 
-    Scores may have any floating dtype; comparison and softmax happen in float32. Of equal scores the lowest expert
+    Scores may have any floating dtype; comparison and softmax are float32. Of equal scores the lowest expert
     id is taken first.
     """
     scores = scores.float()
-    first_weight, first = _round(scores, scores, jitter)
+    first_weight, first = _choose_best(scores, scores, jitter)
     rest = scores.scatter(-1, first, float("-inf"))
-    second_weight, second = _round(rest, scores, jitter)
+    second_weight, second = _choose_best(rest, scores, jitter)
     return torch.cat((first, second), dim=-1), torch.cat((first_weight, second_weight), dim=-1)
 
 
-def _round(
+def _choose_best(
     candidates: torch.Tensor, scores: torch.Tensor, jitter: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight [T, 1] and id [T, 1] of the best candidate; the window is taken over the original scores."""
