@@ -1,4 +1,4 @@
-"""The command line: `phimoe COMMAND`, the same as `python -m cluster COMMAND`."""
+"""The command line: `phimoe COMMAND`, which is the same as `python -m cluster COMMAND`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ COMMANDS = {
         "write a checkpoint directory with random weights",
     ),
 }
-"""Command -> module with `add_arguments(parser)` and `run(args) -> exit status`, and what it does."""
+"""Maps each command to its module, with `add_arguments(parser)` and `run(args) -> exit status`, and its
+summary."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its exit status. Only that command's module is imported."""
+    """Run one command and return its exit status. Only the module of that command is imported."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments and arguments[0] in COMMANDS:
         name = arguments[0]
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overview = argparse.ArgumentParser(
         prog="phimoe",
         description="Serve PhiMoE on a Ray cluster.",
-        epilog=f"commands:\n{listing}\n\nphimoe COMMAND --help says more.",
+        epilog=f"commands:\n{listing}\n\nphimoe COMMAND --help describes a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     overview.add_argument("command", choices=list(COMMANDS), metavar="COMMAND")

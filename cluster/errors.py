@@ -1,4 +1,4 @@
-"""What a client can see when a request is not answered as it wished.
+"""The errors that a client can see.
 
     ClientError
         InvalidRequest              the request itself is wrong; the same request will always fail
@@ -8,18 +8,18 @@
             PayloadTooLarge         the body is larger than this server reads
             BodyTimedOut            the body did not arrive in time
         Unauthenticated             the API key is missing or wrong
-        Forbidden                   the API key is right, and not enough for this
-        ModelNotFound               a model that this server does not serve
-        RouteNotFound               a path that this server does not have
-        MethodNotAllowed            a path that wants another HTTP method
-        OperationFailed             what an operator asked for was not done; the service is as it was
-        TooManyRequests             all places are taken; try again later
-        ServerUnavailable           not ready, or draining, or an actor stayed lost for too long; try again later
-        DeadlineExceeded            the client's own deadline passed before the answer was complete
-        RequestFailed               the fault is the server's
+        Forbidden                   the API key is valid but does not permit this request
+        ModelNotFound               this server does not serve the model
+        RouteNotFound               this server does not have the path
+        MethodNotAllowed            the path needs another HTTP method
+        OperationFailed             an operator's operation was not done; the service is as it was
+        TooManyRequests             a limit on requests under way is reached; try again later
+        ServerUnavailable           not ready, draining, or an actor stayed lost for too long; try again later
+        DeadlineExceeded            the request's deadline passed before the answer was complete
+        RequestFailed               the server failed
 
-`OUTCOMES` is the one table of HTTP status, OpenAI strings and gRPC code. `client_error` is the one place that maps what
-a rank says (`actors.errors`) to this tree. All of them take positional values only and can be pickled.
+`OUTCOMES` is the only table of HTTP status, OpenAI strings and gRPC code. Only `client_error` maps the errors
+of actors (`actors.errors`) to this tree. All classes take positional values only and can be pickled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from actors.errors import ActorError, CapacityError, CheckpointError, ExchangeEr
 
 
 class ClientError(Exception):
-    """Root of everything that a client is told. `param` names the field that is to blame, where there is one."""
+    """Root of all errors that a client can see. `param` names the field that is wrong, if there is one."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message, param)
@@ -42,7 +42,7 @@ class ClientError(Exception):
 
 
 class InvalidRequest(ClientError):
-    """The request is wrong; `message` names field, value and what was expected."""
+    """The request is wrong. `message` names the field, its value and the expected value."""
 
 
 class MalformedBody(InvalidRequest):
@@ -50,15 +50,15 @@ class MalformedBody(InvalidRequest):
 
 
 class UnsupportedParameter(InvalidRequest):
-    """A parameter that would change the output if this server understood it."""
+    """The request has a parameter that this server does not support and that would change the output."""
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """Prompt and tokens to generate do not fit the context; `message` names the numbers."""
+    """Prompt and tokens to generate do not fit the context. `message` names the numbers."""
 
 
 class PayloadTooLarge(InvalidRequest):
-    """The body is larger than this server reads; `message` names the limit."""
+    """The body is larger than this server reads. `message` names the limit."""
 
 
 class BodyTimedOut(InvalidRequest):
@@ -70,11 +70,11 @@ class Unauthenticated(ClientError):
 
 
 class Forbidden(ClientError):
-    """Whoever asks is known, and may not do this; `message` says who may."""
+    """The API key is valid but does not permit this request. `message` says which key does."""
 
 
 class ModelNotFound(ClientError):
-    """No such model here."""
+    """This server does not serve the model."""
 
     def __init__(self, model: str) -> None:
         super().__init__(f"model: {model!r} is not served here", "model")
@@ -82,11 +82,11 @@ class ModelNotFound(ClientError):
 
 
 class RouteNotFound(ClientError):
-    """No such path here."""
+    """This server does not have the path."""
 
 
 class MethodNotAllowed(ClientError):
-    """The path exists for other HTTP methods: `allowed`, which goes into the Allow header."""
+    """The path exists only for other HTTP methods. `allowed` is the value of the Allow header."""
 
     def __init__(self, message: str, allowed: str = "") -> None:
         super().__init__(message)
@@ -95,11 +95,14 @@ class MethodNotAllowed(ClientError):
 
 
 class OperationFailed(ClientError):
-    """What an operator asked for was not done; the service is as it was before. `message` says why."""
+    """An operator's operation was not done, and the service is as it was before. `message` says why."""
 
 
 class TooManyRequests(ClientError):
-    """All places are taken. `retry_after_seconds` goes into the Retry-After header."""
+    """A limit on requests under way is reached.
+
+    `retry_after_seconds` is the value of the Retry-After header.
+    """
 
     def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
         super().__init__(message)
@@ -108,7 +111,7 @@ class TooManyRequests(ClientError):
 
 
 class ServerUnavailable(ClientError):
-    """No request can be answered at present. `retry_after_seconds` goes into the Retry-After header."""
+    """No request can be answered now. `retry_after_seconds` is the value of the Retry-After header."""
 
     def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
         super().__init__(message)
@@ -117,16 +120,16 @@ class ServerUnavailable(ClientError):
 
 
 class DeadlineExceeded(ClientError):
-    """The client's deadline passed. Tokens that were streamed before are valid."""
+    """The request's deadline passed. Tokens that were streamed before are valid."""
 
 
 class RequestFailed(ClientError):
-    """The server failed; the request may have been right. Tokens that were streamed before are valid."""
+    """The server failed; the request may be right. Tokens that were streamed before are valid."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How one error looks from outside."""
+    """How an error is shown to clients."""
 
     status: int
     """HTTP status."""
@@ -180,16 +183,16 @@ OUTCOMES: dict[type[ClientError], Outcome] = {
     ),
     RequestFailed: Outcome(status=500, type="server_error", code="internal_error", grpc="INTERNAL"),
 }
-"""Every class that is raised; the root alone is not."""
+"""The outcome of every class that is raised, which is every class except the root."""
 
 
 def outcome(error: ClientError) -> Outcome:
-    """The table's row of this error's class."""
+    """Return the outcome of the error's class."""
     return OUTCOMES[type(error)]
 
 
 def openai_body(error: ClientError) -> dict[str, Any]:
-    """The body of an error in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+    """Return the body of an error in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
     row = outcome(error)
     return {"error": {"message": error.message, "type": row.type, "param": error.param, "code": row.code}}
 
@@ -200,11 +203,15 @@ RANK_ERRORS: dict[type[ActorError], ClientError] = {
     FrameError: ServerUnavailable("a connection within the cluster broke; the request may be sent again"),
     ExchangeError: ServerUnavailable("an actor of the cluster is lost; the request may be sent again"),
 }
-"""What a client is told of a rank's failure, by the nearest base class; the details stay in the server's log."""
+"""The error that a client sees after an actor's failure, by the nearest base class. Details stay in the
+server's log."""
 
 
 def client_error(error: BaseException) -> ClientError:
-    """What a client is told of any exception: a ClientError as it is, TimeoutError as a deadline that passed."""
+    """Return the error that a client sees for any exception.
+
+    A ClientError is returned as it is, and a TimeoutError becomes DeadlineExceeded.
+    """
     if isinstance(error, ClientError):
         return error
     for base in type(error).__mro__:

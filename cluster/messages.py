@@ -1,4 +1,8 @@
-"""What the supervisor tells: to operators (ClusterView), to the start-up view (Startup), to ingress replicas (DenseAddresses)."""
+"""Messages from and to the supervisor.
+
+ClusterView is for operators, Startup for the start-up view, and DenseAddresses for ingress replicas. A
+Heartbeat goes from an actor to the supervisor.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,14 @@ from actors.protocol.messages import EngineCounters, Load, Progress
 
 
 class ActorView(msgspec.Struct, frozen=True, kw_only=True):
-    """One actor in `/cluster` and `phimoe status`."""
+    """One actor, as `/cluster` and `phimoe status` show it."""
 
     name: str
     kind: str
     """"dense", "expert" or "supervisor"."""
     index: int
     pid: int
-    """0 where no process is known."""
+    """Process id; 0 if no process is known."""
     node_ip: str
     device: str
     state: str
@@ -24,9 +28,10 @@ class ActorView(msgspec.Struct, frozen=True, kw_only=True):
     experts: tuple[int, ...]
     memory_bytes: int
     lost_links: tuple[str, ...] = ()
-    """Peers that it has no working link with."""
+    """Names of the peers with which the actor has no working link."""
     products: str = ""
-    """How it multiplies matrices: "avx512" or "avx2" (the project's kernels), "onednn" or "torch"; empty where it computes nothing."""
+    """How the actor multiplies matrices: "avx512" or "avx2" (the project's own kernels), "onednn" or "torch";
+    empty if it computes nothing."""
     load: Load | None = None
     """How busy a dense actor is; None while that is unknown, and for other actors."""
     counters: EngineCounters | None = None
@@ -36,77 +41,78 @@ class ActorView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OperationView(msgspec.Struct, frozen=True, kw_only=True):
-    """What is being done: asked for by an operator, or by the supervisor itself."""
+    """An operation under way, started by an operator or by the supervisor itself."""
 
     name: str
-    """"scale", "rebalance" or "restart"; "replace" where experts of an actor that stays away go to others, or back to it;
-    "resume" where an operation goes on that a supervisor's death cut short."""
+    """"scale", "rebalance" or "restart"; "replace" if experts of an actor that stays away go to other actors,
+    or back to it; "resume" if an operation continues that a supervisor's death interrupted."""
     step: str
-    """What it is at, in words."""
+    """The present step of the operation, in words."""
     done: int = 0
-    """Of `total` experts to load or actors to restart."""
+    """Number of experts loaded or actors restarted, out of `total`."""
     total: int = 0
 
 
 class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
-    """All actors under the present epoch."""
+    """All actors, and the service's epoch, placement and operation."""
 
     model: str
     epoch: int
     actors: tuple[ActorView, ...]
     placement_version: int = 0
-    """Grows whenever experts move between actors; 0 without expert actors."""
+    """Version of the placement, which grows when experts move between actors; 0 without expert actors."""
     operation: OperationView | None = None
-    """None while nothing is under way."""
+    """The operation under way, or None."""
 
 
 class ActorStartup(msgspec.Struct, frozen=True, kw_only=True):
-    """How far one actor is with starting."""
+    """The start-up progress of one actor."""
 
     name: str
     progress: Progress
 
 
 class Startup(msgspec.Struct, frozen=True, kw_only=True):
-    """How far the service is with starting."""
+    """The start-up progress of the service."""
 
     is_ready: bool
     actors: tuple[ActorStartup, ...]
     failure: str | None = None
-    """Why it will not become ready without help."""
+    """Why the service cannot become ready without help, or None."""
 
 
 class DenseAddress(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a dense actor takes frames."""
+    """The address at which a dense actor takes frames of ingress replicas."""
 
     index: int
     host: str
     port: int
     is_leaving: bool = False
-    """Whether it is about to be restarted: sequences are computed elsewhere where that is possible."""
+    """Whether the actor is about to be restarted. Its sequences then move to another actor, if one is
+    ready."""
 
 
 class DenseAddresses(msgspec.Struct, frozen=True, kw_only=True):
-    """All dense actors that an ingress can connect to."""
+    """The addresses of all dense actors, for ingress replicas."""
 
     version: int
-    """Grows with every change."""
+    """Version of the addresses, which grows with every change."""
     token: str
-    """What the Hello frame must carry."""
+    """The token that the Hello frame must carry."""
     dense: tuple[DenseAddress, ...]
     drain_seconds: float | None = None
-    """While the service drains: how long running requests may go on, from now. None while it does not."""
+    """While the service drains, how long running requests may go on from now; else None."""
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
-    """Sign of life of the process behind a dense or expert actor."""
+    """The sign of life of the process behind a dense or expert actor."""
 
     incarnation: str
-    """Unique to the process."""
+    """An id that is unique to the process."""
     pid: int
     node_ip: str
     progress: Progress
     node_id: str = ""
-    """Ray's name of the node."""
+    """Ray's id of the node."""
     started: str = ""
-    """When the kernel says that the process began, so that a reused pid is not mistaken for it."""
+    """The kernel's start time of the process, which tells it from a later process with the same pid."""

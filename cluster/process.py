@@ -1,4 +1,7 @@
-"""Processes of this host, told apart from later ones that got the same number."""
+"""Identifies and kills processes of this host.
+
+The start time tells a process from a later one with the same pid.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 
 
 def process_start(pid: int) -> str | None:
-    """Clock ticks from boot to the start of a process (proc(5), stat field 22); None for one that is gone."""
+    """Return the process's start in clock ticks from boot (proc(5), stat field 22); None if it has ended."""
     try:
         content = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -19,7 +22,7 @@ def process_start(pid: int) -> str | None:
 
 
 def kill_process(pid: int, started: str) -> bool:
-    """End that process at once, also when it is stopped. False where it was gone already."""
+    """Kill a process at once, even if it is stopped. Return False if it had already ended."""
     if pid <= 0 or process_start(pid) != started:
         return False
     with contextlib.suppress(ProcessLookupError):

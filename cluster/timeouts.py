@@ -1,4 +1,4 @@
-"""Waiting with a deadline."""
+"""Waits for a result with a deadline."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ T = TypeVar("T")
 
 
 async def within(seconds: float | None, work: Awaitable[T]) -> T:
-    """The result of `work`. Raises asyncio.TimeoutError when it takes longer; it is cancelled then.
+    """Return the result of `work`.
 
-    Unlike asyncio.wait_for before Python 3.12, a cancellation of the caller is never lost when it comes in the moment
-    in which the work is done.
+    If it takes longer than `seconds`, cancel it and raise asyncio.TimeoutError.
+
+    With None there is no deadline. asyncio.wait_for before Python 3.12 can lose a cancellation of the caller
+    that comes at the moment in which the work is done; this function never loses it.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -27,6 +29,6 @@ async def within(seconds: float | None, work: Awaitable[T]) -> T:
 
 
 def _take_note(task: asyncio.Future[T]) -> None:
-    """Look at the outcome, which nobody may wait for any longer, so that asyncio does not report it."""
+    """Read the exception of a task for which nothing waits any longer, so that asyncio does not report it."""
     if not task.cancelled():
         task.exception()

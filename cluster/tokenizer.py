@@ -1,9 +1,9 @@
-"""Text to token ids and back; back also piece by piece, as tokens arrive.
+"""Converts text to token ids, and token ids to text, either all at once or as tokens arrive.
 
-Decoding works on bytes: every token stands for a fixed run of bytes, and text is the UTF-8 reading of the runs in a row,
-with U+FFFD for what is not UTF-8. Both kinds of BPE that PhiMoE checkpoints use are such: byte-level, and byte fallback
-with U+2581 for the space. So the pieces of a stream always add up to the text of the whole, and a token costs the same
-however long the text before it is.
+Decoding works on bytes. Every token stands for fixed bytes, and the text is all these bytes decoded as UTF-8,
+with U+FFFD for bytes that are not UTF-8. This holds for both kinds of BPE that PhiMoE checkpoints use:
+byte-level BPE, and BPE with byte fallback and U+2581 for the space. The pieces of a stream therefore always
+add up to the text of the whole, and the cost of a token does not depend on the length of the text before it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ import tokenizers
 from actors.errors import ConfigError, UnreadableFileError
 
 _TAIL_TOKENS = 8
-"""More than the four bytes of a UTF-8 character, so that a tail that long ends in the same state as the whole."""
+"""Number of last prompt tokens that are decoded. A UTF-8 character has at most 4 bytes, so after this tail
+the decoder is in the same state as after the whole prompt."""
 
 
 class Tokenizer:
-    """The tokenizer of one checkpoint directory. Immutable; may be used from several threads."""
+    """The tokenizer of one checkpoint directory. It is immutable and may be used from several threads."""
 
     def __init__(
         self, backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str], chat_template: str | None
     ) -> None:
-        """`special_tokens` maps names such as "bos_token" to tokens. Raises ValueError for a decoder of another kind."""
+        """Wrap a tokenizer of the library. `special_tokens` maps names such as "bos_token" to tokens.
+
+        Raises ValueError for a decoder that is neither byte-level nor byte fallback.
+        """
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
@@ -47,17 +51,19 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
-        """Reads tokenizer.json, and tokenizer_config.json, special_tokens_map.json, chat_template.jinja where they exist.
+        """Load the tokenizer of a checkpoint directory.
 
-        Raises UnreadableFileError or ConfigError, which name the file and what is wrong with it.
+        Read tokenizer.json and, if they exist, tokenizer_config.json, special_tokens_map.json and
+        chat_template.jinja. Raises UnreadableFileError or ConfigError, which name the file and what is wrong
+        with it.
         """
         directory = Path(directory)
         path = directory / "tokenizer.json"
         if not path.is_file():
-            raise UnreadableFileError(str(path), "is not there; a checkpoint needs its fast tokenizer")
+            raise UnreadableFileError(str(path), "is missing; a checkpoint needs its fast tokenizer")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # The library raises bare Exception for whatever it cannot read.
+        except Exception as error:  # The library raises bare Exception for all that it cannot read.
             raise UnreadableFileError(str(path), f"is not a tokenizer ({error})") from error
         config = _read_object(directory / "tokenizer_config.json")
         special_tokens = _special_tokens({**_read_object(directory / "special_tokens_map.json"), **config})
@@ -67,25 +73,25 @@ class Tokenizer:
             raise ConfigError(str(path), "decoder", str(error), "ByteLevel or byte fallback") from error
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text. `text` must be encodable as UTF-8, that is, without lone surrogates."""
+        """Return the token ids of a text. It must be encodable as UTF-8, that is, have no lone surrogates."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of token ids that stand at the beginning of a text. Ids without a token read as no text."""
+        """Return the text of token ids that begin a text. Ids without a token give no text."""
         decoder = IncrementalDecoder(self, (), skip_special_tokens)
         return decoder.push(token_ids) + decoder.flush()
 
     def token_string(self, token_id: int) -> str:
-        """The token as the vocabulary spells it; empty for an id without a token."""
+        """Return the token as the vocabulary spells it; empty for an id without a token."""
         return (self._strings[token_id] or "") if 0 <= token_id < len(self._strings) else ""
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What the token adds to a text; empty for an id without a token."""
+        """Return the bytes that the token adds to a text; empty for an id without a token."""
         return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
 
     def token_text(self, token_id: int) -> str:
-        """What the token reads as by itself; "bytes:\\xf0\\x9f" where its bytes are a part of a character."""
+        """Return the text of the token alone; "bytes:\\xf0\\x9f" if its bytes are a part of a character."""
         token_bytes = self.token_bytes(token_id)
         try:
             return token_bytes.decode()
@@ -94,16 +100,16 @@ class Tokenizer:
 
 
 class IncrementalDecoder:
-    """Turns the tokens of one output into text as they come; never a part of a character.
+    """Turns the tokens of one output into text as they arrive, in whole characters only.
 
-    What follows a special token, or nothing, begins a text: the space that some tokenizers put before the first word is
-    dropped there. What follows a prompt's text continues it.
+    A text begins after a special token or without any token before it. There the space that some tokenizers
+    put before the first word is dropped. After the text of a prompt, the output continues that text.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, prompt_tail_ids: Sequence[int] = (), skip_special_tokens: bool = True
     ) -> None:
-        """`prompt_tail_ids`: the tokens before the first that is pushed, or the last few of them."""
+        """`prompt_tail_ids` are the tokens before the first pushed token, or the last few of them."""
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -115,11 +121,11 @@ class IncrementalDecoder:
 
     @property
     def is_inside_character(self) -> bool:
-        """Whether the bytes so far end within a character, so that the last tokens have not been given as text yet."""
+        """Whether the bytes so far end within a character, whose text is then still to come."""
         return bool(self._utf8.getstate()[0])
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """The text that these tokens complete."""
+        """Take further tokens, and return the text that they complete."""
         token_bytes = self._tokenizer.token_bytes
         new = b"".join(token_bytes(token_id) for token_id in token_ids if token_id not in self._skipped)
         if self._num_strippable and new:
@@ -129,12 +135,15 @@ class IncrementalDecoder:
         return self._utf8.decode(new)
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that was not completed, else nothing."""
+        """Return the text that is left at the end: U+FFFD for an incomplete character, else nothing."""
         return self._utf8.decode(b"", final=True)
 
 
 def _byte_reading(decoder: dict[str, Any] | None) -> tuple[Callable[[str], bytes], int]:
-    """What a token's string stands for, and how many spaces a text loses at its beginning; from tokenizer.json's decoder."""
+    """Return a function from a token's string to its bytes, and how many spaces a text loses at its start.
+
+    Both follow from the decoder in tokenizer.json. Raises ValueError for a decoder of another kind.
+    """
     steps = _flattened(decoder)
     if [step["type"] for step in steps] == ["ByteLevel"]:
         return _byte_level_reading(), 0
@@ -177,7 +186,11 @@ def _fallback_bytes(string: str, replacements: list[tuple[str, str]], has_fallba
 
 
 def _byte_level_reading() -> Callable[[str], bytes]:
-    """GPT-2's alphabet: printable bytes stand for themselves, the others for the code points from 256 on, in order."""
+    """Return the function from a token's string to its bytes for GPT-2's alphabet.
+
+    In this alphabet printable bytes stand for themselves, and the code points from 256 on for the other bytes
+    in order.
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     to_byte = {chr(byte): byte for byte in printable} | {
@@ -185,7 +198,7 @@ def _byte_level_reading() -> Callable[[str], bytes]:
     }
 
     def reading(string: str) -> bytes:
-        # An added token may hold other characters; it then stands for itself as a whole.
+        # An added token may hold other characters. Its bytes are then its own UTF-8 text.
         return (
             bytes(to_byte[char] for char in string)
             if all(map(to_byte.__contains__, string))
@@ -196,7 +209,7 @@ def _byte_level_reading() -> Callable[[str], bytes]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no such file."""
+    """Return the JSON object in a file; empty if there is no such file."""
     if not path.is_file():
         return {}
     try:
@@ -209,7 +222,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """The named tokens of tokenizer_config.json: each a string, or an object with the string as "content"."""
+    """Return the named tokens of tokenizer_config.json: strings, or objects with the string as "content"."""
     tokens = {}
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
         value = config.get(name)
@@ -220,7 +233,11 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _chat_template(directory: Path, config: dict[str, Any]) -> str | None:
-    """chat_template.jinja, else tokenizer_config.json's string, else the one called "default" in its list."""
+    """Return the chat template, or None.
+
+    It is chat_template.jinja if the file exists, else the string in tokenizer_config.json, else the entry
+    "default" of the list there.
+    """
     path = directory / "chat_template.jinja"
     if path.is_file():
         try:

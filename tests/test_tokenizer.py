@@ -152,7 +152,7 @@ def test_truncation_and_padding_of_the_file_do_not_apply(tmp_path: Path) -> None
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableFileError, match=r"tokenizer\.json: is not there"):
+    with pytest.raises(UnreadableFileError, match=r"tokenizer\.json: is missing"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UnreadableFileError, match=r"tokenizer\.json: is not a tokenizer"):

@@ -1,4 +1,4 @@
-"""The supervisor's process, and the client with which other processes find, create and call the supervisor."""
+"""The supervisor's process, and the client through which other processes find, create and call it."""
 
 from __future__ import annotations
 
