@@ -6,7 +6,7 @@ context.
 Keys and values of the step's own tokens are written first, so that every query finds its whole context in the
 cache.
 
-CUDA with Triton          one kernel to rotate and write all rows, one for decoding rows (`paged_attention.py`)
+CUDA with Triton          a kernel to rotate and write all rows, one for decoding rows (`paged_attention.py`)
 CPU with kernels          one call for all decoding rows (`cpu_decode_attention.py`), torch for prompts
 otherwise                 torch
 """

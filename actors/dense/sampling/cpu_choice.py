@@ -1,9 +1,11 @@
-"""The token of each row of logits, on a CPU: the likeliest, or one drawn at random. By the project's kernels or by torch.
+"""The choice of each row's token on a CPU, by the project's kernels or by torch: the most likely token, or
+one drawn at random.
 
 Legend: B rows, V vocabulary.
 
-The filters min_p, top_k and top_p keep a first part, each of what the one before has left, of the tokens in order of falling
-probability; the draw inverts the cumulated probabilities in order of token id. A row's token depends on that row alone.
+The filters min_p, top_k and top_p apply one after the other. Each keeps a leading part of what is left of the
+tokens, sorted by falling probability. The draw inverts the cumulated probabilities in order of token id. A
+row's token depends on that row alone.
 """
 
 from __future__ import annotations
@@ -20,19 +22,20 @@ from actors.kernels.threads import num_threads
 from actors.protocol.messages import SamplingParams
 
 Choose: TypeAlias = Callable[[torch.Tensor, list[Sequence]], list[int]]
-"""(scores [B, V] float32, the sequences whose next tokens they are) -> token ids [B]."""
+"""(scores [B, V] float32, the sequences whose next tokens these are for) -> token ids [B]."""
 
 _NUM_CANDIDATES = 1024
-"""Enough of the most likely tokens for nearly every top_p; only where they do not reach it is the whole row sorted."""
+"""Number of most likely tokens that are enough for nearly every top_p. The whole row is sorted only if they
+are not."""
 
 
 def make_choose() -> Choose:
-    """By kernels, where there are some."""
+    """The choice by kernels if they are available, otherwise by torch."""
     return choose_by_torch if load() is None else choose_by_kernels
 
 
 def choose_by_kernels(scores: torch.Tensor, sequences: list[Sequence]) -> list[int]:
-    """Where `load` has a library. A score that is no number is never chosen while there are others."""
+    """Choose by the kernels, which must be available. A score that is NaN is chosen only if all are."""
     kernels = load()
     assert kernels is not None
     scores = scores.contiguous()
@@ -47,7 +50,7 @@ def choose_by_kernels(scores: torch.Tensor, sequences: list[Sequence]) -> list[i
 
 
 def filters(sequence: Sequence) -> tuple[float, float, float, float, float]:
-    """How a row's token is to be drawn, as the kernel takes it."""
+    """The filters and the random number of a row, in the order in which the kernel reads them."""
     params = sequence.params
     is_random = params.temperature > 0
     draw = uniform(params.seed, sequence.num_tokens) if is_random else 0.0
@@ -70,7 +73,7 @@ def _draw(row: torch.Tensor, params: SamplingParams, draw: float) -> int:
     index = int(torch.searchsorted(cumulated, draw * cumulated[-1], right=True))
     if index < len(row) and probabilities[index] > 0:
         return index
-    return int(probabilities.argmax())  # rounding at the upper end
+    return int(probabilities.argmax())  # Rounding at the upper end may leave no token.
 
 
 def _filter(probabilities: torch.Tensor, params: SamplingParams) -> torch.Tensor:
@@ -81,7 +84,7 @@ def _filter(probabilities: torch.Tensor, params: SamplingParams) -> torch.Tensor
     if 0 < params.top_k < len(kept):
         kept = _only(kept, kept.topk(params.top_k).indices)
     if params.top_p < 1:
-        # The likeliest always stays.
+        # The most likely token always stays.
         enough = (params.top_p * kept.sum()).clamp_min(torch.finfo(kept.dtype).tiny)
         best, token_ids = kept.topk(min(_NUM_CANDIDATES, len(kept)))
         if best.sum() < enough:

@@ -1,9 +1,10 @@
-"""From logits to tokens on a device, with one wait for it: what `sampler.py` does row by row, for all rows at once.
+"""From logits to tokens on a device: what `sampler.py` does row by row, for all rows at once. The host waits
+once.
 
 Legend: B rows, R rows that draw at random, N rows that report log-probabilities, V vocabulary.
 
-All results come to the host in one piece: the token ids, or, where log-probabilities are reported, everything as float64,
-which holds ids, ranks and float32 values exactly.
+All results come to the host in one tensor: the token ids or, if log-probabilities are reported, everything as
+float64, which holds ids, ranks and float32 values exactly.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def make_sampler(
 def sample_on_device(
     logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, ...]
 ) -> list[Sample]:
-    """As `sampler.sample`."""
+    """Do what `sampler.sample` does, on the logits' device."""
     adjusted = adjust(logits, sequences, eos_token_ids)
     token_ids = adjusted.argmax(dim=-1)
     drawing = [row for row, sequence in enumerate(sequences) if sequence.params.temperature > 0]
@@ -41,7 +42,8 @@ def sample_on_device(
         drawn = _draw(adjusted.index_select(0, rows), [sequences[row] for row in drawing])
         token_ids = token_ids.index_copy(0, rows, drawn)
     reporting = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs is not None]
-    # Either way the one wait of a step: sampled tokens decide what the next step computes.
+    # Both ways wait for the device once per step, because the sampled tokens decide what the next step
+    # computes.
     if not reporting:
         return [Sample(token_id, None) for token_id in token_ids.tolist()]
     rows = to_device(torch.tensor(reporting), logits.device)
@@ -52,7 +54,7 @@ def sample_on_device(
 
 
 def _draw(scores: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
-    """[R] int64: the tokens whose shares of the cumulated probabilities contain the rows' random numbers."""
+    """The tokens [R] int64 whose shares of the cumulated probabilities contain the rows' random numbers."""
     params = [sequence.params for sequence in sequences]
     draws = [uniform(sequence.params.seed, sequence.num_tokens) for sequence in sequences]
     vocabulary = scores.shape[1]
@@ -89,14 +91,15 @@ def _only_best(probabilities: torch.Tensor, top_k: torch.Tensor, top_p: torch.Te
     best, token_ids = probabilities.sort(dim=-1, descending=True, stable=True)
     best = best.where(torch.arange(best.shape[1], device=best.device) < top_k, 0)
     likelier = best.double().cumsum(dim=-1) - best
-    # The likeliest always stays.
+    # The most likely token always stays.
     enough = (top_p * best.sum(dim=-1, keepdim=True)).clamp_min(torch.finfo(best.dtype).tiny)
     is_kept = (likelier < enough) | (top_p >= 1)
     return torch.zeros_like(best).scatter_(1, token_ids, best.where(is_kept, 0))
 
 
 def _report(logits: torch.Tensor, token_ids: torch.Tensor, num_top: int) -> list[torch.Tensor]:
-    """Log-probabilities [N, 1] and ranks [N] of the tokens [N], then ids and log-probabilities of the best, [N, num_top]."""
+    """Log-probabilities [N, 1] and ranks [N] of the tokens [N], then ids and log-probabilities of the most
+    likely tokens, [N, num_top] each."""
     logprobs = torch.log_softmax(logits, dim=-1)
     chosen = logprobs.gather(-1, token_ids[:, None])
     top = logprobs.topk(num_top, dim=-1)
@@ -106,7 +109,7 @@ def _report(logits: torch.Tensor, token_ids: torch.Tensor, num_top: int) -> list
 def _collect(
     numbers: list[float], sequences: list[Sequence], reporting: list[int], num_top: int
 ) -> list[Sample]:
-    """numbers: token ids, then the parts of `_report`, one after the other."""
+    """The samples of all rows. numbers: the token ids, then the parts of `_report`, one after the other."""
     num_rows, num_reports = len(sequences), len(reporting)
     token_ids = [int(number) for number in numbers[:num_rows]]
     reports: list[TokenLogprobs | None] = [None] * num_rows

@@ -1,7 +1,7 @@
-"""One uniform number per (request seed, token position), the same on every machine and in every batch.
+"""One uniform number for each (request seed, token position), the same on every machine and in every batch.
 
-Philox4x32 with ten rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 4): a counter
-based generator, so that a resumed sequence draws what it would have drawn without the interruption.
+The generator is Philox4x32 with ten rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
+3", section 4). It is counter-based, so a resumed sequence draws the same numbers as without the interruption.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) with 53 random bits for seed in [0, 2**64) and position >= 0."""
+    """A number in [0, 1) with 53 random bits, for a seed in [0, 2**64) and a position >= 0."""
     words = philox((position & _MASK, position >> 32, 0, 0), (seed & _MASK, seed >> 32 & _MASK))
     return ((words[0] << 32 | words[1]) >> 11) * 2.0**-53
 

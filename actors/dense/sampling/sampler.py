@@ -1,9 +1,9 @@
-"""From logits to tokens, on a CPU (`cuda_sampler.py` does the same on other devices).
+"""From logits to tokens on a CPU (`cuda_sampler.py` does the same on other devices).
 
 Legend: B rows (sequences that sample in this step), V vocabulary.
 
-A row's logits go through: minimum length, penalties, bias, then the choice (`cpu_choice.py`): temperature, filters and one draw.
-Reported log-probabilities are the model's own, before all of that.
+A row's logits go through penalties, bias and minimum length, and then the choice (`cpu_choice.py`):
+temperature, filters and one draw. Reported log-probabilities are those of the model, before all of these.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from actors.protocol.messages import TokenLogprobs
 
 
 class Sample(NamedTuple):
-    """What a row drew."""
+    """The token of a row, with log-probabilities if its sequence reports them."""
 
     token_id: int
     logprobs: TokenLogprobs | None
@@ -30,13 +30,15 @@ class Sample(NamedTuple):
 def sample(
     choose: Choose, logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, ...]
 ) -> list[Sample]:
-    """One token per row of logits [B, V] float32, for the position after each sequence's last token."""
+    """Sample one token per row of logits [B, V] float32, for the position after each sequence's last
+    token."""
     token_ids = choose(adjust(logits, sequences, eos_token_ids), sequences)
     return with_reports(logits, token_ids, sequences)
 
 
 def with_reports(logits: torch.Tensor, token_ids: list[int], sequences: list[Sequence]) -> list[Sample]:
-    """The tokens [B] that the first rows of logits [B or more, V] drew, with log-probabilities where a sequence reports them."""
+    """The samples for tokens [B] of the first B rows of logits, which may have more; with log-probabilities
+    for sequences that report them."""
     reports: list[TokenLogprobs | None] = [None] * len(sequences)
     for row, sequence in enumerate(sequences):
         if sequence.params.logprobs is not None:
@@ -48,7 +50,8 @@ def with_reports(logits: torch.Tensor, token_ids: list[int], sequences: list[Seq
 
 @torch.inference_mode()
 def token_logprobs(logits: torch.Tensor, token_ids: list[int], num_top: int) -> list[TokenLogprobs]:
-    """The log-probability, rank and num_top rivals of one token per row of logits [rows, V]."""
+    """The log-probability and rank of one token per row of logits [rows, V], and the row's `num_top` most
+    likely tokens."""
     logprobs = torch.log_softmax(logits, dim=-1)
     chosen = logprobs.gather(-1, torch.tensor(token_ids, device=logits.device)[:, None])
     ranks = (logprobs > chosen).sum(dim=-1) + 1
@@ -69,7 +72,7 @@ def token_logprobs(logits: torch.Tensor, token_ids: list[int], num_top: int) -> 
 
 
 def adjust(logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, ...]) -> torch.Tensor:
-    """Logits after minimum length, penalties and bias; the input itself where no row asks for any."""
+    """Logits after penalties, bias and minimum length; the input itself if no row needs any of these."""
     rows = [row for row, sequence in enumerate(sequences) if is_adjusted(sequence)]
     if not rows:
         return logits
@@ -89,7 +92,7 @@ def adjust(logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: tuple
 
 
 def is_adjusted(sequence: Sequence) -> bool:
-    """Whether a row's token is not drawn from its logits as they are."""
+    """Whether the logits of a sequence's row are changed before its token is chosen."""
     params = sequence.params
     has_penalty = params.repetition_penalty != 1.0 or params.frequency_penalty or params.presence_penalty
     return bool(has_penalty or params.logit_bias or _is_short(sequence))
@@ -100,7 +103,8 @@ def _is_short(sequence: Sequence) -> bool:
 
 
 def _penalise(row: torch.Tensor, sequence: Sequence) -> None:
-    """Repetition over prompt and output (Keskar et al. 2019, section 4.1), frequency and presence over output."""
+    """Apply the repetition penalty for tokens of prompt and output (Keskar et al. 2019, section 4.1), and the
+    frequency and presence penalties for tokens of the output."""
     params = sequence.params
     if params.repetition_penalty != 1.0:
         seen = to_device(torch.tensor(sorted({*sequence.prompt_ids, *sequence.output_ids})), row.device)

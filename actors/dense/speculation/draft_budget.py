@@ -1,14 +1,17 @@
-"""How many guessed tokens (drafts) a step computes beside its sequences' own. Pure: measurements in, numbers out.
+"""How many guessed tokens (drafts) a step computes beside the tokens of its sequences. Pure: measurements in,
+numbers out.
 
-A step computes one row for each of its B sequences and one for each draft; it takes `base + per_row * rows` seconds, a line
-through the steps before. A sequence whose drafts are right with probability a gets 1 + a + a^2 + ... tokens out of it,
-and every further draft makes the step longer for all B. The drafts of a step are chosen so that the product of all
-sequences' speeds is largest, one after the other, for as long as
+A step computes one row for each of its B sequences and one for each draft. It takes `base + per_row * rows`
+seconds, a line that is fitted to the steps before. A sequence whose drafts are right with probability a gets
+1 + a + a^2 + ... tokens from the step, and every further draft makes the step longer for all B sequences. The
+drafts of a step are chosen so that the product of the speeds of all sequences is largest. They are added one
+after the other, as long as
 
     log(its sequence's tokens with the draft / without)  >  B * log(the step's seconds with its row / without)
 
-So with one sequence the tokens per second decide; with many, nobody's neighbours pay more than is gained; and where rows
-cost what steps cost, as in a full batch, there are no drafts at all.
+With one sequence this maximises tokens per second. With many, no draft costs the other sequences more than it
+gains. If a further row takes as long as each row of the step does on average, as in a full batch, there are no
+drafts at all.
 """
 
 from __future__ import annotations
@@ -18,22 +21,27 @@ from heapq import heapify, heapreplace
 from math import log1p
 
 _FORGET = 0.97
-"""What a step counts for when the next one is over: the line follows some thirty steps."""
+"""Factor by which the weight of a step falls with each later step. The line thus follows about the last
+thirty steps."""
 _MOST_OUTLIER = 2.0
+"""A measurement counts as at most this many times the expected duration."""
 _GUESSED_ROW_COST = 0.5
-"""Of what a step takes per row: what a further row costs while steps do not differ in rows. On the safe side."""
+"""Guessed seconds of a further row, as a share of a step's seconds per row. It is used while steps do not
+differ in rows, and is rather too high than too low."""
 _DOUBT = 0.01
-"""By how much of the difference what was learnt of a further row goes back to the guess with every such step: a price that chance
-has made so high that no draft is tried would else stand for ever."""
+"""Share of the difference to the guess by which the learnt cost of a further row returns to it, with each
+step that teaches nothing about it. Otherwise a cost that chance has made so high that no draft is tried would
+never change."""
 _PRIOR_ROWS = 1.0
-"""How much the slope of before counts beside the steps since, as a variance of rows: where all steps have equally many
-rows, these say nothing of the slope."""
+"""Weight of the earlier slope against the steps since, as a variance of rows. If all steps have the same
+number of rows, they say nothing about the slope."""
 _MARGIN = 1.1
-"""By what factor a draft has to be worth its row: measurements err."""
+"""Factor by which a draft must be worth more than its row costs, since measurements have errors."""
 
 
 class StepCost:
-    """The line: seconds of a step by its rows. Told of every step that only decodes."""
+    """The line that gives the seconds of a step by its number of rows. It is told of every step that only
+    decodes."""
 
     def __init__(self) -> None:
         self._weight = 0.0
@@ -42,23 +50,23 @@ class StepCost:
         self._variance = 0.0
         self._covariance = 0.0
         self._row_cost = _GUESSED_ROW_COST
-        """Seconds of a further row over those per row."""
+        """Seconds of a further row, as a share of the seconds per row."""
         self.per_row = 0.0
         """Seconds that one more row takes."""
 
     @property
     def is_known(self) -> bool:
-        """Whether there was a step yet."""
+        """Whether any step was recorded yet."""
         return self._weight > 0
 
     def seconds(self, num_rows: float) -> float:
-        """Of a step with so many rows."""
+        """Expected seconds of a step with `num_rows` rows."""
         return max(self._mean_seconds + self.per_row * (num_rows - self._mean_rows), self.per_row)
 
     def note(self, num_rows: int, seconds: float) -> None:
-        """A step with so many rows took so long."""
+        """Record that a step with `num_rows` rows took `seconds`."""
         if self.is_known:
-            # A step that waited for an expert actor says nothing of the next one.
+            # If a step waited for an expert actor, its duration says nothing about the next step.
             seconds = min(seconds, _MOST_OUTLIER * self.seconds(num_rows))
         self._weight = _FORGET * self._weight + 1
         share = 1 / self._weight
@@ -78,17 +86,16 @@ class StepCost:
 
     @property
     def seconds_per_row(self) -> float:
-        """Of recent steps: no row can cost more, since a step of no rows takes no negative time."""
+        """Mean seconds of recent steps divided by their mean rows. One row cannot cost more, since a step
+        without rows takes no negative time."""
         return self._mean_seconds / self._mean_rows
 
 
 def draft_counts(
     acceptance: Sequence[float], limits: Sequence[int], budget: int, cost: StepCost
 ) -> list[int]:
-    """For each sequence of a step, how many drafts to compute: at most its limit, and `budget` together.
-
-    acceptance: the probability that a sequence's next draft is right, given that those before it were.
-    """
+    """The number of drafts for each sequence of a step: at most its limit, and at most `budget` for all
+    together."""
     counts = [0] * len(limits)
     if not cost.is_known:
         return counts

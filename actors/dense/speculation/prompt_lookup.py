@@ -1,11 +1,11 @@
-"""Guesses how a sequence goes on from what it said before: no model, only its own tokens.
+"""Guesses how a sequence goes on from its own earlier tokens, without a model.
 
-    prompt + output   ... a b c d e f ...... a b c      the last three tokens stood there before,
-    drafts                                        d e f    so what followed them then may follow now
+    prompt + output   ... a b c d e f ...... a b c      the last three tokens occurred before,
+    drafts                                        d e f    so the tokens that followed then may follow now
 
-The longest match of 4 to 2 tokens counts, and among equal ones the latest. Each n-gram's latest place is kept in an index
-that grows with the sequence, so a guess costs the same however long the sequence is (Saxena 2023, prompt lookup decoding;
-Leviathan et al. 2023 for what is done with the guesses).
+The longest match of 4 to 2 tokens counts and, among equally long ones, the latest. The latest position of
+each n-gram is kept in an index that grows with the sequence, so a guess costs the same for any length of the
+sequence (Saxena 2023, prompt lookup decoding; Leviathan et al. 2023 for how the guesses are used).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Tokens
 
 _SIZES = (4, 3, 2)
-"""Tokens that have to agree, tried in this order."""
+"""Numbers of tokens that must match, tried from the first to the last."""
 
 
 class PromptLookup:
@@ -22,15 +22,16 @@ class PromptLookup:
     def __init__(self) -> None:
         self._tokens: list[int] = []
         self._next_of: dict[tuple[int, ...], int] = {}
-        """N-gram, of any of the sizes -> the position behind its latest occurrence that has one."""
+        """From an n-gram of any of these sizes to the position after its latest occurrence that has a next
+        token."""
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens of the sequence it knows."""
+        """Number of the sequence's tokens that are in the index."""
         return len(self._tokens)
 
     def extend(self, token_ids: Tokens[int]) -> None:
-        """The sequence's next tokens."""
+        """Add the sequence's next tokens to the index."""
         tokens, next_of = self._tokens, self._next_of
         for token_id in token_ids:
             end = len(tokens)
@@ -40,9 +41,9 @@ class PromptLookup:
             tokens.append(token_id)
 
     def propose(self, num_tokens: int) -> list[int]:
-        """Guesses of the next `num_tokens` tokens; none where the last ones never stood there before.
+        """Guess the next `num_tokens` tokens; return an empty list if the last tokens never occurred before.
 
-        A match that overlaps the end repeats itself: after `a b a b` come `a b a b ...`.
+        A match that overlaps the end of the sequence is repeated: `a b a b` continues as `a b a b ...`.
         """
         tokens = self._tokens
         for size in _SIZES:

@@ -1,13 +1,15 @@
-"""Speculative decoding by prompt lookup: which drafts join a step, and what became of them.
+"""Speculative decoding by prompt lookup: which drafts join a step, and which of them were right.
 
     last token + drafts      t  d1 d2 d3      one row each, at positions n - 1 .. n + 2, over the same cache
-    drawn from each row      d1 d2 x  -       x is not what d3's row was computed for: three tokens, one draft wasted
+    sampled from each row    d1 d2 x  -       x is not d3, for which the last row was computed:
+                                              three new tokens, one draft wasted
 
-A row's token is a function of its logits, the request's seed and the position. So a draft is accepted exactly where it is
-the token that would have been drawn, greedy or not, and the output is the one without drafts.
+The token that a row samples is a function of its logits, the request's seed and the position. So a draft is
+accepted exactly if it is the token that would have been sampled, greedy or not, and the output is the same as
+without drafts.
 
-How often a sequence's drafts are right is seen at every token that it draws, whether or not the draft was computed: a
-sequence that begins to repeat itself is noticed at no cost.
+The speculator checks its drafts against every token that a sequence samples, whether or not they were
+computed. So it notices at no cost when a sequence begins to repeat itself.
 """
 
 from __future__ import annotations
@@ -21,38 +23,43 @@ from actors.dense.speculation.draft_budget import StepCost, draft_counts
 from actors.dense.speculation.prompt_lookup import PromptLookup
 
 _FIRST_ACCEPTANCE = 0.4
+"""Assumed probability that a new sequence's draft is right."""
 _NEWEST = 0.2
-"""Weight of the newest draft in a sequence's acceptance."""
+"""Weight of the newest draft in the acceptance of a sequence."""
 _MOST_INDEXED = 4096
-"""Tokens of a sequence that are indexed in one step: a long prompt must not hold everybody up."""
+"""Tokens of a sequence that are indexed in one step at most, so that a long prompt does not delay the other
+sequences."""
 
 
 @dataclass(slots=True)
 class _State:
-    """Of one sequence."""
+    """The state of one sequence."""
 
     lookup: PromptLookup
     acceptance: float = _FIRST_ACCEPTANCE
     proposed: list[int] = field(default_factory=list)
-    """Drafts for the step under way, computed or not."""
+    """Drafts for the current step, whether or not they are computed."""
 
 
 class Speculator:
-    """Adds drafts to steps in which all sequences decode. Owns nothing but what it remembers of sequences."""
+    """Adds drafts to steps in which all sequences decode. It owns nothing but the state that it keeps for
+    each sequence."""
 
     def __init__(self, max_drafts: int, limits: SchedulerLimits, pool: BlockPool) -> None:
-        """max_drafts: of one sequence in one step, at least 1."""
+        """Make a speculator without any sequence. max_drafts: most drafts of one sequence in one step, at
+        least 1."""
         self._max_drafts = max_drafts
         self._limits = limits
         self._pool = pool
         self._cost = StepCost()
         self._states: dict[Sequence, _State] = {}
         self.num_proposed = 0
-        """Drafts that were computed."""
+        """Number of drafts that were computed."""
         self.num_accepted = 0
 
     def add_drafts(self, chunks: list[Chunk]) -> list[Chunk]:
-        """The same step, each chunk one token, with as many drafts as are worth their rows and find room."""
+        """Return the chunks with drafts added, as many as are worth their rows and find room. Each chunk must
+        have one token."""
         states = [self._look_up(chunk.sequence) for chunk in chunks]
         counts = draft_counts(
             [state.acceptance for state in states],
@@ -66,9 +73,11 @@ class Speculator:
         ]
 
     def note_drawn(self, chunk: Chunk, token_ids: list[int]) -> None:
-        """A chunk's sequence goes on with these tokens: those of the drafts that were right, and one more.
+        """Record the tokens with which a chunk's sequence goes on: the drafts that were right, and one more
+        token.
 
-        Its blocks are named up to the last draft that was right; what was written behind that belongs to nobody.
+        Its blocks are named up to the last draft that was right. Blocks that only hold wrong drafts are given
+        back.
         """
         sequence = chunk.sequence
         if chunk.drafts:
@@ -84,11 +93,11 @@ class Speculator:
         state.proposed = []
 
     def note_step(self, chunks: list[Chunk], seconds: float) -> None:
-        """A step was computed; only those that just decode are told."""
+        """Record the duration of a computed step. Call this only for steps that just decode."""
         self._cost.note(sum(chunk.num_rows for chunk in chunks), seconds)
 
     def forget(self, sequence: Sequence) -> None:
-        """A sequence has ended; one that was never seen is forgotten as well."""
+        """Forget a sequence that has ended; do nothing if it is unknown."""
         self._states.pop(sequence, None)
 
     def _look_up(self, sequence: Sequence) -> _State:
@@ -102,7 +111,8 @@ class Speculator:
         return state
 
     def _most_drafts(self, sequence: Sequence) -> int:
-        """No draft is computed whose row could not be used: behind the last token, or behind LongRoPE's crossing."""
+        """The most drafts whose rows can be used: none after the last token, and none beyond LongRoPE's
+        crossing."""
         most = min(self._max_drafts, sequence.params.max_tokens - len(sequence.output_ids) - 1)
         threshold = self._limits.long_rope_threshold
         if threshold is not None and not sequence.is_long:
@@ -110,7 +120,8 @@ class Speculator:
         return max(most, 0)
 
     def _with_drafts(self, chunk: Chunk, drafts: list[int]) -> Chunk:
-        """Fewer where blocks run out: no sequence gives up its own for a guess."""
+        """Add drafts to a chunk, fewer if blocks run out, because no sequence gives up its blocks for a
+        guess."""
         sequence, block_size = chunk.sequence, self._pool.block_size
         room = (len(sequence.blocks) + self._pool.num_free) * block_size - chunk.end
         drafts = drafts[: max(room, 0)]
