@@ -1,9 +1,9 @@
-"""One call over HTTP, and when each of its tokens came.
+"""Sends one call over HTTP and notes when each of its tokens arrives.
 
-How tokens are counted. The client asks for `stream_options: {include_usage, continuous_usage_stats}`. A chunk that carries
-usage says exactly how many tokens have come so far. A server that sends usage only at the end (or never) is counted by
-chunks: a chunk with text is one token, and the final usage, if any, corrects the total, not the times. `Outcome.is_exact`
-tells which of the two it was.
+How tokens are counted. The client asks for `stream_options: {include_usage, continuous_usage_stats}`. A chunk
+that carries usage says exactly how many tokens have come so far. A server that sends usage only at the end
+(or never) is counted by chunks: a chunk with text is one token, and the final usage, if any, corrects the
+total, not the times. `Outcome.is_exact` tells which of the two it was.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cluster.commands.http_client import HTTP_ERRORS, error_message, reason
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """`num_tokens` output tokens had come by `seconds` after the load's start."""
+    """By `seconds` after the load's start, `num_tokens` output tokens had arrived."""
 
     seconds: float
     num_tokens: int
@@ -31,30 +31,30 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one call. Times are seconds after the load's start."""
+    """The outcome of one call. Times are in seconds after the load's start."""
 
     sent_seconds: float
     ended_seconds: float
     max_tokens: int
     marks: tuple[Mark, ...] = ()
-    """One for each chunk that brought tokens; empty without streaming."""
+    """One mark for each chunk with tokens; empty without streaming."""
     num_prompt_tokens: int | None = None
-    """As the server counts; None where it does not say."""
+    """Prompt tokens by the server's count; None if the server does not report it."""
     num_cached_tokens: int | None = None
-    """Of the prompt, tokens that the server found computed; None where it does not say."""
+    """Prompt tokens that the server took from its cache; None if the server does not report it."""
     num_output_tokens: int = 0
     is_exact: bool = False
-    """Whether every mark's count is the server's own."""
+    """Whether the count of every mark is the server's own."""
     error: str | None = None
-    """Why it failed; None for a call that was answered to its end."""
+    """Why the call failed; None for a call that was answered to its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A server and how it is spoken to."""
+    """A server, and how the client speaks to it."""
 
     url: str
-    """Without `/v1`."""
+    """Base URL without `/v1`."""
     model: str
     endpoint: str = "completions"
     is_streamed: bool = True
@@ -85,7 +85,7 @@ class _Choice(msgspec.Struct):
 
 
 class _Body(msgspec.Struct):
-    """The fields of a response or of a chunk that are measured; others are skipped unread."""
+    """The fields of a response or chunk that are measured; the decoder skips all others."""
 
     choices: list[_Choice] = []
     usage: _Usage | None = None
@@ -94,16 +94,18 @@ class _Body(msgspec.Struct):
 
 _decode: Callable[[bytes], _Body] = msgspec.json.Decoder(_Body).decode
 _MOST_CLOSED = 4
-"""Connections that one call may find closed."""
+"""Closed connections that one call may meet before it fails."""
 
 
 class BenchError(Exception):
-    """A server that cannot be measured at all; the text names it and says why."""
+    """A server cannot be measured at all; the message names the server and says why."""
 
 
 async def send(client: aiohttp.ClientSession, target: Target, call: Call, start: float) -> Outcome:
-    """Send one call and follow it to its end. `start` is the `perf_counter` of the load's start. Never raises but
-    for cancellation: what went wrong is in `Outcome.error`."""
+    """Send one call and follow it to its end. `start` is the `perf_counter` at the load's start.
+
+    Only a cancellation raises; any other failure is in `Outcome.error`.
+    """
     progress = _Progress(start)
     sent = time.perf_counter() - start
     try:
@@ -144,7 +146,7 @@ def body_of(target: Target, call: Call) -> dict[str, Any]:
 
 
 class _Progress:
-    """What is known of a call under way."""
+    """The state of a call that is under way."""
 
     def __init__(self, start: float) -> None:
         self.start = start
@@ -154,18 +156,18 @@ class _Progress:
         self.num_output_tokens = 0
         self.is_exact = True
         self.is_answered = False
-        """A status has come."""
+        """Note the status of the response."""
         self.error: str | None = None
 
     def add(self, body: _Body, seconds: float) -> None:
-        """Count one chunk that came at `seconds`."""
+        """Count one chunk that arrived at `seconds`."""
         usage = body.usage
         if usage is not None and usage.prompt_tokens is not None:
             self.num_prompt_tokens = usage.prompt_tokens
             details = usage.prompt_tokens_details
             self.num_cached_tokens = None if details is None else details.cached_tokens
         if usage is not None and usage.completion_tokens is not None:
-            if not body.choices:  # the closing usage chunk brings no token: it corrects the total only
+            if not body.choices:  # The closing usage chunk has no token; it only corrects the total.
                 self.is_exact = self.is_exact and usage.completion_tokens == self.num_output_tokens
                 self.num_output_tokens = usage.completion_tokens
                 return
@@ -181,7 +183,7 @@ class _Progress:
 
 
 async def _post(client: aiohttp.ClientSession, target: Target, content: bytes, progress: _Progress) -> None:
-    """Servers close a connection that was kept just as a call takes it: the call then takes another one."""
+    """Send the request, on another connection if the server closes the kept one at that moment."""
     path = "/v1/chat/completions" if target.endpoint == "chat" else "/v1/completions"
     headers = {"Content-Type": "application/json"}
     for is_last in (*(False,) * _MOST_CLOSED, True):
@@ -208,7 +210,7 @@ async def _follow(response: aiohttp.ClientResponse, is_streamed: bool, progress:
             progress.num_output_tokens = body.usage.completion_tokens or 0
         return
     reader, is_done = EventReader(), False
-    # To the very end, so that the connection can be used again.
+    # Read to the very end, so that the connection can be used again.
     async for chunk in response.content.iter_any():
         seconds = time.perf_counter() - progress.start
         for data in reader.feed(chunk):

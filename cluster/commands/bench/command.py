@@ -1,4 +1,5 @@
-"""`phimoe bench [compare]`: ask the servers, measure, show tables and write JSON."""
+"""The command `phimoe bench [compare]`: it asks the servers what they serve, measures them and shows
+tables."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status: 0 all answered, 1 a request failed, 2 the flags or the server make no sense, 130 interrupted."""
+    """Return the exit status: 0 if all requests were answered, 1 if one failed, 2 for an invalid flag or
+    server, 130 if interrupted."""
     errors = Console(stderr=True)
     try:
         plan = bench_plan(args)
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 async def _measure_all(
     plan: BenchPlan, args: argparse.Namespace, errors: Console
 ) -> tuple[BenchPlan, _Rounds]:
-    """The plan as it was carried out, and what was measured."""
+    """The plan as it was carried out, and the measurements, for the JSON file."""
     headers, verify = api_headers(args.api_key_file), verification(args.ca_file)
     async with open_client(
         headers, verify, read_seconds=args.timeout, connect_seconds=args.timeout
@@ -85,7 +87,8 @@ async def _measure_all(
 
 
 def _fitted(what: What, models: Collection[ServedModel], vocab: int | None, errors: Console) -> What:
-    """The plan with ids and lengths that every model takes. Says so where lengths had to change."""
+    """The plan with token ids and lengths that every model accepts. Prints a line if lengths had to
+    change."""
     contexts = [model.max_model_len for model in models if model.max_model_len is not None]
     vocabs = [model.vocab_size for model in models if model.vocab_size is not None]
     context = min(contexts, default=None)
@@ -123,7 +126,7 @@ async def _measure(
 
 def _progress(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Two draws a second: the client shares its cores with the server that it measures.
+    # The view is drawn twice a second: the client shares its cores with the server that it measures.
     return Progress(*columns, console=console, refresh_per_second=2, disable=not console.is_terminal)
 
 
@@ -153,7 +156,7 @@ def _plan_as_json(plan: BenchPlan) -> dict[str, Any]:
     what = plan.what
     content = asdict(what)
     if isinstance(what, LoadPlan) and not isinstance(what.calls, RandomCalls):
-        content["calls"] = {"dataset": len(what.calls)}  # their texts stay in the dataset
+        content["calls"] = {"dataset": len(what.calls)}  # The texts stay in the dataset.
     return {"endpoint": plan.target.endpoint, "is_streamed": plan.target.is_streamed, **content}
 
 

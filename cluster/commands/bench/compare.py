@@ -1,7 +1,8 @@
-"""The same load against several servers in turn: A B A B ...
+"""Sends the same load to several servers in turn: A B A B ...
 
-Machines are noisy and drift, so a figure of one server is set against the other's of the same round, and the median of
-these ratios is what counts. The ratio is the first server's figure divided by the other's. Pure but for `alternate`.
+Machines are noisy and drift, so a figure of one server is set against the other's of the same round, and the
+median of these ratios is what counts. The ratio is the first server's figure divided by the other's. Pure but
+for `alternate`.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from cluster.commands.bench.prefix import PrefixTimes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One server measured once."""
+    """One measurement of one server."""
 
     url: str
     model: str
     num_errors: int
     headline: Mapping[str, float]
-    """Name with unit -> figure: what is compared."""
+    """The compared figures by name; the name has the unit."""
     detail: Figures | PrefixTimes | tuple[DecodeRate, ...]
-    """All of it."""
+    """All figures of the measurement, for the JSON file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,25 +35,26 @@ class Comparison:
 
     name: str
     url: str
-    """The other server."""
+    """URL of the other server."""
     first_values: tuple[float, ...]
     other_values: tuple[float, ...]
     ratios: tuple[float, ...]
-    """first / other, one per round."""
+    """The ratio first / other of each round."""
     median_ratio: float
 
 
 async def alternate(
     urls: Sequence[str], rounds: int, measure: Callable[[str, int], Awaitable[Measurement]]
 ) -> list[list[Measurement]]:
-    """Measure every server once per round, one after the other; `measure` gets the URL and the round's number."""
+    """Measure every server once per round, one after the other. `measure` takes the URL and the number of the
+    round."""
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}, expected at least 1")
     return [[await measure(url, index) for url in urls] for index in range(rounds)]
 
 
 def compare(rounds: Sequence[Sequence[Measurement]]) -> list[Comparison]:
-    """Set the first server of each round against each other one, figure by figure.
+    """Compare the first server of each round with each other server, figure by figure.
 
     A figure that is missing or not positive on either side in some round is left out: it has no ratio.
     """
@@ -78,7 +80,7 @@ def compare(rounds: Sequence[Sequence[Measurement]]) -> list[Comparison]:
 
 
 def from_figures(url: str, model: str, figures: Figures) -> Measurement:
-    """A load's figures as something to compare."""
+    """The figures of a load in a form that can be compared."""
     headline = {
         "requests/s": figures.requests_per_second,
         "output tokens/s": figures.output_tokens_per_second,
@@ -94,7 +96,7 @@ def from_figures(url: str, model: str, figures: Figures) -> Measurement:
 
 
 def from_rates(url: str, model: str, rates: Sequence[DecodeRate]) -> Measurement:
-    """Decode rates as something to compare."""
+    """Decode rates in a form that can be compared."""
     return Measurement(
         url=url,
         model=model,
@@ -105,7 +107,7 @@ def from_rates(url: str, model: str, rates: Sequence[DecodeRate]) -> Measurement
 
 
 def from_times(url: str, model: str, times: PrefixTimes) -> Measurement:
-    """Times to the first token as something to compare."""
+    """Times to the first token in a form that can be compared."""
     headline = {
         "time to first token, new prefix (s)": times.first_seconds,
         "time to first token, known prefix (s)": times.second_seconds,

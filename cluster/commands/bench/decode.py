@@ -1,10 +1,10 @@
-"""The decode rate of a batch, as an engine's own benchmark defines it, measured through HTTP.
+"""Measures the decode rate of a batch through HTTP, as an engine's own benchmark defines it.
 
     decode rate = batch * new / (time for new + 1 tokens - time for 1 token)
 
-Both times run from sending the whole batch at once to the end of its last answer, each over fresh random prompts, so that
-prefill and the cost of a request cancel out. The steady rate beside it (`figures.steady_rate`) looks at one run only, at the
-span in which every call of the batch decodes.
+Both times run from sending the whole batch at once to the end of its last answer, each over fresh random
+prompts, so that prefill and the cost of a request cancel out. The steady rate beside it
+(`figures.steady_rate`) looks at one run only, at the span in which every call of the batch decodes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cluster.commands.bench.workload import RandomCalls, Span, fit_lengths
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodePlan:
-    """Which batches are measured, and how often."""
+    """The batch sizes to measure, and how often to measure each."""
 
     batches: tuple[int, ...]
     prompt_tokens: int
@@ -32,7 +32,7 @@ class DecodePlan:
     vocab: int
     seed: int
     phrase_tokens: int | None = None
-    """As RandomCalls has it."""
+    """As in `RandomCalls`."""
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "new_tokens", "repeat"):
@@ -42,7 +42,8 @@ class DecodePlan:
             raise ValueError(f"batches is {self.batches}, expected sizes from 1 on")
 
     def fitted(self, vocab: int, max_model_len: int | None) -> DecodePlan:
-        """The same for a model with this vocabulary and context, which has to hold one token beyond `new_tokens`."""
+        """This plan for a model with this vocabulary and context. The context must hold one token beyond
+        `new_tokens`."""
         if max_model_len is None:
             return replace(self, vocab=vocab)
         prompt, new = (Span(low=count, high=count) for count in (self.prompt_tokens, self.new_tokens))
@@ -51,33 +52,35 @@ class DecodePlan:
 
     @property
     def lengths(self) -> str:
-        """How long prompts and answers are, in words."""
+        """A sentence part that says how long prompts and answers are."""
         return f"{self.prompt_tokens} prompt tokens and {self.new_tokens} output tokens"
 
     @property
     def num_runs(self) -> int:
-        """Batches sent, warm-up included."""
+        """Number of batches sent, including the warm-up."""
         return 1 + 2 * self.repeat * len(self.batches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeRate:
-    """Tokens per second of one batch size; prefill in seconds. Medians over the repetitions."""
+    """Decode rate of one batch size in tokens per second, and its prefill in seconds; medians over the
+    repetitions."""
 
     batch: int
     decode_tokens_per_second: float
     min: float
     max: float
     prefill_seconds: float
-    """Time for 1 token of each."""
+    """Seconds until every sequence of the batch has one token."""
     steady_tokens_per_second: float | None
-    """None without streaming, or where the calls never all decoded at once."""
+    """The rate while all calls decode; None without streaming, or if the calls never all decoded at once."""
 
 
 async def decode_rates(
     client: aiohttp.ClientSession, target: Target, plan: DecodePlan, tick: Callable[[], None]
 ) -> list[DecodeRate]:
-    """One figure per batch size. Raises BenchError when a call fails or ends early, since no rate is then true."""
+    """Measure one figure per batch size. Raises BenchError if a call fails or ends early: no rate is true
+    then."""
     seed = plan.seed
 
     async def run(batch: int, max_tokens: int) -> list[Outcome]:
@@ -97,7 +100,7 @@ async def decode_rates(
 
     await run(
         max(plan.batches), min(4, plan.new_tokens + 1)
-    )  # opens the connections that the largest batch needs
+    )  # This opens the connections that the largest batch needs.
     rates = []
     for batch in plan.batches:
         firsts, decodes, steadies = [], [], []

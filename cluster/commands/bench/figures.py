@@ -1,10 +1,11 @@
-"""Outcomes -> throughput and latencies. Pure.
+"""Computes throughput and latencies from the outcomes of calls. Pure.
 
 Latencies of one call that was sent at t0, whose marks are (t1, n1), ..., (tk, nk) and which ended at te:
 
     time to first token     t1 - t0
-    inter-token latency     for each later mark, (ti - ti-1) / (ni - ni-1), counted ni - ni-1 times: tokens that come in
-                            one chunk share the time since the chunk before, so that the mean does not depend on chunks
+    inter-token latency     for each later mark, (ti - ti-1) / (ni - ni-1), counted ni - ni-1 times: the tokens
+                            of a chunk share the time since the chunk before, so the mean does not depend on
+                            chunks
     time per output token   (tk - t1) / (nk - n1), one figure per call
     end to end              te - t0
 
@@ -24,7 +25,7 @@ import numpy as np
 from cluster.commands.bench.client import Outcome
 
 _DETAIL = re.compile(r"(?<!HTTP )\b\w*\d\w*")
-"""A word with a digit in it that is no HTTP status."""
+"""A word with a digit in it that is not an HTTP status."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,24 +42,25 @@ class Latency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What one load measured."""
+    """The figures of one load."""
 
     num_requests: int
     num_errors: int
     errors: dict[str, int]
-    """The text of each kind of error and how often it came; texts that differ only in their numbers are one kind."""
+    """The text of each kind of error and its count. Texts that differ only in their numbers are one kind."""
     num_short: int
-    """Answered calls with fewer tokens than `max_tokens`: where ignore_eos was asked for, the server did not obey."""
+    """Answered calls with fewer tokens than `max_tokens`. With `ignore_eos` they show that the server does
+    not know it."""
     duration_seconds: float
-    """From the first call's start to the last one's end."""
+    """Time from the start of the first call to the end of the last one."""
     prompt_tokens: int | None
-    """Sum over answered calls; None where the server does not say."""
+    """Sum over the answered calls; None if the server does not report it."""
     output_tokens: int
     requests_per_second: float
     output_tokens_per_second: float
     total_tokens_per_second: float | None
     is_exact: bool
-    """Whether all tokens were counted by the server's own usage as they came, not by chunks."""
+    """Whether all tokens were counted by the server's usage in each chunk, not by the number of chunks."""
     time_to_first_token_seconds: Latency | None
     inter_token_latency_seconds: Latency | None
     time_per_output_token_seconds: Latency | None
@@ -66,7 +68,7 @@ class Figures:
 
 
 def summarise(outcomes: Sequence[Outcome]) -> Figures:
-    """The figures of one load. Raises ValueError for no outcomes."""
+    """Compute the figures of one load. Raises ValueError if there are no outcomes."""
     if not outcomes:
         raise ValueError("no request was sent")
     answered = [outcome for outcome in outcomes if outcome.error is None]
@@ -98,7 +100,7 @@ def summarise(outcomes: Sequence[Outcome]) -> Figures:
 
 
 def count_errors(texts: Sequence[str]) -> dict[str, int]:
-    """The first text of each kind of error and how often that kind came, the most frequent first.
+    """The first text of each kind of error and the count of that kind, the most frequent first.
 
     Texts of one kind differ only in words with digits, such as ids and lengths, but not in their HTTP status.
     """
@@ -108,7 +110,7 @@ def count_errors(texts: Sequence[str]) -> dict[str, int]:
 
 
 def token_gaps(outcome: Outcome) -> list[float]:
-    """The inter-token latencies of one call: one for each token after those of its first mark."""
+    """The inter-token latencies of one call, one for each token after those of the first mark."""
     gaps: list[float] = []
     for before, after in pairwise(outcome.marks):
         count = after.num_tokens - before.num_tokens
@@ -117,7 +119,7 @@ def token_gaps(outcome: Outcome) -> list[float]:
 
 
 def time_per_output_token(outcome: Outcome) -> list[float]:
-    """The one time per output token of a call, or nothing for a call with a single mark."""
+    """The mean time per output token of a call, or nothing for a call with a single mark."""
     if len(outcome.marks) < 2:
         return []
     first, last = outcome.marks[0], outcome.marks[-1]
@@ -125,7 +127,7 @@ def time_per_output_token(outcome: Outcome) -> list[float]:
 
 
 def latency(seconds: Sequence[float]) -> Latency | None:
-    """The distribution of some times; None for none."""
+    """The distribution of these times; None if there are none."""
     if not seconds:
         return None
     values = np.asarray(seconds, dtype=np.float64)
@@ -136,10 +138,10 @@ def latency(seconds: Sequence[float]) -> Latency | None:
 
 
 def steady_rate(outcomes: Sequence[Outcome]) -> float | None:
-    """Tokens per second of calls that decode together, while all of them do.
+    """Tokens per second of calls that decode together, in the time in which all of them decode.
 
-    Counts the tokens between the moment at which the last call has its first token and the moment at which the first
-    call has its last one; None where there is no such span, or without streaming.
+    Counts the tokens between the moment at which the last call has its first token and the moment at which
+    the first call has its last one; None where there is no such span, or without streaming.
     """
     if not all(outcome.marks for outcome in outcomes):
         return None

@@ -1,4 +1,5 @@
-"""Many calls against one server: in a closed loop (so many at a time) or an open one (arrivals at given times)."""
+"""Sends many calls to one server, in a closed loop (a fixed number at a time) or an open one (at given
+times)."""
 
 from __future__ import annotations
 
@@ -13,22 +14,23 @@ from cluster.commands.bench.client import Outcome, Target, send
 from cluster.commands.bench.workload import Call, RandomCalls, arrival_seconds, repeat_calls
 
 Tick = Callable[[Outcome], None]
-"""Called with each outcome as it comes."""
+"""Called with each outcome when the call ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadPlan:
-    """One load: which calls, how many and when."""
+    """One load: its calls, their number and their times."""
 
     calls: RandomCalls | tuple[Call, ...]
-    """Made anew for each round, or a dataset's calls, repeated when there are not enough."""
+    """Random calls, drawn again for each round, or the calls of a dataset, repeated if there are not
+    enough."""
     num_requests: int
     concurrency: int | None = None
-    """Calls under way at a time; exactly one of this and `rate` is set."""
+    """Number of calls under way at a time; exactly one of `concurrency` and `rate` is set."""
     rate: float | None = None
-    """Poisson arrivals per second."""
+    """Mean number of calls per second, with Poisson arrivals."""
     num_warmup: int = 0
-    """Calls sent before, not measured."""
+    """Calls that are sent before the load and not measured."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -44,14 +46,14 @@ class LoadPlan:
             raise ValueError(f"rate is {self.rate}, expected more than 0 requests/s")
 
     def fitted(self, vocab: int, max_model_len: int | None) -> LoadPlan:
-        """The same load for a model with this vocabulary and context; a dataset's calls stay as they are."""
+        """This load for a model with this vocabulary and context. The calls of a dataset do not change."""
         if not isinstance(self.calls, RandomCalls):
             return self
         return replace(self, calls=self.calls.fitted(vocab, max_model_len))
 
     @property
     def lengths(self) -> str:
-        """How long prompts and answers are, in words; "" for a dataset."""
+        """A sentence part that says how long prompts and answers are; "" for a dataset."""
         calls = self.calls
         if not isinstance(calls, RandomCalls):
             return ""
@@ -61,7 +63,10 @@ class LoadPlan:
 async def run_load(
     client: aiohttp.ClientSession, target: Target, plan: LoadPlan, round_index: int, tick: Tick
 ) -> list[Outcome]:
-    """Warm up, then send the load. Rounds differ in their random prompts and arrivals, servers within a round do not."""
+    """Warm up, then send the load.
+
+    Each round has other random prompts and arrivals; all servers of a round get the same.
+    """
     seed = plan.seed + 2 * round_index
     warmup = _calls(plan, plan.num_warmup, seed + 1)
     if warmup:
@@ -76,13 +81,14 @@ async def run_load(
 async def closed_loop(
     client: aiohttp.ClientSession, target: Target, calls: Sequence[Call], concurrency: int, tick: Tick
 ) -> list[Outcome]:
-    """Keep `concurrency` calls under way until all are answered; outcomes in the order in which they ended."""
+    """Keep `concurrency` calls under way until all are answered. Return the outcomes in the order in which
+    calls ended."""
     start = time.perf_counter()
     waiting = iter(calls)
     outcomes: list[Outcome] = []
 
     async def work() -> None:
-        for call in waiting:  # shared: each call is taken by one worker
+        for call in waiting:  # The workers share the iterator, so each call is sent once.
             outcome = await send(client, target, call, start)
             outcomes.append(outcome)
             tick(outcome)
@@ -98,7 +104,7 @@ async def open_loop(
     arrivals: Iterable[float],
     tick: Tick,
 ) -> list[Outcome]:
-    """Send each call at its arrival time, however many are still under way."""
+    """Send each call at its arrival time, regardless of how many are still under way."""
     start = time.perf_counter()
     outcomes: list[Outcome] = []
 
@@ -119,7 +125,7 @@ def _calls(plan: LoadPlan, count: int, seed: int) -> list[Call]:
 
 
 async def _all(tasks: Sequence[asyncio.Future[None]]) -> None:
-    """Wait for all; when one raises or this is cancelled, none is left running."""
+    """Wait for all tasks. If one raises, or on cancellation, the others are cancelled."""
     try:
         await asyncio.gather(*tasks)
     finally:

@@ -34,12 +34,12 @@ class BenchPlan:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """All flags."""
+    """Declare all flags of `phimoe bench`."""
     parser.description = (
-        "Measure a server that speaks the OpenAI protocol. With `compare` and several --url: the same load in turn "
-        "A B A B, and the ratios of each pair. Exit status 1 when a request failed."
+        "Measure a server that speaks the OpenAI protocol. `compare` with several --url sends the same load to all "
+        "in turn, A B A B, and shows the ratios. The exit status is 1 if a request failed."
     )
-    parser.add_argument("mode", nargs="?", choices=("compare",), help="set several servers side by side")
+    parser.add_argument("mode", nargs="?", choices=("compare",), help="compare several servers")
     parser.add_argument(
         "--url",
         action="append",
@@ -52,7 +52,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wide", action="store_true", help="show each round of compare beside the medians")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of compare (default: 3)")
-    parser.add_argument("--seed", type=int, default=1, help="of prompts and arrivals (default: 1)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of prompts and arrivals (default: 1)")
     parser.add_argument(
         "--timeout", type=float, default=600.0, metavar="SECONDS", help="longest silence of a server"
     )
@@ -84,7 +84,11 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     pace.add_argument("--rate", type=float, metavar="R", help="Poisson arrivals per second instead")
     group.add_argument("--num-requests", type=int, default=32, metavar="N", help="(default: 32)")
     group.add_argument(
-        "--warmup", type=int, default=2, metavar="N", help="requests before, unmeasured (default: 2)"
+        "--warmup",
+        type=int,
+        default=2,
+        metavar="N",
+        help="requests before the load, not measured (default: 2)",
     )
 
 
@@ -105,13 +109,13 @@ def _add_request(group: argparse._ArgumentGroup) -> None:
         "--vocab",
         type=int,
         metavar="N",
-        help="random prompts hold no id from here on (default: what the server tells, else 4001)",
+        help="ids of random prompts are below N (default: what the server reports, else 4001)",
     )
     group.add_argument(
         "--phrase-tokens",
         type=int,
         metavar="N",
-        help="random prompts that say the same N tokens over and over (default: they repeat nothing)",
+        help="random prompts repeat the same N tokens (default: they repeat nothing)",
     )
     group.add_argument(
         "--dataset", type=Path, metavar="FILE", help="JSONL with prompt or messages in each line"
@@ -120,7 +124,9 @@ def _add_request(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--extra-body", default="{}", metavar="JSON", help="further fields of each request")
     group.add_argument("--no-ignore-eos", action="store_true", help="let answers end by themselves")
     group.add_argument(
-        "--no-stream", action="store_true", help="whole answers: no latencies of single tokens"
+        "--no-stream",
+        action="store_true",
+        help="ask for whole answers; there are no latencies of single tokens",
     )
 
 

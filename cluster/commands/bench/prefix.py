@@ -1,4 +1,4 @@
-"""What a prefix that was computed before is worth: the time to the first token without and with it.
+"""Measures what a cached prefix saves: the time to the first token without and with it.
 
     first prompt      [ shared tokens, new ] [ own tokens ]     time to first token: first
     second prompt     [ shared tokens      ] [ own tokens ]     time to first token: second
@@ -21,11 +21,11 @@ from cluster.commands.bench.workload import Call, RandomCalls, Span
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixPlan:
-    """Which pairs of prompts are sent, and how many."""
+    """The pairs of prompts to send, and their number."""
 
     shared_tokens: int
     own_tokens: int
-    """Of each prompt, behind the shared ones."""
+    """Tokens of each prompt after the shared ones."""
     new_tokens: int
     repeat: int
     vocab: int
@@ -37,7 +37,8 @@ class PrefixPlan:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
 
     def fitted(self, vocab: int, max_model_len: int | None) -> PrefixPlan:
-        """The same for a model with this vocabulary and context; what is too long is cut from the shared tokens."""
+        """This plan for a model with this vocabulary and context. If it is too long, fewer tokens are
+        shared."""
         if max_model_len is None:
             return replace(self, vocab=vocab)
         room = max_model_len - self.own_tokens - self.new_tokens
@@ -50,12 +51,12 @@ class PrefixPlan:
 
     @property
     def lengths(self) -> str:
-        """How long prompts and answers are, in words."""
+        """A sentence part that says how long prompts and answers are."""
         return f"{self.shared_tokens} shared, {self.own_tokens} prompt and {self.new_tokens} output tokens"
 
     @property
     def num_runs(self) -> int:
-        """Prompts sent, warm-up included."""
+        """Number of prompts sent, including the warm-up."""
         return 2 * (1 + self.repeat)
 
 
@@ -67,17 +68,18 @@ class PrefixTimes:
     first_seconds: float
     second_seconds: float
     ratio: float
-    """first / second of each pair, the median."""
+    """Median of first / second over the pairs."""
     min_ratio: float
     max_ratio: float
     cached_tokens: int | None
-    """Of the second prompts, tokens that the server found computed; the fewest. None where it does not say."""
+    """Smallest number of cached tokens among the second prompts; None if the server does not report it."""
 
 
 async def prefix_times(
     client: aiohttp.ClientSession, target: Target, plan: PrefixPlan, tick: Callable[[], None]
 ) -> PrefixTimes:
-    """Raises BenchError when a call fails or is not streamed, since no time is then true."""
+    """Send the pairs and measure. Raises BenchError if a call fails or is not streamed: no time is true
+    then."""
 
     async def run(call: Call) -> Outcome:
         (outcome,) = await closed_loop(client, target, [call], 1, lambda _: None)
@@ -111,7 +113,8 @@ async def prefix_times(
 
 
 def pair(plan: PrefixPlan, endpoint: str, seed: int) -> tuple[Call, Call]:
-    """Two prompts that differ behind their shared tokens; another seed makes others from the first token on."""
+    """Two prompts that differ after their shared tokens. Another seed gives prompts that differ from the
+    first token."""
 
     def make(num_tokens: int, count: int, salt: int) -> list[Call]:
         prompt, output = (Span(low=n, high=n) for n in (num_tokens, plan.new_tokens))

@@ -1,13 +1,13 @@
-"""Server-sent events, incrementally: the part of the format that token streams use. Pure."""
+"""Parses server-sent events piece by piece, as far as token streams use the format. Pure."""
 
 from __future__ import annotations
 
 
 class EventReader:
-    """Turns the chunks of a response body into the data of its events.
+    """Extracts the data of events from the chunks of a response body.
 
-    Chunks may end anywhere, also inside a line or a UTF-8 character. Lines end with LF or CRLF. Comments and the fields
-    `event`, `id` and `retry` are skipped; several data lines of one event are joined by a newline.
+    Chunks may end anywhere, also inside a line or a UTF-8 character. Lines end with LF or CRLF. Comments and
+    the fields `event`, `id` and `retry` are skipped; several data lines of one event are joined by a newline.
     """
 
     __slots__ = ("_data", "_rest")

@@ -1,4 +1,4 @@
-"""What a benchmark shows: rich tables. Times are shown in milliseconds."""
+"""Shows the results of a benchmark as tables in the terminal. Times are in milliseconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_ERRORS = 10
 
 
 def show_figures(console: Console, title: str, figures: Figures) -> None:
-    """Throughput, latencies, then what failed."""
+    """Print throughput, latencies, then errors."""
     rows = [
         ("requests answered", f"{figures.num_requests - figures.num_errors} of {figures.num_requests}"),
         ("duration (s)", f"{figures.duration_seconds:.2f}"),
@@ -41,7 +41,7 @@ def show_figures(console: Console, title: str, figures: Figures) -> None:
 
 
 def show_rates(console: Console, title: str, rates: Sequence[DecodeRate]) -> None:
-    """One row per batch size."""
+    """Print decode rates, one row per batch size."""
     names = ("batch", "decode tokens/s", "min", "max", "steady tokens/s", "prefill (ms)")
     rows = [
         (
@@ -58,7 +58,7 @@ def show_rates(console: Console, title: str, rates: Sequence[DecodeRate]) -> Non
 
 
 def show_times(console: Console, title: str, times: PrefixTimes) -> None:
-    """What a known prefix is worth."""
+    """Print what a cached prefix saves."""
     rows = [
         (f"{times.shared_tokens} shared tokens, new (ms)", f"{times.first_seconds * 1000:.1f}"),
         (f"{times.shared_tokens} shared tokens, known (ms)", f"{times.second_seconds * 1000:.1f}"),
@@ -74,7 +74,7 @@ def show_times(console: Console, title: str, times: PrefixTimes) -> None:
 def show_comparisons(
     console: Console, first_url: str, comparisons: Sequence[Comparison], *, is_wide: bool
 ) -> None:
-    """The medians of both servers and of the ratios of each round; `is_wide` adds the rounds themselves."""
+    """Print the medians of both servers and of the ratios; with `is_wide` also the ratio of each round."""
     for url in dict.fromkeys(comparison.url for comparison in comparisons):
         some = [comparison for comparison in comparisons if comparison.url == url]
         names = ["first", "other", "lowest ratio", "highest ratio", "median ratio"]
@@ -117,13 +117,13 @@ def _show_latencies(console: Console, figures: Figures) -> None:
 
 
 def _milliseconds(seconds: float) -> str:
-    """Four digits or more, and no more places than that takes."""
+    """A number with at least four digits and no more decimal places than they need."""
     milliseconds = seconds * 1000
     return f"{milliseconds:.{2 if milliseconds < 100 else 1 if milliseconds < 1000 else 0}f}"
 
 
 def _show_errors(console: Console, figures: Figures) -> None:
-    """Each kind of error once with its number, the most frequent first."""
+    """Print each kind of error once with its count, the most frequent first."""
     console.print(f"[red]{figures.num_errors} requests failed[/]")
     shown = list(figures.errors.items())[:_MAX_ERRORS]
     for text, count in shown:

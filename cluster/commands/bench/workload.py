@@ -1,4 +1,4 @@
-"""What is sent and when: calls and arrival times from a seed or a dataset file. Pure but for reading that file."""
+"""Makes calls and arrival times from a seed or a dataset file. All is pure except the reading of the file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ _T = TypeVar("_T")
 
 FIRST_TOKEN_ID = 300
 LAST_TOKEN_ID = 4000
-"""Random prompts hold ids of this range: ordinary tokens in every vocabulary, neither special ones nor single bytes."""
+"""Range of the ids in random prompts. In every vocabulary these are ordinary tokens, not special ones or
+single bytes."""
 
 WORDS = (
-    "time year people way day man thing woman life child world school state family student group country problem hand "
-    "part place case week company system program question work government number night point home water room mother "
-    "area money story fact month lot right study book eye job word business issue side kind head house service friend "
-    "father power hour game line end member law car city community name president team minute idea body back parent"
+    "time year people way day man thing woman life child world school state family student group country "
+    "problem hand part place case week company system program question work government number night point "
+    "home water room mother area money story fact month lot right study book eye job word business issue "
+    "side kind head house service friend father power hour game line end member law car city community "
+    "name president team minute idea body back parent"
 )
-"""Mostly one token each; chat prompts are made of these, since a chat message cannot be given as ids."""
+"""Words for chat prompts, since a chat message cannot be given as ids. Most of them are one token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,16 +41,16 @@ class Span:
         return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
 
     def at_most(self, limit: int) -> Span:
-        """The same range without the counts above `limit`."""
+        """This range without the counts above `limit`."""
         return Span(low=min(self.low, limit), high=min(self.high, limit))
 
     def draw(self, source: random.Random) -> int:
-        """One count, each equally likely."""
+        """Draw one count; all are equally likely."""
         return source.randint(self.low, self.high)
 
 
 def parse_span(text: str) -> Span:
-    """`64` or `32-128`. Raises ValueError for anything else."""
+    """A range from a text such as `64` or `32-128`. Raises ValueError for any other text."""
     low, dash, high = text.partition("-")
     if not low.isdecimal() or (dash and not high.isdecimal()):
         raise ValueError(f"token range is {text!r}, expected a number or LOW-HIGH")
@@ -56,7 +58,7 @@ def parse_span(text: str) -> Span:
 
 
 def fit_lengths(prompt: Span, output: Span, max_model_len: int) -> tuple[Span, Span]:
-    """Prompt and output tokens of which the longest together fit the context; unchanged where they do.
+    """Ranges of prompt and output tokens whose longest values fit into the context together.
 
     Where they do not fit, the prompt may take what the output leaves of the context, and at least half of it.
     """
@@ -66,7 +68,7 @@ def fit_lengths(prompt: Span, output: Span, max_model_len: int) -> tuple[Span, S
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One request to send: exactly one of `token_ids`, `text` and `messages` is set."""
+    """One request. Exactly one of `token_ids`, `text` and `messages` is set."""
 
     max_tokens: int
     token_ids: tuple[int, ...] | None = None
@@ -76,16 +78,17 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomCalls:
-    """Random prompts of given lengths."""
+    """Calls with random prompts of given lengths."""
 
     endpoint: str
     """"completions" (prompts are token ids) or "chat" (prompts are about as many words)."""
     prompt_tokens: Span
     output_tokens: Span
     vocab: int = LAST_TOKEN_ID + 1
-    """The model's vocabulary: no id in a prompt is as large as this."""
+    """Size of the model's vocabulary; all ids of prompts are smaller."""
     phrase_tokens: int | None = None
-    """Every prompt says the same so many tokens (or words) over and over; None for prompts that repeat nothing."""
+    """Every prompt repeats the same `phrase_tokens` tokens (or words); None for prompts without
+    repetition."""
 
     def __post_init__(self) -> None:
         if self.vocab < 2:
@@ -94,14 +97,14 @@ class RandomCalls:
             raise ValueError(f"phrase_tokens is {self.phrase_tokens}, expected at least 1")
 
     def fitted(self, vocab: int, max_model_len: int | None) -> RandomCalls:
-        """The same for a model with this vocabulary and context."""
+        """These calls for a model with this vocabulary and context."""
         if max_model_len is None:
             return replace(self, vocab=vocab)
         prompt, output = fit_lengths(self.prompt_tokens, self.output_tokens, max_model_len)
         return replace(self, vocab=vocab, prompt_tokens=prompt, output_tokens=output)
 
     def make(self, count: int, seed: int) -> list[Call]:
-        """`count` calls; the same seed makes the same ones, and no two share more than chance would have them."""
+        """Draw `count` calls. The same seed gives the same calls; two prompts share tokens only by chance."""
         source = random.Random(seed)
         return [self._one(source) for _ in range(count)]
 
@@ -121,10 +124,10 @@ class RandomCalls:
 
 
 def read_dataset(path: Path, endpoint: str, output_tokens: Span, seed: int) -> list[Call]:
-    """The calls of a JSONL file, one object a line with `prompt` (text or token ids) or `messages`.
+    """Read the calls of a JSONL file. Each line is an object with `prompt` (text or token ids) or `messages`.
 
-    `max_tokens` in a line is kept, otherwise drawn from `output_tokens`. For the chat endpoint a text prompt becomes one
-    user message. Raises ValueError that names file and line.
+    `max_tokens` in a line is kept, otherwise drawn from `output_tokens`. For the chat endpoint a text prompt
+    becomes one user message. Raises ValueError that names file and line.
     """
     source = random.Random(seed)
     calls = []
@@ -164,12 +167,12 @@ def _read_line(content: object, endpoint: str, default_max_tokens: int) -> Call:
 
 
 def repeat_calls(calls: list[Call], count: int) -> list[Call]:
-    """The first `count` calls of an endless repetition."""
+    """The first `count` calls, repeated from the beginning as often as needed."""
     return [calls[index % len(calls)] for index in range(count)]
 
 
 def arrival_seconds(rate: float, count: int, seed: int) -> Iterator[float]:
-    """When each of `count` requests is sent, in seconds from the start: a Poisson process of `rate` per second.
+    """The times of `count` requests in seconds after the start, from a Poisson process of `rate` per second.
 
     The first one is sent at 0, the gaps are exponential with mean 1 / rate.
     """

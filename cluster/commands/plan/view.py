@@ -45,7 +45,8 @@ def show_plan(console: Console, title: str, hardware: Hardware, plan: Plan, sing
     if single is not None:
         console.print(
             f"This version computes a step in one micro-batch; "
-            f"then a step takes {single.seconds * 1e3:.2f} ms instead of {plan.step.seconds * 1e3:.2f} ms. --max-micro-batches 1 plans for that."
+            f"then a step takes {single.seconds * 1e3:.2f} ms instead of {plan.step.seconds * 1e3:.2f} ms. "
+            "--max-micro-batches 1 plans for that."
         )
 
 
