@@ -1,5 +1,5 @@
-"""OpenAI's protocol: request bodies to token ids, generated tokens to response bodies. It sends nothing.
+"""OpenAI's protocol: it turns request bodies into token ids, and generated tokens into response bodies.
 
-Open `request.py` first; `fields` declares what a body may hold, and `parsing`, `prompts` and `replies` are the
-stages of a request.
+Nothing is sent from here. Open `request.py` first; `fields` declares what a body may hold, and `parsing`,
+`prompts` and `replies` are the stages of a request.
 """

@@ -1,4 +1,4 @@
-"""JSON and server-sent events as bytes."""
+"""Encodes and decodes JSON, and encodes server-sent events."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from cluster.errors import ClientError, MalformedBody, openai_body
 
 _ENCODER = msgspec.json.Encoder()
 SSE_DONE = b"data: [DONE]\n\n"
-"""Last frame of every stream that ends well."""
+"""The last frame of every stream that ends without an error."""
 
 
 def decode_body(body: bytes) -> object:
-    """The JSON value in a request's body. Raises MalformedBody, which says where it stops being JSON."""
+    """Return the JSON value in a request's body. Raises MalformedBody, which says where the JSON is wrong."""
     if not body.strip():
         raise MalformedBody("the body is empty, expected a JSON object")
     try:
@@ -30,10 +30,10 @@ def encode_json(value: object) -> bytes:
 
 
 def sse_frame(value: object) -> bytes:
-    """One event with a JSON value."""
+    """Return one event with a JSON value."""
     return b"data: " + _ENCODER.encode(value) + b"\n\n"
 
 
 def sse_error(error: ClientError) -> bytes:
-    """The event that ends a stream which cannot go on; no [DONE] follows."""
+    """Return the event that ends a stream with an error; no [DONE] follows it."""
     return sse_frame(openai_body(error))

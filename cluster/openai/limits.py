@@ -1,4 +1,4 @@
-"""What a request may ask for, whatever the model."""
+"""The limits on requests that do not depend on the model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Upper bounds; a request beyond one is answered with a 400 that names field, value and bound.
+    """Upper bounds. A request that exceeds one of them gets a 400 that names field, value and bound.
 
-    Most are keys of the config, with the same names and defaults.
+    Most of the bounds are keys of the config, with the same names and defaults.
     """
 
     max_n: int = 128
@@ -17,11 +17,11 @@ class Limits:
     max_prompts: int = 1024
     """Prompts in one completions request."""
     max_choices: int = 2048
-    """Prompts times n."""
+    """Choices in one completions request: prompts times n."""
     max_prompt_chars: int = 4_000_000
     """Characters of one text prompt or of one conversation."""
     max_prompt_tokens: int | None = None
-    """Tokens of one prompt; None is what the context holds."""
+    """Tokens of one prompt; with None, only the context limits them."""
     max_messages: int = 4096
     max_logprobs: int = 20
     """Alternatives per token."""
@@ -33,13 +33,13 @@ class Limits:
     """Entries of logit_bias."""
     max_request_id_chars: int = 128
     max_priority: int = 1000
-    """Of `priority`, in both directions."""
+    """The largest absolute value of `priority`."""
     max_timeout_seconds: float = 86_400.0
     completion_max_tokens: int = 16
-    """max_tokens of a completions request that names none."""
+    """The default of max_tokens in a completions request."""
 
 
 def limits_of(config: object) -> Limits:
-    """The limits that a config sets, by the names of its fields."""
+    """Return the limits that a config sets in fields of the same names."""
     names = [item.name for item in fields(Limits) if hasattr(config, item.name)]
     return Limits(**{name: getattr(config, name) for name in names})

@@ -1,4 +1,4 @@
-"""/v1/models."""
+"""The answers of /v1/models, and the check of the model's name in a request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from cluster.openai.prompts.model_context import ModelLimits
 
 
 def check_model(model: str | None, served_names: Sequence[str]) -> str:
-    """The name to answer under: the one asked for, or the first served one where none was. Raises ModelNotFound."""
+    """Return the model's name for the answer: `model`, or the first served name if `model` is None.
+
+    Raises ModelNotFound if `model` is not served.
+    """
     if model is None:
         return served_names[0]
     if model not in served_names:
@@ -19,10 +22,10 @@ def check_model(model: str | None, served_names: Sequence[str]) -> str:
 
 
 def model_card(name: str, created: int, limits: ModelLimits) -> dict[str, Any]:
-    """One model, as /v1/models/{name} answers.
+    """Return the answer of /v1/models/{name}.
 
-    OpenAI's card says nothing of a model's limits. The context has the name that it has in vLLM, the vocabulary the one
-    that it has in llama.cpp.
+    OpenAI's model object has no limits. The context length is named as in vLLM, the vocabulary size as in
+    llama.cpp.
     """
     return {
         "id": name,
@@ -35,5 +38,5 @@ def model_card(name: str, created: int, limits: ModelLimits) -> dict[str, Any]:
 
 
 def models_response(served_names: Sequence[str], created: int, limits: ModelLimits) -> dict[str, Any]:
-    """The answer of /v1/models."""
+    """Return the answer of /v1/models."""
     return {"object": "list", "data": [model_card(name, created, limits) for name in served_names]}

@@ -1,4 +1,4 @@
-"""A request after parsing (`ParsedRequest`) and after tokenizing (`SequenceRequest`)."""
+"""A request after parsing (`ParsedRequest`), and its sequences after tokenizing (`SequenceRequest`)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Kind = Literal["completion", "chat"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatInput:
-    """What the chat template is given."""
+    """The input of the chat template."""
 
     messages: tuple[dict[str, Any], ...]
-    """Each with "role" and "content" (a string), and "name" if the client gave one."""
+    """The messages. Each has "role" and "content" (a string), and "name" if the client gave one."""
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 class ParsedRequest(RequestFields, frozen=True, kw_only=True):
-    """One request, checked for everything that can be checked without the tokenizer."""
+    """One request after all checks that need no tokenizer."""
 
     kind: Kind
     prompts: tuple[Prompt, ...] = ()
-    """Completions: texts or token ids, at least one. Chat: empty."""
+    """For completions, at least one text or list of token ids; for chat, empty."""
     chat: ChatInput | None = None
-    """Chat only."""
+    """The conversation; None for completions."""
     sampling: SamplingFields = SamplingFields()
     output: OutputOptions = OutputOptions()
     stream_options: StreamOptions = StreamOptions()
@@ -40,22 +40,25 @@ class ParsedRequest(RequestFields, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SequenceRequest:
-    """One sequence to generate: one choice of the answer."""
+    """One sequence to generate, which becomes one choice of the answer."""
 
     index: int
     """Index of the choice in the answer: prompt_index * n + choice."""
     prompt_index: int
     prompt_ids: tuple[int, ...]
     echo_text: str
-    """What `echo` puts before the output; empty without echo."""
+    """The text that `echo` puts before the output; empty without echo."""
     params: SamplingParams
-    """For the engine, seed included."""
+    """The engine's parameters, with the seed of this choice."""
     output: OutputOptions
     eos_token_ids: tuple[int, ...]
-    """Stop tokens of the model's own: they end a sequence without a stop_reason."""
+    """The model's own stop tokens, which end a sequence without a stop_reason."""
     priority: int = 0
-    """Lower goes first."""
+    """Sequences with a lower priority value go first."""
     cache_salt: str = ""
-    """Cached prefixes are shared only with sequences that have the same one."""
+    """Cached prefixes are shared only among sequences with the same salt."""
     is_prompt_only: bool = False
-    """max_tokens 0 with echo: the one token that the engine makes is not shown and not counted."""
+    """Whether the client asked for max_tokens 0 with echo.
+
+    The engine then generates one token, which is neither shown nor counted.
+    """

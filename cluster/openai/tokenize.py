@@ -1,4 +1,4 @@
-"""/tokenize and /detokenize, in vLLM's shapes."""
+"""The requests and answers of /tokenize and /detokenize, in vLLM's shapes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cluster.openai.request import ChatInput
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizeRequest:
-    """Text or conversation to turn into token ids; exactly one of `prompt` and `chat` is there."""
+    """A text or a conversation to turn into token ids. Exactly one of `prompt` and `chat` is given."""
 
     model: str | None
     prompt: str | None = None
@@ -27,7 +27,7 @@ class TokenizeRequest:
 
 
 def parse_tokenize(body: object, limits: Limits) -> TokenizeRequest:
-    """The body of /tokenize, with either `prompt` or `messages`. Raises InvalidRequest."""
+    """Parse the body of /tokenize, which has either `prompt` or `messages`. Raises InvalidRequest."""
     given = body if isinstance(body, dict) else {}
     is_chat = given.get("messages") is not None
     if isinstance(body, dict) and is_chat == (given.get("prompt") is not None):
@@ -50,18 +50,21 @@ def parse_tokenize(body: object, limits: Limits) -> TokenizeRequest:
 
 
 def parse_detokenize(body: object, limits: Limits) -> DetokenizeFields:
-    """The body of /detokenize. Raises InvalidRequest."""
+    """Parse the body of /detokenize. Raises InvalidRequest."""
     return DETOKENIZE.read("", body, limits)
 
 
 def tokenized(request: TokenizeRequest, model: ModelContext) -> list[int]:
-    """The token ids that generation would be given. Raises InvalidRequest where the chat template refuses."""
+    """Return the token ids that generation would start from.
+
+    Raises InvalidRequest if the chat template refuses the conversation.
+    """
     text = request.prompt if request.chat is None else chat_prompt(request.chat, model)
     return model.tokenizer.encode(text or "", request.add_special_tokens)
 
 
 def detokenized(request: DetokenizeFields, model: ModelContext) -> str:
-    """The text, special tokens included. Raises InvalidRequest for an id outside the vocabulary."""
+    """Return the text, special tokens included. Raises InvalidRequest for an id outside the vocabulary."""
     checked_prompt_ids("tokens", request.token_ids, model)
     return model.tokenizer.decode(request.token_ids, skip_special_tokens=False)
 
@@ -69,7 +72,7 @@ def detokenized(request: DetokenizeFields, model: ModelContext) -> str:
 def tokenize_response(
     request: TokenizeRequest, token_ids: Sequence[int], model: ModelContext
 ) -> dict[str, Any]:
-    """The answer of /tokenize."""
+    """Return the answer of /tokenize."""
     token_strs = [model.tokenizer.token_string(token_id) for token_id in token_ids]
     return {
         "count": len(token_ids),
@@ -80,5 +83,5 @@ def tokenize_response(
 
 
 def detokenize_response(text: str) -> dict[str, Any]:
-    """The answer of /detokenize."""
+    """Return the answer of /detokenize."""
     return {"prompt": text}

@@ -1,6 +1,6 @@
-"""Every field of every request body, declared once; `sampling.py` is the file to open first.
+"""Every field of every request body is declared here, once. Open `sampling.py` first.
 
 Parsing, the served OpenAPI document, the conversion from gRPC and REQUEST_FIELDS.md follow from these files.
-`cluster/openai/kinds/objects.py` says how a field is declared. A field's name in Python is its name in gRPC;
-where its name in JSON differs, `msgspec.field(name=...)` says so.
+`cluster/openai/kinds/objects.py` says how a field is declared. A field has the same name in Python and in
+gRPC; if its name in JSON differs, `msgspec.field(name=...)` gives that.
 """

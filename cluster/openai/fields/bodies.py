@@ -1,4 +1,4 @@
-"""The bodies of all requests, and the fields that are known but have no effect or no support."""
+"""The bodies of all requests, and the fields that are known but have no effect or are not supported."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from cluster.openai.kinds.scalars import MAX_COUNT, Boolean, Integer, Number, Pa
 from cluster.openai.kinds.special import Prompt, Prompts
 
 TIMEOUT = Number(0, Limit("max_timeout_seconds"), is_low_open=True)
-"""Of seconds; also of the header X-Request-Timeout."""
+"""A number of seconds, for the field `timeout` and for the header X-Request-Timeout."""
 _PRINTABLE = Pattern("[!-~]([ -~]*[!-~])?", "printable ASCII")
 
 
 class BodyFields(msgspec.Struct, frozen=True, kw_only=True):
-    """What every body has."""
+    """The fields of every body."""
 
     model: Annotated[str | None, Text(512), "The served model's name, which is also the default."] = None
 
 
 class RequestFields(BodyFields, frozen=True, kw_only=True):
-    """What a request asks of the service, whatever it generates."""
+    """The fields of every request for generated text that are neither sampling nor output options."""
 
     n: Annotated[int, Integer(1, Limit("max_n")), "Choices per prompt."] = 1
     stream: Annotated[bool, Boolean(), "Answer with server-sent events."] = False
@@ -58,7 +58,7 @@ class RequestFields(BodyFields, frozen=True, kw_only=True):
 
 
 class GenerationFields(RequestFields, frozen=True, kw_only=True):
-    """What both kinds of generation take."""
+    """The fields that completions and chat share."""
 
     sampling: Annotated[SamplingFields, Inline()]
     output: Annotated[OutputOptions, Inline()]
@@ -90,7 +90,7 @@ class CompletionFields(GenerationFields, frozen=True, kw_only=True):
 
 
 class EchoFields(CompletionFields, frozen=True, kw_only=True):
-    """The body of /v1/completions with `echo`: it may ask for no output at all."""
+    """The body of /v1/completions with `echo`. It may ask for zero output tokens."""
 
     max_tokens: Annotated[
         int | None, Integer(0, MAX_COUNT), "The longest output in tokens, 16 if absent; 0 only with echo."
@@ -114,7 +114,7 @@ class ChatFields(GenerationFields, frozen=True, kw_only=True):
 
 
 class TokenizeFields(BodyFields, frozen=True, kw_only=True):
-    """What both forms of /tokenize have."""
+    """The fields that both forms of /tokenize share."""
 
     return_token_strs: Annotated[bool, Boolean(), "Report each token's text as well."] = False
 
@@ -148,7 +148,7 @@ class DetokenizeFields(BodyFields, frozen=True, kw_only=True):
 
 
 IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
-"""Accepted without effect: they do not change the output."""
+"""Fields that are accepted without effect, since they do not change the output."""
 
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     **UNSUPPORTED_SAMPLING,
@@ -174,7 +174,7 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "verbosity": (),
     "web_search_options": (),
 }
-"""Known and not supported, each with the values (beside null) that ask for nothing."""
+"""Fields that are known but not supported, each with the values, beside null, that ask for nothing."""
 
 _UNSUPPORTED_IN_TOKENIZE: dict[str, tuple[object, ...]] = {
     "chat_template": (),

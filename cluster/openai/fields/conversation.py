@@ -1,4 +1,4 @@
-"""Conversations: messages, their parts, and what else the chat template is given."""
+"""The fields of conversations: messages, the parts of messages, and the other inputs of the chat template."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ class MessageFields(msgspec.Struct, frozen=True, kw_only=True):
 
 RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
 """Names that chat_template_kwargs may not replace."""
-# A client sends back the answer that it got: of its other fields, only values that say nothing are accepted.
+# A client may send back a message as it got it. Such a message has further fields; values that say nothing
+# are accepted.
 _MESSAGE = Object(
     MessageFields,
     unsupported={
@@ -60,7 +61,7 @@ _MESSAGE = Object(
 
 
 class ConversationFields(msgspec.Struct, frozen=True, kw_only=True):
-    """What the chat template is given."""
+    """The fields that become the input of the chat template."""
 
     messages: Annotated[
         tuple[MessageFields, ...],

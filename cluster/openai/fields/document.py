@@ -1,4 +1,4 @@
-"""Writes REQUEST_FIELDS.md from the declaration: `python -m cluster.openai.fields.document`."""
+"""Writes REQUEST_FIELDS.md from the declared fields: `python -m cluster.openai.fields.document`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _LIMITS = Limits()
 
 
 def document() -> str:
-    """The text of REQUEST_FIELDS.md."""
+    """Return the text of REQUEST_FIELDS.md."""
     shared = {(field.name, field.doc) for _, body in _SHARED for field in body.fields}
     lines = [_OPENING]
     for title, body in _SHARED:
@@ -68,7 +68,7 @@ def document() -> str:
 
 
 def main() -> None:
-    """Write the file."""
+    """Write REQUEST_FIELDS.md."""
     PATH.write_text(document(), encoding="utf-8")
 
 
@@ -94,7 +94,7 @@ def _default(field: Field) -> str:
 
 
 def _words(schema: Schema) -> str:
-    """A schema in words, such as "integer in [1, 128]"."""
+    """Describe a schema in words, such as "integer in [1, 128]"."""
     if "anyOf" in schema:
         return " or ".join(map(_words, schema["anyOf"]))
     if "enum" in schema:

@@ -1,4 +1,4 @@
-"""What an answer contains and how it is streamed."""
+"""The fields that say what an answer contains and how it is streamed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOGPROBS = Integer(0, Limit("max_logprobs"))
 
 
 class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the answer is to contain."""
+    """What the answer contains."""
 
     stop: Annotated[
         tuple[str, ...],
@@ -34,7 +34,7 @@ class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):
         bool, Boolean(), "Begin with the prompt; for a chat, with the assistant message that is continued."
     ] = False
     logprobs: int | None = None
-    """Alternatives per output token; None reports nothing, 0 the token alone. The parser fills it."""
+    """Alternatives per output token: None reports nothing, 0 the token alone. The parser sets this field."""
     prompt_logprobs: Annotated[
         int | None, LOGPROBS, "Report the prompt's tokens with this many alternatives; not with stream."
     ] = None

@@ -17,11 +17,12 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     """How each sequence is continued.
 
     `actors.protocol.messages.SamplingParams` carries each field, under the same name, to the dense actor.
-    None stands for the value in the checkpoint's generation_config.json, else for the default there.
+    None stands for the value in the checkpoint's generation_config.json or, if it has none, for the default
+    of SamplingParams.
     """
 
     max_tokens: int | None = None
-    """The longest output in tokens; the parser takes it from one of two fields of the request."""
+    """The longest output in tokens. The parser takes it from `max_tokens` or `max_completion_tokens`."""
     min_tokens: Annotated[
         int, Integer(0, MAX_COUNT), "The output does not end before it has this many tokens."
     ] = 0
@@ -68,7 +69,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     ] = {}
 
     def __post_init__(self) -> None:
-        """Give each value the one form that the sampler knows."""
+        """Bring values that can be written in several ways into the form that the sampler expects."""
         if self.top_k == -1:
             force_setattr(self, "top_k", 0)
         if self.seed is not None and self.seed < 0:
@@ -87,4 +88,4 @@ UNSUPPORTED_SAMPLING: dict[str, tuple[object, ...]] = {
     "typical_p": (1, 1.0),
     "use_beam_search": (False,),
 }
-"""Known and not supported, each with the values (beside null) that ask for nothing."""
+"""Fields that are known but not supported, each with the values, beside null, that ask for nothing."""

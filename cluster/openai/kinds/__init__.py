@@ -1,5 +1,5 @@
-"""What the value of a request's field may be: a kind checks a value and has its JSON Schema.
+"""The kinds of values that a request's fields may have. A kind checks a value and makes its JSON Schema.
 
-`kind.py` is the file to open first. The kinds are in `scalars.py`, `containers.py` and `special.py`;
-`objects.py` reads whole JSON objects.
+Open `kind.py` first. The kinds are in `scalars.py`, `containers.py` and `special.py`; `objects.py` reads
+whole JSON objects.
 """

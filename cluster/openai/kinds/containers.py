@@ -1,4 +1,4 @@
-"""Kinds of values that hold others: lists, token ids, and values of which the JSON type decides."""
+"""Kinds of values made of other values: lists, token ids, and values whose JSON type selects the kind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from cluster.openai.kinds.kind import Kind, Limit, Schema, bound, shown
 from cluster.openai.limits import Limits
 
 MAX_TOKEN_ID = 2**31 - 1
-"""Bound that needs no vocabulary; the vocabulary's own is checked when the request is prepared."""
+"""The largest token id in any vocabulary.
+
+The bound of the model's vocabulary is checked later, in `prepare`.
+"""
 TOKEN_ID_SCHEMA: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID}
 
 
@@ -22,7 +25,7 @@ class ListOf(Kind):
     item: Kind
     max_items: int | Limit | None = None
     empty: str | None = None
-    """Why [] is refused, as a message says it; None if [] is a value like others."""
+    """Error text for an empty list; None if an empty list is allowed."""
 
     def read(self, name: str, value: Any, limits: Limits) -> tuple[Any, ...]:
         max_items = None if self.max_items is None else bound(self.max_items, limits)
@@ -43,7 +46,7 @@ class ListOf(Kind):
 
 @dataclass(frozen=True, slots=True)
 class TokenIds(Kind):
-    """A list of token ids, not yet compared with a vocabulary, read as a tuple."""
+    """A list of token ids, read as a tuple. The ids are not yet compared with a vocabulary."""
 
     max_items: int | Limit
 
@@ -56,12 +59,12 @@ class TokenIds(Kind):
 
 @dataclass(frozen=True, slots=True)
 class ByJsonType(Kind):
-    """A value whose JSON type says of which kind it is."""
+    """A value whose JSON type selects its kind."""
 
     kinds: Mapping[type, Kind]
     """str, list, dict, bool, int or float -> kind."""
     expected: str
-    """All of them in words, such as "a string or a list of parts"."""
+    """The accepted types in words, such as "a string or a list of parts"."""
 
     def read(self, name: str, value: Any, limits: Limits) -> Any:
         kind = self.kinds.get(type(value))
@@ -74,7 +77,10 @@ class ByJsonType(Kind):
 
 
 def checked_list(name: str, value: Any, max_items: int | None, noun: str = "items") -> list[Any]:
-    """`value` as a list of at most `max_items`, which messages call `noun`. Raises InvalidRequest."""
+    """Return `value` if it is a list of at most `max_items`, else raise InvalidRequest.
+
+    `noun` is the word for the items in the message.
+    """
     if not isinstance(value, list):
         raise InvalidRequest(f"{name}: {shown(value)} is not a list", name)
     if max_items is not None and len(value) > max_items:
@@ -83,7 +89,10 @@ def checked_list(name: str, value: Any, max_items: int | None, noun: str = "item
 
 
 def checked_ids(name: str, values: list[Any]) -> tuple[int, ...]:
-    """`values` as token ids. Raises InvalidRequest for the first that is none."""
+    """Return `values` as a tuple of token ids.
+
+    Raises InvalidRequest, which shows the first value that is none.
+    """
     if values and (set(map(type, values)) != {int} or min(values) < 0 or max(values) > MAX_TOKEN_ID):
         wrong = next(item for item in values if type(item) is not int or not 0 <= item <= MAX_TOKEN_ID)
         raise InvalidRequest(f"{name}: {shown(wrong)} is not a token id", name)

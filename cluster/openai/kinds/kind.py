@@ -1,4 +1,4 @@
-"""What all kinds share: a check, a schema, bounds that the config sets, and how messages show a value."""
+"""The base class of kinds, bounds that the config sets, and the form of values in error messages."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ class Kind(ABC):
 
     @abstractmethod
     def read(self, name: str, value: Any, limits: Limits) -> Any:
-        """The value as the code uses it. Raises InvalidRequest: `name`, the value and what was expected."""
+        """Return the value as the code uses it.
+
+        Raises InvalidRequest, whose message has `name`, the value and what was expected.
+        """
 
     @abstractmethod
     def schema(self, limits: Limits) -> Schema:
-        """What `read` accepts. It may accept less than its schema allows, never more."""
+        """Return the JSON Schema of the accepted values.
+
+        `read` may accept less than its schema, never more.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,7 @@ class Limit:
 
 
 def bound(value: _Number | Limit, limits: Limits) -> _Number:
-    """The number that a bound stands for."""
+    """Return the number that a bound stands for."""
     if isinstance(value, Limit):
         number: _Number = value.sign * getattr(limits, value.name)
         return number
@@ -48,7 +54,7 @@ def bound(value: _Number | Limit, limits: Limits) -> _Number:
 
 
 def shown(value: object) -> str:
-    """A value for a message, as JSON would write it, cut to a sensible length."""
+    """Return a short text that shows a value in an error message, much as JSON would write it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int):
@@ -63,5 +69,5 @@ def shown(value: object) -> str:
 
 
 def cut(text: str, end: str = "") -> str:
-    """The beginning of a text that a client chose, followed by `end` where something was cut off."""
+    """Return a client's text, cut to at most 60 characters; `end` follows if something was cut off."""
     return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + end

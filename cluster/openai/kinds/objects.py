@@ -1,4 +1,4 @@
-"""JSON objects whose fields a msgspec Struct declares: how they are read, and their schema.
+"""Reads JSON objects whose fields a msgspec Struct declares, and makes their JSON Schema.
 
 A field is declared as
 
@@ -27,7 +27,7 @@ _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 @dataclass(frozen=True, slots=True)
 class Inline:
-    """Marks a field whose own fields stand directly in the object."""
+    """Marks a field whose type is a Struct, and whose fields appear directly in the object."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,20 +35,20 @@ class Field:
     """One declared field of an object."""
 
     name: str
-    """Its name in JSON."""
+    """The field's name in JSON."""
     attribute: str
-    """Its name in Python and in gRPC."""
+    """The field's name in Python and in gRPC."""
     kind: Kind
     doc: str
     default: Any
     """`msgspec.NODEFAULT` if the field is required or its default is made anew for each request."""
     is_required: bool
     part: int
-    """Index of the Struct that holds it: 0 is the object's own, the others are inlined ones."""
+    """Index of the Struct that declares the field: 0 is the object's own Struct, others are inlined."""
 
 
 class Object(Kind, Generic[_Struct]):
-    """An object with the fields of a Struct. Other fields are errors, but for those that are named here."""
+    """An object with the fields of a Struct. Any other field is an error unless the constructor names it."""
 
     def __init__(
         self,
@@ -59,8 +59,8 @@ class Object(Kind, Generic[_Struct]):
     ) -> None:
         """`ignored` fields may have any value, which has no effect.
 
-        `unsupported` fields are known and refused, except for the values given here, which ask for nothing.
-        Null always asks for nothing. Raises ValueError if a field is declared twice.
+        `unsupported` fields are known and refused, except for the values given here and null, which ask for
+        nothing. Raises ValueError if a field is declared twice.
         """
         self._struct = struct
         self._inlined = [
@@ -70,9 +70,9 @@ class Object(Kind, Generic[_Struct]):
         ]
         structs = (struct, *(inlined for _, inlined in self._inlined))
         self.fields = tuple(field for part, each in enumerate(structs) for field in _declared(each, part))
-        """In the order of their declaration, those of inlined Structs last."""
+        """The fields in the order of their declaration; the fields of inlined Structs come last."""
         self.json_names = {field.attribute: field.name for field in self.fields}
-        """Name in Python and gRPC -> name in JSON."""
+        """Name in Python and gRPC -> name in JSON, of every field."""
         self.ignored, self.unsupported = tuple(ignored), dict(unsupported or {})
         self._readers = {field.name: (field.part, field.attribute, field.kind.read) for field in self.fields}
         self._required = tuple(
@@ -83,7 +83,11 @@ class Object(Kind, Generic[_Struct]):
             raise ValueError(f"{struct.__name__} declares a field twice")
 
     def read(self, name: str, value: Any, limits: Limits) -> _Struct:
-        """The Struct. `name` is empty for a whole body."""
+        """Read an object into the Struct. `name` is empty if the object is a whole body.
+
+        Raises InvalidRequest for a wrong value, UnsupportedParameter for a field that is not supported or not
+        known, and MalformedBody for a body that is not an object.
+        """
         if not isinstance(value, dict):
             if not name:
                 raise MalformedBody(f"the body is {shown(value)}, expected a JSON object")
@@ -108,7 +112,8 @@ class Object(Kind, Generic[_Struct]):
     def schema(self, limits: Limits) -> Schema:
         properties = {field.name: _field_schema(field, limits) for field in self.fields}
         for name, neutral in self.unsupported.items():
-            # JSON Schema knows one number 1, where Python tells 1 from 1.0; both are accepted.
+            # JSON Schema does not tell 1 from 1.0 as Python does, so the float is left out; both are
+            # accepted.
             values = [None, *(value for value in neutral if not isinstance(value, float))]
             properties[name] = {"enum": values, "description": "Not supported; these values ask for nothing."}
         properties |= {name: {"description": "Accepted without effect."} for name in self.ignored}
@@ -135,7 +140,10 @@ class Object(Kind, Generic[_Struct]):
 
 
 class Variants(Kind):
-    """An object of one of several shapes, which its field `tag` tells apart. Each shape declares `tag`."""
+    """An object of one of several shapes.
+
+    The value of its field `tag` selects the shape, which declares `tag`.
+    """
 
     def __init__(self, tag: str, shapes: Mapping[str, Object[Any]]) -> None:
         self._tag, self._shapes = tag, dict(shapes)
@@ -163,15 +171,15 @@ class Variants(Kind):
 def _declared(struct: type[msgspec.Struct], part: int) -> list[Field]:
     declared = []
     for item in msgspec.structs.fields(struct):
-        notes = getattr(item.type, "__metadata__", ())
-        kind = next((note for note in notes if isinstance(note, Kind)), None)
+        metadata = getattr(item.type, "__metadata__", ())
+        kind = next((entry for entry in metadata if isinstance(entry, Kind)), None)
         if kind is None:
             continue
         field = Field(
             name=item.encode_name,
             attribute=item.name,
             kind=kind,
-            doc=next((note for note in notes if isinstance(note, str)), ""),
+            doc=next((entry for entry in metadata if isinstance(entry, str)), ""),
             default=item.default,
             is_required=item.required,
             part=part,
@@ -190,7 +198,7 @@ def _field_schema(field: Field, limits: Limits) -> Schema:
 
 
 def nullable(schema: Schema) -> Schema:
-    """The schema of the same values and null."""
+    """Return the schema of the same values and null."""
     if "anyOf" in schema:
         return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
     if "enum" in schema:

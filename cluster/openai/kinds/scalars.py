@@ -13,12 +13,12 @@ from cluster.openai.kinds.kind import Kind, Limit, Schema, bound, shown
 from cluster.openai.limits import Limits
 
 MAX_COUNT = 2**31 - 1
-"""The highest number of tokens or the like that any field takes."""
+"""The largest value of any field that counts tokens or the like."""
 
 
 @dataclass(frozen=True, slots=True)
 class Boolean(Kind):
-    """True or false; numbers are not."""
+    """True or false; the numbers 1 and 0 are refused."""
 
     def read(self, name: str, value: Any, limits: Limits) -> bool:
         if not isinstance(value, bool):
@@ -31,7 +31,7 @@ class Boolean(Kind):
 
 @dataclass(frozen=True, slots=True)
 class Integer(Kind):
-    """A whole number from `low` to `high`; neither 1.0 nor true is one."""
+    """A whole number from `low` to `high`; 1.0 and true are refused."""
 
     low: int | Limit
     high: int | Limit
@@ -69,7 +69,7 @@ class Number(Kind):
         return {"type": "number", low: bound(self.low, limits), "maximum": bound(self.high, limits)}
 
     def expected(self, limits: Limits) -> str:
-        """What a message asks for, such as "a number in (0, 1]"."""
+        """Return the accepted values in words, such as "a number in (0, 1]"."""
         return f"a number in {self._interval(limits)}"
 
     def _interval(self, limits: Limits) -> str:
@@ -79,7 +79,7 @@ class Number(Kind):
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """What a text must match as a whole, and the name of such texts in messages."""
+    """A regular expression that a whole text must match, and the words for such texts in messages."""
 
     regex: str
     words: str
@@ -87,11 +87,11 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class Text(Kind):
-    """A string of at most `max_chars` characters that UTF-8 can hold."""
+    """A string of at most `max_chars` characters that can be encoded as UTF-8."""
 
     max_chars: int | Limit
     empty: str | None = None
-    """Why "" is refused, as a message says it; None if "" is a value like others."""
+    """Error text for an empty string; None if an empty string is allowed."""
     pattern: Pattern | None = None
 
     def read(self, name: str, value: Any, limits: Limits) -> str:
@@ -127,7 +127,7 @@ def _check_encodable(name: str, value: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Choice(Kind):
-    """One of a few strings: as the client may write it -> as the code reads it."""
+    """One of a few strings. `values` maps each accepted string to the string that the code uses for it."""
 
     values: Mapping[str, str]
 

@@ -1,4 +1,4 @@
-"""Kinds that a single field has: prompt, stop, logit_bias and chat_template_kwargs."""
+"""Kinds that only one field uses: prompt, stop, logit_bias and chat_template_kwargs."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class LogitBias(Kind):
 
 @dataclass(frozen=True, slots=True)
 class TemplateVariables(Kind):
-    """An object of any values for the chat template, without the names that the request's own fields have."""
+    """An object with any values for the chat template. Names that fields of the request have are refused."""
 
     reserved: frozenset[str]
 

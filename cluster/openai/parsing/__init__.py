@@ -1,4 +1,4 @@
-"""The first stage of a request: from a JSON body to a `ParsedRequest`, or to an error that names the field.
+"""The first stage of a request: it turns a JSON body into a `ParsedRequest` or an error that names the field.
 
 Open `parse.py` first.
 """

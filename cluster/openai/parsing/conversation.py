@@ -1,4 +1,4 @@
-"""The part of a body that the chat template sees: messages and its switches."""
+"""The fields of a conversation -> `ChatInput`, the input of the chat template."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from cluster.openai.request import ChatInput
 
 
 def chat_input(fields: ConversationFields, limits: Limits) -> ChatInput:
-    """What the chat template is given. Raises InvalidRequest for fields that contradict each other."""
+    """Return the input of the chat template.
+
+    Raises InvalidRequest if the messages are too long together, or if fields contradict each other.
+    """
     messages = tuple([_template_message(message) for message in fields.messages])
     num_chars = sum([len(message["content"]) for message in messages])
     if num_chars > limits.max_prompt_chars:
@@ -34,7 +37,7 @@ def chat_input(fields: ConversationFields, limits: Limits) -> ChatInput:
 
 
 def _template_message(message: MessageFields) -> dict[str, Any]:
-    """A message as chat templates expect it; parts become lines."""
+    """Return a message in the form that chat templates expect; each part of it becomes a line."""
     content = message.content
     if not isinstance(content, str):
         content = "\n".join([part.text for part in content])

@@ -1,6 +1,6 @@
-"""The bodies of generation requests -> `ParsedRequest`. Pure; knows neither tokenizer nor model.
+"""Turns the bodies of completions and chat requests into a `ParsedRequest`. Pure: no tokenizer, no model.
 
-`cluster.openai.fields` says what each field may be. Here is what fields mean together.
+`cluster.openai.fields` says what each field may be by itself. The rules for several fields together are here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SHARED = RequestFields.__struct_fields__
 
 
 def parse_completion(body: object, limits: Limits) -> ParsedRequest:
-    """The body of /v1/completions. Raises InvalidRequest, whose `param` is the field to blame."""
+    """Parse the body of /v1/completions. Raises InvalidRequest, whose `param` is the wrong field."""
     is_echo = isinstance(body, dict) and body.get("echo") is True
     fields = (ECHO if is_echo else COMPLETION).read("", body, limits)
     num_prompts = len(fields.prompts)
@@ -35,7 +35,7 @@ def parse_completion(body: object, limits: Limits) -> ParsedRequest:
 
 
 def parse_chat(body: object, limits: Limits) -> ParsedRequest:
-    """The body of /v1/chat/completions. Raises InvalidRequest, whose `param` is the field to blame."""
+    """Parse the body of /v1/chat/completions. Raises InvalidRequest, whose `param` is the wrong field."""
     fields = CHAT.read("", body, limits)
     num_top = fields.top_logprobs or 0
     if num_top and not fields.logprobs:
@@ -46,7 +46,7 @@ def parse_chat(body: object, limits: Limits) -> ParsedRequest:
 
 
 def parse_timeout_header(text: str, limits: Limits) -> float:
-    """The value of X-Request-Timeout, in seconds. Raises InvalidRequest."""
+    """Return the value of the header X-Request-Timeout, in seconds. Raises InvalidRequest."""
     try:
         value = float(text)
     except ValueError:
@@ -55,7 +55,7 @@ def parse_timeout_header(text: str, limits: Limits) -> float:
 
 
 def _common(fields: GenerationFields, output: OutputOptions) -> dict[str, Any]:
-    """What both kinds of generation share, for `ParsedRequest`. Raises InvalidRequest."""
+    """Return the arguments of `ParsedRequest` that completions and chat share. Raises InvalidRequest."""
     if fields.best_of is not None and fields.best_of != fields.n:
         raise UnsupportedParameter(
             f"best_of: {fields.best_of} is not supported by this server unless n is the same", "best_of"

@@ -1,4 +1,4 @@
-"""The second stage of a request: from a `ParsedRequest` to token ids, by chat template and model limits.
+"""The second stage of a request: chat template and tokenizer turn a `ParsedRequest` into token ids.
 
 Open `prepare.py` first.
 """

@@ -1,7 +1,7 @@
-"""A checkpoint's chat template: conversations to prompt text, in jinja2's sandbox.
+"""A checkpoint's chat template, which turns conversations into prompt text in jinja2's sandbox.
 
-A template comes with a checkpoint and the messages from anybody, so neither is trusted: the template can read what it is
-given and nothing else, and text of a message is never read as a template.
+The template comes with a checkpoint and the messages come from any client, so neither is trusted. The
+template can read only what it is given, and a message's text is never interpreted as a template.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from cluster.openai.request import ChatInput
 
 
 class ChatTemplate:
-    """One compiled template. Immutable; may be used from several threads."""
+    """One compiled template. It is immutable and may be used from several threads."""
 
     def __init__(
         self, source: str, special_tokens: Mapping[str, str], now: Callable[[], datetime] = datetime.now
     ) -> None:
-        """`special_tokens` are variables of the template, such as bos_token. Raises ValueError where it is not jinja."""
-        # The environment and the functions are those that templates are written for (transformers' apply_chat_template).
+        """`special_tokens` are variables of the template, such as bos_token.
+
+        Raises ValueError if `source` is no valid jinja2 template.
+        """
+        # Templates are written for the environment and the functions of transformers' apply_chat_template.
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlock]
         )
@@ -41,7 +44,10 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
 
     def render(self, chat: ChatInput) -> str:
-        """The prompt of a conversation. Raises InvalidRequest where the template refuses it, naming its reason."""
+        """Return the prompt of a conversation.
+
+        Raises InvalidRequest with the template's reason if the template refuses the conversation.
+        """
         if not chat.continue_final_message:
             return self._render(chat, chat.messages)
         *earlier, final = chat.messages
@@ -67,7 +73,7 @@ class ChatTemplate:
         try:
             return self._template.render(variables)
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            # Anything that goes wrong in here depends on the messages: the template itself compiled.
+            # The template itself compiled, so any error here depends on the messages.
             raise InvalidRequest(
                 f"messages: the chat template refuses them: {error}"[:500], "messages"
             ) from error
@@ -76,7 +82,10 @@ class ChatTemplate:
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}...{% endgeneration %}` marks what a model is trained on; when serving it is just its content."""
+    """The tags `{% generation %}` and `{% endgeneration %}`, which mark the text that a model is trained on.
+
+    In serving, the tags have no effect on what is between them.
+    """
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -86,7 +95,7 @@ class _GenerationBlock(Extension):
 
 
 def _unused_mark(chat: ChatInput) -> str:
-    """A string that is in no message."""
+    """Return a string that occurs in no message."""
     mark = "\ue000continue"
     while any(mark in message["content"] for message in chat.messages):
         mark += "\ue000"
@@ -100,7 +109,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """jinja2's own filter escapes HTML, which has no place in a prompt."""
+    """Write a value as JSON. jinja2's own filter escapes HTML, which is wrong in a prompt."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

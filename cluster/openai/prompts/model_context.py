@@ -1,4 +1,4 @@
-"""What the front door knows of the served model: tokenizer, chat template, limits and generation defaults."""
+"""What an ingress replica knows of the served model: tokenizer, chat template, limits and defaults."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from cluster.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelLimits:
-    """What the served model allows."""
+    """The limits and defaults of the served model."""
 
     max_model_len: int
-    """Prompt plus output, in tokens."""
+    """The longest prompt and output together, in tokens."""
     vocab_size: int
-    """Rows of the embedding: legal token ids are 0 <= id < vocab_size."""
+    """Rows of the embedding. The valid token ids are 0 <= id < vocab_size."""
     eos_token_ids: tuple[int, ...] = ()
-    """Tokens that end a sequence unless ignore_eos."""
+    """Tokens that end a sequence unless the request has ignore_eos."""
     defaults: SamplingFields = field(default_factory=SamplingFields)
-    """What generation_config.json recommends; None where it says nothing."""
+    """The values that generation_config.json recommends; None for a field without a recommendation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelContext:
-    """Everything that turns a request into token ids and token ids into an answer."""
+    """The parts of a model that turn a request into token ids, and token ids into an answer."""
 
     tokenizer: Tokenizer
     template: ChatTemplate | None
-    """None where the checkpoint has none; chat requests are then refused."""
+    """The chat template. None if the checkpoint has none; chat requests are then refused."""
     limits: ModelLimits
 
 
 def load_model_context(directory: str | Path, max_model_len: int) -> ModelContext:
-    """Reads the tokenizer's files, config.json and generation_config.json of a checkpoint directory.
+    """Read the tokenizer's files, config.json and generation_config.json of a checkpoint directory.
 
-    `max_model_len` is what the dense actors say. Raises UnreadableFileError or ConfigError, which name file and
-    key.
+    `max_model_len` is the context length that the dense actors report. Raises UnreadableFileError or
+    ConfigError, which name file and key.
     """
     directory = Path(directory)
     tokenizer = Tokenizer.load(directory)
@@ -72,16 +72,16 @@ def load_model_context(directory: str | Path, max_model_len: int) -> ModelContex
 
 
 def eos_token_ids(config: dict[str, object]) -> tuple[int, ...]:
-    """eos_token_id, which may be one id, a list, or absent."""
+    """Return the ids in eos_token_id, which may be one id, a list of ids, or absent."""
     value = config.get("eos_token_id")
     ids = value if isinstance(value, list) else [value]
     return tuple(token_id for token_id in ids if type(token_id) is int)
 
 
 def generation_defaults(config: dict[str, object], file: str) -> SamplingFields:
-    """The sampling that generation_config.json recommends; nothing of it if it says do_sample: false.
+    """Return the sampling values that generation_config.json recommends, or none if it has do_sample: false.
 
-    Raises ConfigError for values outside what a request could ask for.
+    Raises ConfigError for a value that a request could not ask for.
     """
     if config.get("do_sample") is False:
         return SamplingFields()
@@ -99,7 +99,10 @@ def _generation_config(directory: Path) -> dict[str, object]:
 
 
 def _checked(value: object, file: str, name: str, kind: Integer | Number) -> float:
-    """The value of a field of this kind. For an integer, the file may have 50.0, which a request may not."""
+    """Return the checked value of a field of this kind.
+
+    For an integer, the file may have a value such as 50.0, which a request may not have.
+    """
     number = Number(kind.low, kind.high) if isinstance(kind, Integer) else kind
     try:
         checked = number.read(name, value, _LIMITS)
@@ -109,9 +112,9 @@ def _checked(value: object, file: str, name: str, kind: Integer | Number) -> flo
 
 
 def _defaulted_fields() -> dict[str, Integer | Number]:
-    """Sampling field -> its kind, if a request may leave it to the checkpoint.
+    """Return sampling field -> kind, for the fields whose default the checkpoint may set.
 
-    Such a field is None by default, and the engine has a default for it.
+    Such a field is None if the request does not set it, and the engine has its own default for it.
     """
     required = {item.name for item in msgspec.structs.fields(SamplingParams) if item.required}
     return {

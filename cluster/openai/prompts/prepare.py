@@ -1,4 +1,7 @@
-"""`ParsedRequest` -> one `SequenceRequest` per choice: template, tokens, lengths, defaults, seeds."""
+"""Turns a `ParsedRequest` into one `SequenceRequest` per choice.
+
+chat template -> tokens -> check of lengths -> defaults -> seeds
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ from cluster.openai.request import ChatInput, ParsedRequest, SequenceRequest
 def prepare(
     parsed: ParsedRequest, model: ModelContext, limits: Limits, draw_seed: Callable[[], int]
 ) -> tuple[SequenceRequest, ...]:
-    """The sequences that answer a request, in the order of their choices.
+    """Return the sequences that answer a request, in the order of their choices.
 
-    `draw_seed` gives 0 <= seed < 2**64 and is called once per prompt if the request has no seed. Raises
+    `draw_seed` returns 0 <= seed < 2**64. It is called once per prompt if the request has no seed. Raises
     InvalidRequest.
     """
     _check_vocabulary(parsed, model)
@@ -56,14 +59,20 @@ def prepare(
 
 
 def chat_prompt(chat: ChatInput, model: ModelContext) -> str:
-    """The text of a conversation. Raises InvalidRequest where there is no template or it refuses the messages."""
+    """Return the prompt text of a conversation.
+
+    Raises InvalidRequest if the model has no chat template, or if the template refuses the messages.
+    """
     if model.template is None:
         raise InvalidRequest("messages: the served model has no chat template", "messages")
     return model.template.render(chat)
 
 
 def derived_seed(seed: int, choice: int) -> int:
-    """The seed of one of n choices: the first has the request's own, so that it does not depend on n."""
+    """Return the seed of one of a prompt's n choices.
+
+    The first choice uses the request's seed, so its output does not depend on n.
+    """
     if choice == 0:
         return seed
     digest = hashlib.blake2b(struct.pack("<QQ", seed, choice), digest_size=8).digest()
@@ -71,7 +80,7 @@ def derived_seed(seed: int, choice: int) -> int:
 
 
 def checked_prompt_ids(name: str, ids: tuple[int, ...], model: ModelContext) -> None:
-    """Raises InvalidRequest for an id outside the vocabulary."""
+    """Raise InvalidRequest if an id is outside the vocabulary."""
     vocab_size = model.limits.vocab_size
     if ids and max(ids) >= vocab_size:
         raise InvalidRequest(f"{name}: token id {max(ids)} is outside the vocabulary [0, {vocab_size})", name)
@@ -111,7 +120,7 @@ def _check_length(ids: tuple[int, ...], parsed: ParsedRequest, limits: Limits) -
 def _sampling_params(
     parsed: ParsedRequest, model: ModelContext, limits: Limits, num_prompt_tokens: int
 ) -> SamplingParams:
-    """What the engine is told of each choice of a prompt; the seed is still to be derived."""
+    """Return the engine's parameters for a prompt's choices, except the seed, which is derived per choice."""
     asked, output = parsed.sampling, parsed.output
     max_tokens = _max_tokens(parsed, limits, num_prompt_tokens, model.limits.max_model_len)
     if asked.min_tokens > max_tokens:
@@ -131,7 +140,7 @@ def _sampling_params(
 
 
 def _asked_or_default(asked: SamplingFields, defaults: SamplingFields) -> dict[str, Any]:
-    """The sampling fields by name, without those for which the engine's own default holds."""
+    """Return the sampling fields by name, without those for which the engine's own default applies."""
     chosen = {}
     for name in SamplingFields.__struct_fields__:
         value = getattr(asked, name)
@@ -147,7 +156,11 @@ def _with_eos(stop_token_ids: tuple[int, ...], model: ModelContext) -> tuple[int
 
 
 def _max_tokens(parsed: ParsedRequest, limits: Limits, num_prompt_tokens: int, max_model_len: int) -> int:
-    """Tokens to generate: as asked for, else 16 for a completion and what is left of the context for a chat."""
+    """Return the tokens to generate.
+
+    Without a value in the request, that is `completion_max_tokens` for a completion and the rest of the
+    context for a chat. Raises ContextLengthExceeded if prompt and output do not fit into the context.
+    """
     room = max_model_len - num_prompt_tokens
     asked = parsed.sampling.max_tokens
     name = "prompt" if parsed.chat is None else "messages"
@@ -160,8 +173,8 @@ def _max_tokens(parsed: ParsedRequest, limits: Limits, num_prompt_tokens: int, m
         return room if parsed.kind == "chat" else min(limits.completion_max_tokens, room)
     if asked > room:
         raise ContextLengthExceeded(
-            f"max_tokens: {num_prompt_tokens} prompt tokens and max_tokens {asked} are more than the context of"
-            f" {max_model_len}",
+            f"max_tokens: {num_prompt_tokens} prompt tokens and max_tokens {asked}"
+            f" are more than the context of {max_model_len}",
             "max_tokens",
         )
     return max(asked, 1)
@@ -169,7 +182,7 @@ def _max_tokens(parsed: ParsedRequest, limits: Limits, num_prompt_tokens: int, m
 
 def _echo_text(prompt: Prompt, ids: tuple[int, ...], parsed: ParsedRequest, model: ModelContext) -> str:
     if parsed.chat is not None:
-        # Only a message that is being continued belongs to the answer.
+        # Of a conversation, only an assistant message that is continued belongs to the answer.
         final = parsed.chat.messages[-1]
         return str(final["content"]) if final["role"] == "assistant" else ""
     if isinstance(prompt, str) and parsed.truncate_prompt_tokens is None:

@@ -1,9 +1,9 @@
-"""From the engine's tokens to what a client gets of one choice, piece by piece; the same for HTTP and gRPC.
+"""Turns the engine's tokens into the pieces of one choice that a client gets, over HTTP and gRPC alike.
 
     SequenceDelta -> tokens one by one -> IncrementalDecoder -> StopScanner -> OutputPiece
 
-A token is given out together with the last of its text, so a piece's tokens and text belong together, and the pieces of a
-stream add up to the answer that is not streamed.
+A token is given out together with the last character of its text. The tokens and the text of a piece
+therefore belong together, and the pieces of a stream add up to the answer that is not streamed.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from cluster.tokenizer import IncrementalDecoder, Tokenizer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputPiece:
-    """What is new of one choice."""
+    """The new output of one choice."""
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
-    """One per token where they were asked for, else none."""
+    """One entry per token if the request asks for logprobs, else empty."""
     text_offsets: tuple[int, ...] = ()
-    """Per token the number of characters of the choice's text before it."""
+    """For each token, the number of characters of the choice's text before it."""
     num_tokens: int = 0
-    """Tokens of the choice so far, for usage; also those whose text is still held back."""
+    """Tokens of the choice so far, for usage. Tokens whose text is still held back count as well."""
     num_cached_tokens: int = 0
-    """Tokens of the prompt that the dense actor found computed."""
+    """Tokens of the prompt that the dense actor found in its cache."""
     is_first: bool = False
-    """Whether no piece came before it; it is the one with the prompt's logprobs."""
+    """Whether this is the first piece of the choice, which has the prompt's logprobs."""
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
-    """For prompt positions 1..n-1, where they were asked for."""
+    """Logprobs of the prompt positions 1..n-1, if the request asks for them and this is the first piece."""
     finish_reason: str | None = None
-    """None while the choice goes on, else "stop" or "length"."""
+    """None while the choice goes on, afterwards "stop" or "length"."""
     stop_reason: str | int | None = None
-    """The stop string or the id of stop_token_ids that ended it; None for the model's own end."""
+    """The stop string, or the id of stop_token_ids, that ended the choice; None for the model's own end."""
     needs_cancel: bool = False
-    """Whether the engine still generates this sequence and has to be told to stop."""
+    """Whether the engine still generates this sequence and must be told to stop."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,11 +51,17 @@ class _HeldToken:
     logprobs: TokenLogprobs | None
     text_offset: int
     text_end: int
-    """Characters of decoded text with which all of this token's text is out, a character that it only begins included."""
+    """The length of decoded text that includes all of this token's text.
+
+    If the token ends inside a character, the length includes that character.
+    """
 
 
 class ChoiceAssembler:
-    """Assembles one choice. Feed it every delta of its sequence, in order; nothing after a piece with a finish_reason."""
+    """Assembles one choice.
+
+    Push every delta of the choice's sequence in order, until a piece has a finish_reason.
+    """
 
     def __init__(self, tokenizer: Tokenizer, request: SequenceRequest) -> None:
         self._request = request
@@ -76,9 +82,9 @@ class ChoiceAssembler:
         self.finish_reason: str | None = None
 
     def push(self, delta: SequenceDelta) -> OutputPiece | None:
-        """What can be given out after this delta; None where that is nothing.
+        """Return the piece that can be given out after this delta, or None if there is nothing to give out.
 
-        Raises RequestFailed where the engine gave up on the sequence.
+        Raises RequestFailed if generation of the sequence failed.
         """
         if self.finish_reason is not None:
             return None
@@ -122,7 +128,10 @@ class ChoiceAssembler:
         )
 
     def _scan(self, decoded: str) -> None:
-        """A stop string counts when at least min_tokens tokens came before the one that completes it."""
+        """Pass decoded text through the scanner.
+
+        A stop string counts only if at least min_tokens tokens precede the token that completes it.
+        """
         self._num_decoded += len(decoded)
         released = self._scanner.push(decoded, is_armed=self.num_tokens > self._request.params.min_tokens)
         self._give(released)
@@ -163,7 +172,7 @@ class ChoiceAssembler:
         return piece
 
     def _released_tokens(self) -> list[_HeldToken]:
-        """The tokens whose text has all been given out; at the end, every token."""
+        """Take out the tokens whose whole text has been given out; at the end, all tokens."""
         is_end = self.finish_reason is not None
         released = []
         while self._held and (is_end or self._held[0].text_end <= self._num_released):
@@ -172,7 +181,10 @@ class ChoiceAssembler:
 
 
 def merged(pieces: Sequence[OutputPiece]) -> OutputPiece:
-    """All pieces of one choice as one: the answer that is not streamed. At least one piece, the last one finished."""
+    """Merge all pieces of one choice into one piece, for an answer that is not streamed.
+
+    There must be at least one piece, and the last one must have a finish_reason.
+    """
     first, last = pieces[0], pieces[-1]
     return OutputPiece(
         text="".join(piece.text for piece in pieces),

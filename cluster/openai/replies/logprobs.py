@@ -1,4 +1,8 @@
-"""Logprobs in OpenAI's shapes: parallel lists for completions, one object per token for chat, vLLM's for prompts."""
+"""Logprobs in the shapes that clients get.
+
+Completions get OpenAI's parallel lists, chats get OpenAI's objects, one per token, and prompts get vLLM's
+shape.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +15,21 @@ from cluster.openai.request import SequenceRequest
 from cluster.tokenizer import IncrementalDecoder, Tokenizer
 
 LOWEST_LOGPROB = -9999.0
-"""Stands for minus infinity, which JSON cannot hold."""
+"""Stands for minus infinity, which JSON cannot express."""
 
 
 def token_name(tokenizer: Tokenizer, token_id: int, as_token_id: bool) -> str:
-    """What a token is called in logprobs: its text, or `token_id:N`."""
+    """Return the token's name in logprobs: its text, or `token_id:N`."""
     return f"token_id:{token_id}" if as_token_id else tokenizer.token_text(token_id)
 
 
 def completion_logprobs(
     tokenizer: Tokenizer, sequence: SequenceRequest, piece: OutputPiece
 ) -> dict[str, Any]:
-    """The `logprobs` of a completions choice for one piece; the prompt's come first where it is echoed."""
+    """Return the `logprobs` of a completions choice for one piece.
+
+    With `echo`, the logprobs of the prompt come before those of the first piece.
+    """
     output = sequence.output
     as_token_id, num_top = output.return_tokens_as_token_ids, output.logprobs or 0
     tokens: list[str] = []
@@ -52,7 +59,7 @@ def completion_logprobs(
 
 
 def chat_logprobs(tokenizer: Tokenizer, sequence: SequenceRequest, piece: OutputPiece) -> dict[str, Any]:
-    """The `logprobs` of a chat choice for one piece."""
+    """Return the `logprobs` of a chat choice for one piece."""
     as_token_id, num_top = sequence.output.return_tokens_as_token_ids, sequence.output.logprobs or 0
     content = []
     for entry in piece.logprobs:
@@ -68,7 +75,11 @@ def chat_logprobs(tokenizer: Tokenizer, sequence: SequenceRequest, piece: Output
 def prompt_logprobs(
     tokenizer: Tokenizer, sequence: SequenceRequest, entries: Sequence[TokenLogprobs]
 ) -> list[dict[str, Any] | None]:
-    """`prompt_logprobs` as vLLM writes them: per prompt token {token id: {logprob, rank, decoded_token}}, null first."""
+    """Return `prompt_logprobs` in vLLM's shape.
+
+    Each prompt token has an object {token id: {logprob, rank, decoded_token}}, except the first, which has
+    null.
+    """
     num_top = sequence.output.prompt_logprobs or 0
     as_token_id = sequence.output.return_tokens_as_token_ids
     rows: list[dict[str, Any] | None] = [None]
@@ -91,7 +102,7 @@ def prompt_logprobs(
 
 
 def prompt_offsets(tokenizer: Tokenizer, sequence: SequenceRequest) -> list[int]:
-    """Where each prompt token begins in the prompt's text, in characters."""
+    """Return the offset of each prompt token in the prompt's text, in characters."""
     decoder = IncrementalDecoder(tokenizer, (), sequence.output.skip_special_tokens)
     offsets, offset = [], 0
     for token_id in sequence.prompt_ids:
@@ -103,7 +114,10 @@ def prompt_offsets(tokenizer: Tokenizer, sequence: SequenceRequest) -> list[int]
 def _top_by_name(
     tokenizer: Tokenizer, entry: TokenLogprobs, num_top: int, as_token_id: bool
 ) -> dict[str, float]:
-    """The token itself and the most likely ones. Of tokens with the same name the likeliest is shown."""
+    """Return name -> logprob of the token itself and of the `num_top` most likely tokens.
+
+    If several of the most likely tokens have the same name, the most likely one is shown.
+    """
     by_name = {token_name(tokenizer, entry.token_id, as_token_id): _finite(entry.logprob)}
     for token_id, logprob in entry.top[:num_top]:
         by_name.setdefault(token_name(tokenizer, token_id, as_token_id), _finite(logprob))

@@ -1,4 +1,7 @@
-"""Assembled choices -> OpenAI's answers: whole, and as the chunks of a stream. Pure; `encoding` turns them to bytes."""
+"""Turns assembled choices into OpenAI's answers, whole or as the chunks of a stream. Pure.
+
+`encoding` turns the answers into bytes.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from cluster.tokenizer import Tokenizer
 
 JsonObject = dict[str, Any]
 Choice = tuple[SequenceRequest, OutputPiece]
-"""A sequence and what there is of its output: a piece of a stream, or everything (`assembler.merged`)."""
+"""A sequence and its output: a piece of a stream, or all of the output (`assembler.merged`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResponseHead:
-    """What all chunks of an answer have in common."""
+    """The values that all chunks of an answer share."""
 
     response_id: str
     created: int
@@ -28,20 +31,20 @@ class ResponseHead:
 
 
 def response_id(kind: Kind, request_id: str) -> str:
-    """The `id` of an answer."""
+    """Return the `id` of an answer."""
     return f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{request_id}"
 
 
 def full_response(
     kind: Kind, head: ResponseHead, choices: Sequence[Choice], tokenizer: Tokenizer
 ) -> JsonObject:
-    """The answer that is not streamed."""
+    """Return an answer that is not streamed."""
     build = chat_response if kind == "chat" else completion_response
     return build(head, choices, tokenizer)
 
 
 def completion_response(head: ResponseHead, choices: Sequence[Choice], tokenizer: Tokenizer) -> JsonObject:
-    """The answer of /v1/completions; `choices` in the order of their index, each with all of its output."""
+    """Return the answer of /v1/completions. `choices` are sorted by index, each with all of its output."""
     return {
         **_head(head, "text_completion"),
         "choices": [
@@ -54,13 +57,16 @@ def completion_response(head: ResponseHead, choices: Sequence[Choice], tokenizer
 def completion_chunk(
     head: ResponseHead, sequence: SequenceRequest, piece: OutputPiece, tokenizer: Tokenizer
 ) -> JsonObject:
-    """One chunk of a streamed /v1/completions, without usage."""
+    """Return one chunk of a streamed /v1/completions, without usage."""
     choice = _completion_choice(sequence, piece, tokenizer, is_chunk=True)
     return {**_head(head, "text_completion"), "choices": [choice]}
 
 
 def chat_response(head: ResponseHead, choices: Sequence[Choice], tokenizer: Tokenizer) -> JsonObject:
-    """The answer of /v1/chat/completions; `choices` in the order of their index, each with all of its output."""
+    """Return the answer of /v1/chat/completions.
+
+    `choices` are sorted by index, each with all of its output.
+    """
     sequence, piece = choices[0]
     body = {
         **_head(head, "chat.completion"),
@@ -75,7 +81,7 @@ def chat_response(head: ResponseHead, choices: Sequence[Choice], tokenizer: Toke
 
 
 def chat_role_chunk(head: ResponseHead, sequence: SequenceRequest) -> JsonObject:
-    """The first chunk of a choice of a streamed /v1/chat/completions: who speaks, and what is echoed."""
+    """Return the first chunk of a choice of a streamed /v1/chat/completions: the role and the echoed text."""
     delta = {"role": "assistant", "content": sequence.echo_text}
     body = {
         **_head(head, "chat.completion.chunk"),
@@ -89,7 +95,7 @@ def chat_role_chunk(head: ResponseHead, sequence: SequenceRequest) -> JsonObject
 def chat_chunk(
     head: ResponseHead, sequence: SequenceRequest, piece: OutputPiece, tokenizer: Tokenizer
 ) -> JsonObject:
-    """A further chunk of a choice of a streamed /v1/chat/completions, without usage."""
+    """Return a further chunk of a choice of a streamed /v1/chat/completions, without usage."""
     has_logprobs = sequence.output.logprobs is not None and piece.logprobs
     choice: JsonObject = {
         "index": sequence.index,
@@ -106,16 +112,16 @@ def chat_chunk(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """Tokens of a whole answer."""
+    """The token counts of a whole answer."""
 
     num_prompt_tokens: int
-    """Of all prompts; the n choices of a prompt share it."""
+    """Tokens of all prompts. A prompt counts once, however many choices it has."""
     num_cached_tokens: int
-    """Of those, tokens that had been computed before, whichever choice of their prompt is asked."""
+    """Prompt tokens found in the cache: for each prompt, the smallest number among its choices."""
     num_completion_tokens: int
 
     def to_json(self) -> JsonObject:
-        """OpenAI's `usage`."""
+        """Return OpenAI's `usage` object."""
         return {
             "prompt_tokens": self.num_prompt_tokens,
             "completion_tokens": self.num_completion_tokens,
@@ -133,13 +139,13 @@ class UsageCount:
         self._num_cached: dict[int, dict[int, int]] = {}
 
     def add(self, sequence: SequenceRequest, piece: OutputPiece) -> None:
-        """Take note of the newest piece of a choice."""
+        """Count the newest piece of a choice."""
         self._num_tokens[sequence.index] = piece.num_tokens
         self._num_cached.setdefault(sequence.prompt_index, {})[sequence.index] = piece.num_cached_tokens
 
     @property
     def total(self) -> Usage:
-        """So far."""
+        """The usage so far."""
         return Usage(
             num_prompt_tokens=sum(self._prompts.values()),
             num_cached_tokens=sum(min(choices.values()) for choices in self._num_cached.values()),
@@ -148,7 +154,10 @@ class UsageCount:
 
 
 class StreamChunks:
-    """The chunks of one streamed answer, in order: `opening()`, `chunk(...)` for every piece, `closing()`."""
+    """Makes the chunks of one streamed answer.
+
+    Call `opening()`, `chunk(...)` for every piece, then `closing()`.
+    """
 
     def __init__(
         self,
@@ -163,26 +172,26 @@ class StreamChunks:
         self._usage = UsageCount(sequences)
 
     def opening(self) -> list[JsonObject]:
-        """What a stream begins with: for chat, the role of every choice."""
+        """Return the chunks that begin a stream: for a chat, one per choice with its role."""
         if not self._is_chat:
             return []
         return [self._with_usage(chat_role_chunk(self._head, sequence)) for sequence in self._sequences]
 
     def chunk(self, sequence: SequenceRequest, piece: OutputPiece) -> JsonObject:
-        """One piece of one choice."""
+        """Return the chunk for one piece of one choice."""
         self._usage.add(sequence, piece)
         build = chat_chunk if self._is_chat else completion_chunk
         return self._with_usage(build(self._head, sequence, piece, self._tokenizer))
 
     def closing(self) -> list[JsonObject]:
-        """What a stream ends with, before [DONE]: usage and no choices, where it was asked for."""
+        """Return the chunks that end a stream before [DONE]: one with usage and no choices, if asked for."""
         if not self._options.include_usage:
             return []
         kind = "chat.completion.chunk" if self._is_chat else "text_completion"
         return [{**_head(self._head, kind), "choices": [], "usage": self._usage.total.to_json()}]
 
     def _with_usage(self, body: JsonObject) -> JsonObject:
-        """Each chunk's usage: so far where asked for, null where only the last chunk has it."""
+        """Add the usage so far if every chunk must have it, or null if only the last chunk has usage."""
         if self._options.continuous_usage_stats:
             body["usage"] = self._usage.total.to_json()
         elif self._options.include_usage:

@@ -6,14 +6,18 @@ from collections.abc import Iterable
 
 
 class StopScanner:
-    """Finds stop strings in text that comes in pieces, and holds back whatever might turn out to begin one.
+    """Finds stop strings in text that comes in pieces, and holds back text that may be the beginning of one.
 
-    The stop string that is complete first wins, of several the longest, however the text is cut into pieces. For each
-    stop string it keeps the length of its longest prefix that the text so far ends in (Knuth, Morris, Pratt 1977).
+    The stop string that ends first in the text is found; if several end at the same character, the longest of
+    them. How the text is cut into pieces does not matter. For each stop string, the scanner keeps the length
+    of its longest prefix that the text so far ends with (Knuth, Morris, Pratt 1977).
     """
 
     def __init__(self, stop_strings: Iterable[str], include_stop: bool = False) -> None:
-        """`include_stop`: whether the text that is given out ends with the stop string or before it. None may be empty."""
+        """`include_stop` says whether the released text ends with the stop string or before it.
+
+        No stop string may be empty.
+        """
         self._stops = sorted(stop_strings, key=len, reverse=True)
         self._failures = [_failure_function(stop) for stop in self._stops]
         self._lengths = [0] * len(self._stops)
@@ -21,12 +25,15 @@ class StopScanner:
         self._include_stop = include_stop
         self._held = ""
         self.found: str | None = None
-        """The stop string that was found; nothing may be pushed after it."""
+        """The stop string that was found. After that, nothing may be pushed."""
 
     def push(self, text: str, is_armed: bool = True) -> str:
-        """The text that can be given out now. Stop strings that end in a piece that is not armed do not count."""
+        """Take in a piece and return the text that can be given out now.
+
+        A stop string does not count if it ends in a piece for which `is_armed` is False.
+        """
         if not self._held and self._first_chars.isdisjoint(text):
-            return text  # Nearly every piece: no stop string is under way and none begins here.
+            return text  # This is the usual case: no stop string has begun, and none begins in this piece.
         self._held += text
         start = len(self._held) - len(text)
         for position, char in enumerate(text, start + 1):
@@ -38,11 +45,11 @@ class StopScanner:
         return self._release(len(self._held) - max(self._lengths))
 
     def flush(self) -> str:
-        """What is held back, at the end of the text; nothing after a stop string."""
+        """Return the text that is held back, at the end of the input; empty if a stop string was found."""
         return "" if self.found is not None else self._release(len(self._held))
 
     def _step(self, char: str) -> str | None:
-        """Take in one character; the longest stop string that it completes."""
+        """Take in one character, and return the longest stop string that it completes, if any."""
         found = None
         for index, stop in enumerate(self._stops):
             length, failure = self._lengths[index], self._failures[index]
@@ -62,7 +69,7 @@ class StopScanner:
 
 
 def _failure_function(stop: str) -> list[int]:
-    """For each prefix of `stop`, the length of its longest proper prefix that is also its suffix."""
+    """Return for each prefix of `stop` the length of its longest proper prefix that is also its suffix."""
     failure = [0] * len(stop)
     for index in range(1, len(stop)):
         length = failure[index - 1]
