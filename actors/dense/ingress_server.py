@@ -35,6 +35,9 @@ _HELLO_DEADLINE_SECONDS = 10.0
 _MAX_UNSENT_BYTES = 64 * 1024 * 1024
 """Bytes that may wait for an ingress replica that does not read; beyond them its connection is closed."""
 
+_CALL_SECONDS = 10.0
+"""How long starting and stopping may take."""
+
 
 class IngressServer:
     """The listener and its connections, served by a thread of their own."""
@@ -53,20 +56,20 @@ class IngressServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections = itertools.count()
 
-    def start(self, engine: Engine, host: str, deadline_seconds: float = 10.0) -> tuple[str, int]:
+    def start(self, engine: Engine, host: str) -> tuple[str, int]:
         """Listen on a free port of `host` for sequences of `engine`; return the address."""
         self._engine = engine
         self._thread.start()
-        address: tuple[str, int] = self._call(self._listen(host)).result(deadline_seconds)
+        address: tuple[str, int] = self._call(self._listen(host)).result(_CALL_SECONDS)
         return address
 
-    def stop(self, deadline_seconds: float = 10.0) -> None:
+    def stop(self) -> None:
         """Close all connections and the port."""
         if not self._thread.is_alive():
             return
-        self._call(self._close()).result(deadline_seconds)
+        self._call(self._close()).result(_CALL_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(deadline_seconds)
+        self._thread.join(_CALL_SECONDS)
         self._loop.close()
 
     def emit(self, connection: int, output: StepOutput) -> None:

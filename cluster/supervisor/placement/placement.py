@@ -42,18 +42,18 @@ class Holder:
     num_slots: int
 
 
-def spread_experts(num_actors: int, num_experts: int = NUM_EXPERTS) -> tuple[tuple[int, ...], ...]:
+def spread_experts(num_actors: int) -> tuple[tuple[int, ...], ...]:
     """Return the experts of each expert actor: contiguous, each expert once, and as even as possible.
 
         16 experts on 3 actors    0 1 2 3 4 5 | 6 7 8 9 10 | 11 12 13 14 15
 
     Raises ValueError for more actors than experts, since an actor would have no work.
     """
-    if not 0 <= num_actors <= num_experts:
-        raise ValueError(f"num_actors is {num_actors}, expected 0 to {num_experts}")
+    if not 0 <= num_actors <= NUM_EXPERTS:
+        raise ValueError(f"num_actors is {num_actors}, expected 0 to {NUM_EXPERTS}")
     if num_actors == 0:
         return ()
-    return _cut(_even(num_experts, num_actors))
+    return _cut(_even(NUM_EXPERTS, num_actors))
 
 
 def slot_counts(num_actors: int, num_replicas: int, num_redundant: int) -> tuple[int, ...]:
@@ -81,7 +81,7 @@ def place(
     matrix = as_matrix(loads, NUM_EXPERTS)
     held = {} if present is None else present.slots
     if not any(held.get(holder.index) for holder in holders):
-        return Placement(version=_next(present), slots=_fresh(board, holders, matrix, loads is None))
+        return Placement(version=_next(present), slots=_fresh(board, matrix, loads is None))
     slots = board.slots(_from_present(board, board.keep(held), matrix))
     if present is not None and slots == present.slots:
         return present
@@ -176,9 +176,7 @@ def _from_present(board: Board, present: Matrix, matrix: Matrix) -> Matrix:
     return board.match(fresh, present) if more < 0 or (more == 0 and is_better) else near
 
 
-def _fresh(
-    board: Board, holders: Sequence[Holder], matrix: Matrix, is_even: bool
-) -> dict[int, tuple[int, ...]]:
+def _fresh(board: Board, matrix: Matrix, is_even: bool) -> dict[int, tuple[int, ...]]:
     if is_even and sum(board.capacities) == NUM_EXPERTS:
         return dict(zip(board.indices, _cut(list(board.capacities)), strict=True))
     return board.slots(improve(board, board.fill(board.keep({}), matrix), matrix, least_gain=0.0))
