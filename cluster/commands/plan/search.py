@@ -223,8 +223,9 @@ def _memory_error(shape: Shape, hardware: Hardware, demand: Demand) -> NoPlanErr
     cache = demand.context_tokens * shape.kv_bytes_per_token
     return NoPlanError(
         f"memory_gb is {hardware.memory_bytes / 1e9:g} and max_gpus {demand.max_gpus}, "
-        f"expected room for weights of {weights / 1e9:.4g} GB ({dense / 1e9:.3g} GB of them in every dense actor) "
-        f"and a cache of {cache / 1e9:.3g} GB for one sequence of {demand.context_tokens} tokens: no layout has it"
+        f"expected room for weights of {weights / 1e9:.4g} GB ({dense / 1e9:.3g} GB of them in every dense "
+        f"actor) and a cache of {cache / 1e9:.3g} GB for one sequence of {demand.context_tokens} tokens: "
+        "no layout has it"
     )
 
 
