@@ -27,7 +27,7 @@ FLOAT32 = torch.float32
 
 
 class LocalEngine:
-    """`engine` plus everything it told, per sequence."""
+    """`engine`, and everything that it has told, by sequence."""
 
     def __init__(
         self,
@@ -69,7 +69,8 @@ class LocalEngine:
 
     @property
     def captured_sizes(self) -> set[tuple[int, int, int]]:
-        """Sizes of the steps that were captured as CUDA graphs: buckets of rows, of context parts and of blocks."""
+        """Sizes of the steps that were captured as CUDA graphs: buckets of rows, of parts of the context and
+        of blocks."""
         assert self.model.captured is not None
         return set(self.model.captured._steps)
 
@@ -118,6 +119,6 @@ class LocalEngine:
 
 
 def greedy(max_tokens: int, **changes: Any) -> SamplingParams:
-    """Greedy, to the very end, reporting log-probabilities."""
+    """Parameters of a greedy sequence that ignores stop tokens and reports log-probabilities."""
     fixed: dict[str, Any] = {"seed": 0, "temperature": 0.0, "logprobs": 0, "ignore_eos": True}
     return SamplingParams(max_tokens=max_tokens, **(fixed | changes))

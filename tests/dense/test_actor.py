@@ -1,4 +1,5 @@
-"""Dense and expert actors together, without Ray: every transport, every number of expert actors, the same tokens."""
+"""Dense and expert actors together, without Ray: the same tokens with every transport and every number of
+expert actors."""
 
 from __future__ import annotations
 
@@ -79,7 +80,7 @@ class Service:
         )
 
     def replace_expert(self, index: int) -> None:
-        """A new actor in place of one that was stopped, loaded but not linked."""
+        """Replace a stopped actor by a new one that is loaded but not linked."""
         self.experts[index] = self._make_expert(self.members[index])
         self._load([self.experts[index]])
 
@@ -128,8 +129,8 @@ class Service:
         reader, writer = await asyncio.open_connection(self.host, self.port)
         writer.write(encode_frame(Hello(token="secret")))
         for index, (prompt_ids, num_tokens) in enumerate(cases):
-            order = Submit(sequence_id=str(index), prompt_ids=prompt_ids, params=greedy(num_tokens))
-            writer.write(encode_frame(order))
+            submit = Submit(sequence_id=str(index), prompt_ids=prompt_ids, params=greedy(num_tokens))
+            writer.write(encode_frame(submit))
         tokens: list[list[int]] = [[] for _ in cases]
         num_running = len(cases)
         while num_running:
@@ -198,7 +199,8 @@ def test_a_new_membership_takes_over_while_sequences_run(
 def test_actors_that_end_and_come_back_cost_running_sequences_nothing_but_time(
     small_checkpoints: dict[str, Path],
 ) -> None:
-    """One of two expert actors, without a replica, is replaced time and again while sequences run."""
+    """One of two expert actors, whose experts have no replica, is replaced again and again while sequences
+    run."""
     directory = small_checkpoints[CHECKPOINT]
     cases = [(prompt(n, n), 60) for n in (3, 20, ORIGINAL_MAX)]
     expected = [[token for token, _ in greedy_reference(directory, tuple(p), n)] for p, n in cases]

@@ -52,8 +52,8 @@ def test_the_embedded_model_equals_the_reference(num_prompt_tokens: int) -> None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_graph_reports_what_a_step_launch_by_launch_reports(dtype: torch.dtype) -> None:
-    """Log-probabilities of a batch that shrinks from 7 rows to 1, so that most steps are padded. Tokens are forced, since in 16
-    bits close ones may change places."""
+    """The log-probabilities of a batch that shrinks from 7 rows to 1, so that most steps are padded. Tokens
+    are forced, since in 16 bits two tokens with close scores may change places."""
     engines = [LocalEngine(embedded_directory(), device="cuda", dtype=dtype) for _ in range(2)]
     engines[1].model.captured = None
     for engine in engines:
@@ -80,7 +80,8 @@ def test_a_graph_reports_what_a_step_launch_by_launch_reports(dtype: torch.dtype
 )
 @pytest.mark.parametrize("window", [None, 2100])
 def test_a_chunk_of_a_prompt_attends_as_in_float32(start: int, end: int, window: int | None) -> None:
-    """Whole chunks by cuDNN where that is, others and those that a window cuts by flash attention."""
+    """cuDNN computes whole chunks if it is available; flash attention computes the others and those that a
+    window cuts."""
     config = dataclasses.replace(preset_config("phi-3.5-moe"), sliding_window=window)
     slots = torch.arange(end, device="cuda")
     rows = PrefillRows(first_row=0, start=start, end=end, slots=slots, sliding_window=window)
@@ -93,7 +94,7 @@ def test_a_chunk_of_a_prompt_attends_as_in_float32(start: int, end: int, window:
 
 @pytest.mark.parametrize("is_captured", [True, False], ids=["graph", "launches"])
 def test_a_decoding_step_waits_for_the_device_once(is_captured: bool) -> None:
-    """With greedy sequences, random ones, penalties and reported log-probabilities side by side."""
+    """Greedy sequences, random ones, penalties and reported log-probabilities are in one batch."""
     engine = LocalEngine(embedded_directory(), device="cuda", dtype=torch.bfloat16)
     if not is_captured:
         engine.model.captured = None

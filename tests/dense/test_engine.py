@@ -17,7 +17,7 @@ from tests.dense.test_exact import prompt
 
 
 class FailingExchange:
-    """The real exchange, but for one dispatch that raises."""
+    """The real exchange, except that one dispatch raises."""
 
     kernels = None
 
@@ -52,7 +52,7 @@ class FailingExchange:
 
 
 class PoisonedExchange(FailingExchange):
-    """The real exchange, but raises whenever the rows of some token are among those that it is sent, or too many are."""
+    """The real exchange, except that it raises if it is sent the rows of some token, or too many rows."""
 
     def __init__(
         self, inner: Exchange, error: Exception, poison: torch.Tensor | None = None, max_rows: int = 1_000_000
@@ -181,7 +181,8 @@ def test_a_poisoned_sequence_fails_alone_and_all_others_go_on_with_the_same_toke
         for n in range(7)
     ]
     prompts = [prompt(4 + n, n) for n in range(7)]
-    # The first row of layer 0 belongs to the first token alone: so the culprit is the one with an own first token.
+    # The first row of layer 0 belongs to the first token alone, so a first token that no other prompt has
+    # marks the culprit.
     prompts = [[100 + n, *ids] for n, ids in enumerate(prompts)]
     exchange = PoisonedExchange(engine.exchange, error, first_row(engine, prompts[culprit]))
     engine.engine.use_exchange(exchange)
@@ -276,7 +277,8 @@ def test_sequences_behind_a_step_that_waited_in_vain_do_not_wait_as_long_again(
     engine = LocalEngine(small_checkpoints["like-the-real-one"], park_seconds=20.0)
 
     class LosingExchange(FailingExchange):
-        """As a step sees it that waits for an expert which nobody holds any more; meanwhile another order comes in."""
+        """An exchange whose expert has lost its last holder, so that a step waits in vain; meanwhile another
+        sequence is submitted."""
 
         def dispatch(
             self, layer: int, rows: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor
@@ -300,7 +302,7 @@ def test_sequences_behind_a_step_that_waited_in_vain_do_not_wait_as_long_again(
 
 
 def first_row(engine: LocalEngine, prompt_ids: list[int]) -> torch.Tensor:
-    """What the exchange gets in layer 0 for a prompt's first token."""
+    """The row that the exchange gets in layer 0 for a prompt's first token."""
     seen: list[torch.Tensor] = []
 
     class Watching(FailingExchange):

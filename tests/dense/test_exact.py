@@ -1,4 +1,4 @@
-"""Greedy tokens and log-probabilities equal the reference's, whatever the batch, the chunks and the interruptions."""
+"""Greedy tokens and log-probabilities equal the reference's for all batches, chunks and interruptions."""
 
 from __future__ import annotations
 

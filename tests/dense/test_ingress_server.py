@@ -1,4 +1,4 @@
-"""The dense actor's door over real sockets."""
+"""The dense actor's listener for ingress replicas, over real sockets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_MODEL_LEN = 300
 
 
 class LiveServer:
-    """A front with its engine running behind it."""
+    """An ingress server with its engine running behind it."""
 
     def __init__(self, directory: Path) -> None:
         self.ingress_server = IngressServer(TOKEN, MAX_MODEL_LEN)
@@ -95,7 +95,7 @@ def test_a_sequence_streams_over_the_connection(server: LiveServer) -> None:
     assert len(asyncio.run(scenario())) == 7
 
 
-def test_a_wrong_token_is_shown_the_door(server: LiveServer) -> None:
+def test_a_connection_with_a_wrong_token_is_closed(server: LiveServer) -> None:
     async def scenario() -> None:
         client = await Client.connect(server, token="wrong")
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):

@@ -39,15 +39,13 @@ def test_sequences_with_a_common_prefix_equal_the_reference(
 ) -> None:
     engine = LocalEngine(small_checkpoints[name], num_blocks=num_blocks)
     engine.engine.use_exchange(engine.exchange)
-    for turn in ("first", "again"):
+    for run in ("first", "again"):
         for index, (prompt_ids, num_tokens) in enumerate(CASES):
-            engine.submit(f"{turn}-{index}", prompt_ids, greedy(num_tokens))
+            engine.submit(f"{run}-{index}", prompt_ids, greedy(num_tokens))
             engine.engine.step_once()
         engine.run()
         for index, (prompt_ids, num_tokens) in enumerate(CASES):
-            assert_equals_reference(
-                engine, small_checkpoints[name], f"{turn}-{index}", prompt_ids, num_tokens
-            )
+            assert_equals_reference(engine, small_checkpoints[name], f"{run}-{index}", prompt_ids, num_tokens)
     assert engine.scheduler.num_hit_tokens > 0.3 * engine.scheduler.num_queried_tokens
     assert (engine.scheduler.num_preemptions > 0) == (num_blocks == 26)
     assert engine.pool.num_free == engine.pool.num_blocks

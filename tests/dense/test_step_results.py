@@ -18,7 +18,7 @@ LOAD = Load(running=1, waiting=0, free_blocks=3, total_blocks=4)
 
 
 class Told:
-    """Results, and all that was told of them."""
+    """The results of steps, and all that was told of them."""
 
     def __init__(self) -> None:
         self.outputs: list[tuple[int, StepOutput]] = []

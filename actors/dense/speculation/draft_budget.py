@@ -10,8 +10,8 @@ after the other, as long as
     log(its sequence's tokens with the draft / without)  >  B * log(the step's seconds with its row / without)
 
 With one sequence this maximises tokens per second. With many, no draft costs the other sequences more than it
-gains. If a further row takes as long as each row of the step does on average, as in a full batch, there are no
-drafts at all.
+gains. If a further row takes as long as each row of the step does on average, as in a full batch, there are
+no drafts at all.
 """
 
 from __future__ import annotations

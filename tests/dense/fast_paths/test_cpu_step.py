@@ -97,10 +97,10 @@ def test_a_decoding_row_has_the_same_bits_whether_or_not_a_prompt_joins_its_step
 
 
 @pytest.mark.parametrize("sizes", [(150,), (5, 145), (63, 1, 2, 84), (3, 127, 20)], ids=str)
-def test_a_narrow_chunk_of_a_prompt_has_the_bits_of_its_tokens_one_by_one(
+def test_a_short_chunk_of_a_prompt_has_the_bits_of_its_tokens_one_by_one(
     part: Part, sizes: tuple[int, ...]
 ) -> None:
-    """Beyond the window, too; and those of other sequences in the step are their own."""
+    """This holds beyond the window too, and other sequences in the step keep their own bits."""
     prompt, decoding = sequence(0, 150, 0), sequence(1, 9, 40)
     expected = prefill_in_pieces(part, prompt, decoding, (1,) * 150)
     assert torch.equal(prefill_in_pieces(part, prompt, decoding, sizes), expected)
@@ -123,7 +123,7 @@ def prefill_in_pieces(
     return torch.cat((*rows, out[:1]))
 
 
-def test_a_narrow_chunk_computes_what_a_wide_one_does(part: Part) -> None:
+def test_a_short_chunk_computes_what_a_long_one_does(part: Part) -> None:
     if part.dtype == torch.bfloat16:
         pytest.skip("scores that are rounded elsewhere may choose another expert")
     prompt = sequence(0, 40, 0)

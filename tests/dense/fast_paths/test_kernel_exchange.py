@@ -44,7 +44,7 @@ def model() -> DenseModel:
 
 
 def step(num_rows: int, exchange: Exchange) -> torch.Tensor:
-    """One decoding step of so many sequences, each at its first position: [B, H]."""
+    """The result [B, H] of one decoding step of B sequences, each at its first position."""
     chunks = []
     for index in range(num_rows):
         made = Sequence(

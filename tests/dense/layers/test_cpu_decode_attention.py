@@ -43,11 +43,12 @@ def filled_cache(config: ModelConfig, dtype: torch.dtype) -> KVCache:
 
 def decoding(ends: tuple[int, ...], window: int | None) -> StepBatch:
     """One step of sequences whose blocks lie scattered over the cache."""
-    order = torch.randperm(NUM_BLOCKS, generator=torch.Generator().manual_seed(1)).tolist()
+    free_blocks = torch.randperm(NUM_BLOCKS, generator=torch.Generator().manual_seed(1)).tolist()
     table = torch.zeros((len(ends), -(-max(ends) // BLOCK_SIZE)), dtype=torch.int32)
     for row, end in enumerate(ends):
         num_blocks = -(-end // BLOCK_SIZE)
-        table[row, :num_blocks], order = torch.tensor(order[:num_blocks]), order[num_blocks:]
+        table[row, :num_blocks] = torch.tensor(free_blocks[:num_blocks])
+        free_blocks = free_blocks[num_blocks:]
     last = torch.tensor(ends)
     starts = torch.zeros_like(last) if window is None else (last - window).clamp_min(0)
     rows = DecodeRows(
@@ -147,7 +148,7 @@ def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(config: ModelConfig, 
 def test_rows_of_one_sequence_have_the_same_bits_together_and_alone(
     config: ModelConfig, dtype: torch.dtype, heads: tuple[int, int], window: int | None
 ) -> None:
-    """They read tiles together, up to where the first of them ends."""
+    """The rows read tiles together, up to where the first of them ends."""
     num_heads, num_kv_heads = heads
     hidden_size = num_heads * config.head_dim
     shaped = replace(config, hidden_size=hidden_size, num_heads=num_heads, num_kv_heads=num_kv_heads)
@@ -158,7 +159,7 @@ def test_rows_of_one_sequence_have_the_same_bits_together_and_alone(
     positions = torch.cat([first + torch.arange(size) for first, size in zip(firsts, sizes, strict=True)])
     table = whole.decode.block_table[sequences].contiguous()
     for row, position in enumerate(positions.tolist()):
-        table[row, position // BLOCK_SIZE + 1 :] = -1  # What is behind a row's blocks is nobody's.
+        table[row, position // BLOCK_SIZE + 1 :] = -1  # No sequence owns what follows a row's blocks.
     slots = (
         table.long().gather(1, (positions // BLOCK_SIZE)[:, None])[:, 0] * BLOCK_SIZE + positions % BLOCK_SIZE
     )

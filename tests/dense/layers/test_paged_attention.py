@@ -138,7 +138,8 @@ def test_rows_that_pad_the_batch_touch_nothing() -> None:
 
 
 def test_a_prompt_s_rows_are_rotated_and_written_beside_decoding_ones() -> None:
-    """More heads than a program takes at a time, whose kinds do not begin where its blocks of heads begin."""
+    """There are more heads than one program takes, and the kinds of heads do not begin where a program's
+    heads begin."""
     config = dataclasses.replace(TINY, num_heads=10, num_kv_heads=5)
     rows = Rows(config)
     chunks = [last_token(rows.sequence(20)), Chunk(rows.sequence(37), 16, 37)]

@@ -16,7 +16,8 @@ from actors.protocol.messages import SamplingParams
 from tests.dense.sampling.choices import CHOICES, NO_KERNELS
 
 BORDER = 1e-4
-"""Of all probability: so near to where another token would be drawn, or kept, roundings may decide."""
+"""Share of all probability. If the draw is this close to another token, or to a filter's border, rounding may
+decide."""
 
 
 def sequence(params: SamplingParams) -> Sequence:
@@ -25,7 +26,8 @@ def sequence(params: SamplingParams) -> Sequence:
 
 @dataclass(frozen=True)
 class Kept:
-    """What the filters leave of a row: ids in order of falling share, and shares that add up to less than 1."""
+    """The tokens that the filters keep of a row: ids by falling share, and shares that add up to at most
+    1."""
 
     ids: list[int]
     shares: list[float]
@@ -38,29 +40,29 @@ def keep(row: list[float], params: SamplingParams) -> Kept:
     weights = [math.exp(max((x - best) / params.temperature, -700.0)) for x in row]
     total = math.fsum(weights)
     shares = [weight / total for weight in weights]
-    order = sorted(range(len(row)), key=lambda i: (-shares[i], i))
+    ranked = sorted(range(len(row)), key=lambda i: (-shares[i], i))
     is_clear = True
     if params.min_p > 0:
-        least = params.min_p * shares[order[0]]
-        is_clear &= all(abs(shares[i] - least) > BORDER * least for i in order)
-        order = [i for i in order if shares[i] >= least]
+        least = params.min_p * shares[ranked[0]]
+        is_clear &= all(abs(shares[i] - least) > BORDER * least for i in ranked)
+        ranked = [i for i in ranked if shares[i] >= least]
     if params.top_k > 0:
-        order = order[: params.top_k]
+        ranked = ranked[: params.top_k]
     if params.top_p < 1:
-        enough, before, kept = params.top_p * math.fsum(shares[i] for i in order), 0.0, []
-        for i in order:
+        enough, before, kept = params.top_p * math.fsum(shares[i] for i in ranked), 0.0, []
+        for i in ranked:
             if before >= enough:
                 break
             is_clear &= abs(before - enough) > BORDER
             kept.append(i)
             before += shares[i]
         is_clear &= abs(before - enough) > BORDER
-        order = kept
-    return Kept(order, [shares[i] for i in order], is_clear)
+        ranked = kept
+    return Kept(ranked, [shares[i] for i in ranked], is_clear)
 
 
 def check(row: list[float], params: SamplingParams, token_id: int) -> None:
-    """Whether this is the token that the definition says, or the next where the draw is on its border."""
+    """Check that this is the token of the definition, or a neighbour of it if the draw is on its border."""
     kept = keep(row, params)
     total = math.fsum(kept.shares)
     target = uniform(params.seed, 1) * total
@@ -83,7 +85,7 @@ def test_the_token_is_what_the_definition_says(choose: Choose, vocabulary: int, 
 @NO_KERNELS
 @pytest.mark.parametrize("vocabulary", [1, 5, 64, 517, 4001])
 def test_where_all_are_alike_ids_decide_which_are_kept(vocabulary: int) -> None:
-    """With torch, chance does."""
+    """With torch, chance decides."""
     compare(choose_by_kernels, vocabulary, 0.0)
 
 
@@ -124,7 +126,11 @@ def test_the_first_of_equally_likely_ones_is_the_likeliest(choose: Choose) -> No
 def test_what_has_no_probability_is_never_drawn(choose: Choose, filters: dict[str, float]) -> None:
     logits = torch.full((500, 100), -math.inf)
     logits[:, 17], logits[:, 99] = 0.0, 0.5
-    rows = [sequence(SamplingParams(max_tokens=9, seed=seed, **filters)) for seed in range(500)]  # type: ignore[arg-type]
+    params = [
+        SamplingParams(max_tokens=9, seed=seed, **filters)  # type: ignore[arg-type]
+        for seed in range(500)
+    ]
+    rows = [sequence(one) for one in params]
     assert set(choose(logits, rows)) == {17, 99}
 
 
@@ -134,7 +140,11 @@ def test_no_number_is_no_candidate(params: dict[str, float]) -> None:
     logits = torch.randn(50, 333, generator=torch.Generator().manual_seed(1))
     spoiled = logits.clone()
     spoiled[:, 5::9] = math.nan
-    rows = [sequence(SamplingParams(max_tokens=9, seed=seed, **params)) for seed in range(50)]  # type: ignore[arg-type]
+    seeded = [
+        SamplingParams(max_tokens=9, seed=seed, **params)  # type: ignore[arg-type]
+        for seed in range(50)
+    ]
+    rows = [sequence(one) for one in seeded]
     without = logits.clone()
     without[:, 5::9] = -math.inf
     assert choose_by_kernels(spoiled, rows) == choose_by_kernels(without, rows)

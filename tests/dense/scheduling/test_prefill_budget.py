@@ -1,4 +1,5 @@
-"""How much of prompts may join a step: the promised bound on its duration, on machines of any speed."""
+"""How many prompt tokens may join a step: the promised bound on its duration holds on machines of any
+speed."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from actors.dense.scheduling.prefill_budget import PrefillBudget
 def run_steps(
     prefill_budget: PrefillBudget, num_decodes: int, alone: float, per_token: float, count: int = 200
 ) -> list[tuple[int, float]]:
-    """(prefill tokens, seconds) of steps that are as long as the machine is said to take for them."""
+    """(prefill tokens, seconds) of steps on a machine with these durations."""
     steps = []
     for _ in range(count):
         tokens = prefill_budget.max_prefill_tokens(num_decodes, 1)
@@ -54,7 +55,7 @@ def test_once_measured_a_step_is_not_stretched_further_than_allowed(
 def test_what_prompts_cost_however_short_they_are_is_not_taken_for_a_price_per_token(
     alone: float, fixed: float, per_token: float, prompts: list[int]
 ) -> None:
-    """Else short chunks make tokens seem dear, and dear tokens make chunks short, for ever."""
+    """Otherwise short chunks make tokens seem expensive, and expensive tokens keep chunks short for ever."""
     prefill_budget, fixed = PrefillBudget(2.0, 2048), fixed * alone
     bounds = []
     for length in prompts * 10:

@@ -66,7 +66,7 @@ class Played:
         return sequence
 
     def step(self, fails: bool = False) -> list[Chunk]:
-        """Plan and compute; a step that fails is taken no note of, but has written."""
+        """Plan and compute a step. A step that fails is not committed, but it has written to the cache."""
         chunks = self.scheduler.plan()
         for chunk in chunks:
             self._write(chunk)

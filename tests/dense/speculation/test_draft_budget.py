@@ -12,7 +12,7 @@ from actors.dense.speculation.draft_budget import StepCost, draft_counts
 
 
 def cost_of(base: float, per_row: float, rows: tuple[int, ...] = (1, 2, 4, 8)) -> StepCost:
-    """As measured after some steps on a machine where they take base + per_row * rows."""
+    """The cost that is learnt from some steps that take base + per_row * rows seconds."""
     cost = StepCost()
     for _ in range(12):
         for num_rows in rows:
@@ -49,7 +49,8 @@ def test_counts_stay_within_their_limits_and_better_chances_get_no_fewer(
 def test_a_step_with_drafts_is_never_expected_to_be_slower_for_all_together(
     line: tuple[float, float], acceptance: list[float]
 ) -> None:
-    """Product of speeds: tokens of each sequence over the time of the step, against one token each without drafts."""
+    """The speed of all together is the product of their speeds: tokens of each sequence over the time of the
+    step, against one token each without drafts."""
     cost = cost_of(*line)
     number = len(acceptance)
     counts = draft_counts(acceptance, [8] * number, 1000, cost)

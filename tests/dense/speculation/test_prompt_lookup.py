@@ -20,7 +20,7 @@ def lookup_of(tokens: list[int]) -> PromptLookup:
 
 
 def plain(tokens: list[int], num_drafts: int) -> list[int]:
-    """By looking through the whole sequence, token by token where the match reaches the end."""
+    """Search the whole sequence, token by token if the match reaches the end."""
     for size in (4, 3, 2):
         suffix = tokens[len(tokens) - size :]
         for end in range(len(tokens) - 1, size - 1, -1):

@@ -1,4 +1,4 @@
-"""With drafts the engine says the same, token for token and log-probability for log-probability, in fewer steps."""
+"""With drafts the engine gives the same tokens and log-probabilities in fewer steps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Case = tuple[list[int], SamplingParams]
 
 
 class Guesses:
-    """In place of a sequence's lookup: guesses its true next tokens, but for one in four, which is wrong."""
+    """Stands for a sequence's lookup: it guesses the true next tokens, except that one in four is wrong."""
 
     truths: list[list[int]]
     draw: random.Random
@@ -48,7 +48,7 @@ class Guesses:
 
 
 class CountingExchange(FailingExchange):
-    """The real exchange; takes down how many rows each dispatch has."""
+    """The real exchange; it records how many rows each dispatch has."""
 
     def __init__(self, inner: Exchange, sizes: list[int]) -> None:
         super().__init__(inner, -1, ValueError("never raised"))
@@ -62,7 +62,7 @@ class CountingExchange(FailingExchange):
 
 
 def all_of_them(acceptance: list[float], limits: list[int], budget: int, cost: StepCost) -> list[int]:
-    """All drafts that there is room for, whatever they cost and however often they were wrong."""
+    """Take all drafts that there is room for, whatever they cost and however often they were wrong."""
     counts = []
     for limit in limits:
         counts.append(min(limit, budget))
@@ -195,9 +195,10 @@ def test_preempted_sequences_say_the_same(
 def test_no_prefix_is_shared_that_holds_a_draft_which_was_wrong(
     guesses: type[Guesses], small_checkpoints: dict[str, Path], name: str, block_size: int
 ) -> None:
-    """Two rounds of conversations: the second goes on behind what the first one said, some of it twice."""
-    # Another seed draws within a millionth of the edge between two tokens: there rounding decides, which differs between a prefix
-    # that is computed again and one that was kept.
+    """There are two rounds of conversations. The second continues what the first one said, some of it
+    twice."""
+    # Another seed draws within a millionth of the edge between two tokens. There rounding decides, and it
+    # differs between a prefix that is computed again and one that was kept.
     directory, params = small_checkpoints[name], sampled(24, seed=4)
     first = [(prompt(9 + 5 * (index // 2), index // 2), params) for index in range(6)]
     plain = run(directory, first, 0, shares_prefixes=False)
@@ -311,7 +312,7 @@ def test_drafts_that_cannot_be_computed_fail_no_sequence(
 
 
 class FixedCost(StepCost):
-    """A step of so many rows takes the same time on every machine."""
+    """Measures the same time for a step of `num_rows` rows on every machine."""
 
     def note(self, num_rows: int, seconds: float) -> None:
         super().note(num_rows, 1 + 0.1 * num_rows)
@@ -320,7 +321,7 @@ class FixedCost(StepCost):
 def test_what_repeats_itself_takes_fewer_steps_and_what_does_not_gets_few_drafts(
     monkeypatch: pytest.MonkeyPatch, small_checkpoints: dict[str, Path]
 ) -> None:
-    """By its own decisions: a loop is noticed, and where nothing was ever right nothing is tried."""
+    """The speculator decides by itself: it notices a loop, and tries nothing if nothing was ever right."""
     monkeypatch.setattr(speculator, "StepCost", FixedCost)
     directory = small_checkpoints["wide-heads"]
     loop = [(prompt(20), greedy(120, logit_bias={7: 100.0}))]
