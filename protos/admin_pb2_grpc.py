@@ -70,42 +70,43 @@ class AdminServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Status(self, request, context):
-        """All actors as they are now.
+        """Return the present state of all actors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchStatus(self, request, context):
-        """The same now, after every change, and again after every max_silence_seconds without one.
+        """Send the state at once, after every change, and whenever nothing was sent for max_silence_seconds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Accept no new requests, let running ones finish, end what is left after the grace period. Returns when nothing runs.
+        """Accept no new requests, let running requests finish, and end the remaining ones after the grace period.
+        Returns when no request runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Rebalance(self, request, context):
-        """Place the experts anew by the load that was measured. Running requests go on.
+        """Place the experts again by the measured load. Running requests continue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Scale(self, request, context):
-        """Change the number of expert actors. Running requests go on.
+        """Change the number of expert actors. Running requests continue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Restart(self, request, context):
-        """Restart all actors one by one. Running requests go on.
+        """Restart all actors one by one. Running requests continue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,6 +1,6 @@
-"""Makes the modules from the .proto files of this folder: `python -m protos.generate`, or `--check` to compare only.
+"""Writes the modules for the .proto files of this folder: `python -m protos.generate`.
 
-Needs grpcio-tools, a development dependency.
+With `--check` it only compares. Needs grpcio-tools, a development dependency.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ _SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
 
 
 def generate(target: Path) -> list[Path]:
-    """Write the modules of every .proto file to `target`/protos; their paths. Raises RuntimeError where protoc fails."""
+    """Write the modules of every .proto file to `target`/protos and return their paths.
+
+    Raises RuntimeError if protoc fails.
+    """
     from grpc_tools import protoc
 
     root = PROTO_FOLDER.parent
@@ -28,24 +31,22 @@ def generate(target: Path) -> list[Path]:
 
 
 def stale_modules() -> list[str]:
-    """Names of the generated modules that differ from what the .proto files say."""
+    """Return the names of the generated modules that do not match the .proto files."""
     with tempfile.TemporaryDirectory() as folder:
         fresh = generate(Path(folder))
         return [path.name for path in fresh if _text(PROTO_FOLDER / path.name) != _text(path)]
 
 
 def main() -> int:
-    """Exit status 1 where `--check` finds a module that is not fresh."""
+    """Write the modules, or check them; the exit status is 1 if `--check` finds one that is out of date."""
     parser = argparse.ArgumentParser(prog="python -m protos.generate", description=__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail where a module is not fresh"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a module is out of date")
     if not parser.parse_args().check:
         generate(PROTO_FOLDER.parent)
         return 0
     stale = stale_modules()
     if stale:
-        print(f"not fresh: {', '.join(stale)}; run python -m protos.generate", file=sys.stderr)
+        print(f"out of date: {', '.join(stale)}; run python -m protos.generate", file=sys.stderr)
     return 1 if stale else 0
 
 

@@ -1,5 +1,7 @@
-"""A custom resource definition -> a JSON Schema that is stricter than the API server: it refuses unknown fields, which a
-server drops in silence."""
+"""Turns a custom resource definition into a JSON Schema that is stricter than the API server.
+
+The schema refuses unknown fields, which a server drops silently.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from typing import Any
 
 
 def schema_of(definition: dict[str, Any], version: str) -> dict[str, Any]:
-    """The schema of one version of a CRD as jsonschema understands it."""
+    """Return the schema of one version of a CRD in a form that jsonschema understands."""
     (found,) = (item for item in definition["spec"]["versions"] if item["name"] == version)
     schema = _convert(found["schema"]["openAPIV3Schema"])
     assert isinstance(schema, dict)
@@ -30,9 +32,8 @@ def _convert(schema: Any) -> Any:
         if key in schema:
             result[key] = _convert(schema[key])
     for key in ("anyOf", "allOf", "oneOf"):
-        if (
-            key in schema
-        ):  # these only constrain what is declared beside them: unknown fields are refused there
+        # These only constrain fields that are declared beside them, where unknown fields are refused.
+        if key in schema:
             result[key] = [_constraint(part) for part in schema[key]]
     if schema.get("x-kubernetes-int-or-string"):
         result.pop("type", None)

@@ -1,6 +1,7 @@
-"""Deploys a Serve config on a Ray cluster of its own, as the operator would: `python -m tests.k8s.deploy FILE ANSWER`.
+"""Deploys a Serve config on a Ray cluster of its own, as the operator would.
 
-Writes the HTTP answer to one chat request to ANSWER; the cluster ends with this process.
+`python -m tests.k8s.deploy FILE ANSWER` deploys FILE, sends one chat request and writes the HTTP answer to
+ANSWER. The cluster ends with this process.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ QUESTION = "Solve 2x + 3 = 7"
 
 
 def main() -> None:
-    """Deploy, ask, write, take down."""
+    """Deploy the config, ask, write the answer and shut the cluster down."""
     config = ServeDeploySchema.model_validate(yaml.safe_load(Path(sys.argv[1]).read_text(encoding="utf-8")))
     ray.init(address="local", num_cpus=4, include_dashboard=False, configure_logging=False)
     try:

@@ -1,4 +1,4 @@
-"""The manifests as the tests read them: rendered overlays, and the pods that a RayService would make."""
+"""Reads the manifests for the tests: rendered overlays, and the pods that a RayService would make."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _rendered(overlay: str, kubectl: str) -> str:
 
 
 def render(overlay: str) -> list[Manifest]:
-    """Every object of an overlay. Skips the test where there is no kubectl."""
+    """Return every object of an overlay. Skips the test if kubectl is not installed."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("kubectl, which renders the overlays, is not installed")
@@ -38,7 +38,7 @@ def render(overlay: str) -> list[Manifest]:
 
 
 def of_kind(objects: list[Manifest], kind: str) -> Manifest:
-    """The one object of that kind."""
+    """Return the only object of this kind."""
     (found,) = (item for item in objects if item["kind"] == kind)
     return found
 
@@ -54,20 +54,20 @@ class Group:
 
     @property
     def labels(self) -> dict[str, str]:
-        """Of its pods."""
+        """Labels of the group's pods."""
         labels: dict[str, str] = self.template["metadata"]["labels"]
         return labels
 
     @property
     def container(self) -> Manifest:
-        """The one that runs Ray."""
+        """The container that runs Ray."""
         (container,) = self.template["spec"]["containers"]
         assert isinstance(container, dict)
         return container
 
 
 def groups(objects: list[Manifest]) -> Iterator[Group]:
-    """Head first."""
+    """Yield the head's group, then the worker groups."""
     cluster = of_kind(objects, "RayService")["spec"]["rayClusterConfig"]
     head = cluster["headGroupSpec"]
     yield Group(name="head", replicas=1, start_params=head["rayStartParams"], template=head["template"])
@@ -81,7 +81,7 @@ def groups(objects: list[Manifest]) -> Iterator[Group]:
 
 
 def serve_config(objects: list[Manifest]) -> Manifest:
-    """The RayService's serveConfigV2, parsed."""
+    """Return the RayService's serveConfigV2, parsed."""
     config = yaml.safe_load(of_kind(objects, "RayService")["spec"]["serveConfigV2"])
     assert isinstance(config, dict)
     return config

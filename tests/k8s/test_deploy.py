@@ -1,4 +1,4 @@
-"""The cpu overlay's application, deployed for real."""
+"""Deploys the cpu overlay's application on a real Ray cluster."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _wait_until_free(port: int) -> None:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """The process and, when it did not get to its own shutdown, what it started."""
+    """End the process; if it does not shut down by itself, kill its process group."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         try:

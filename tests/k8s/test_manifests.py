@@ -1,4 +1,4 @@
-"""The overlays: valid for Kubernetes and KubeRay, and consistent in themselves and with the project."""
+"""The overlays are valid for Kubernetes and KubeRay, and consistent in themselves and with the project."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ray_service_schema() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def app() -> ModuleType:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Serve's own, at its first import
+        warnings.simplefilter("ignore")  # Serve warns at its first import
         return importlib.import_module("cluster.app")
 
 
@@ -127,7 +127,7 @@ def test_the_gpu_overlay_has_one_gpu_for_each_actor_of_its_group() -> None:
     assert (expert.name, expert.replicas) == ("expert", config.num_expert_actors)
     for group in (dense, expert):
         assert group.container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-        # The operator pastes it into a shell: the quotes around the JSON are part of the value.
+        # The operator pastes the value into a shell, so the quotes around the JSON are part of it.
         resources = json.loads(json.loads(group.start_params["resources"]))
         assert resources[f"phimoe_{group.name}"] == 1
         claims = [
@@ -224,7 +224,7 @@ def _project_version() -> str:
 
 
 @overlay
-def test_pods_with_a_door_see_keys_and_certificate_where_they_exist(overlay: str) -> None:
+def test_pods_with_an_ingress_see_keys_and_certificate_if_they_exist(overlay: str) -> None:
     seen = 0
     for group in groups(render(overlay)):
         pod = group.template
@@ -240,7 +240,7 @@ def test_pods_with_a_door_see_keys_and_certificate_where_they_exist(overlay: str
 
 
 @overlay
-def test_doors_of_a_serve_config_count_as_open_to_everybody(overlay: str, app: ModuleType) -> None:
+def test_the_addresses_of_a_serve_config_count_as_open_to_everybody(overlay: str, app: ModuleType) -> None:
     application = app.build(serve_config(render(overlay))["applications"][0]["args"])
     mapping = application._bound_deployment.init_args[0]
     assert from_mapping(mapping).host == "0.0.0.0"

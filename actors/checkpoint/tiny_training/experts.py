@@ -28,7 +28,7 @@ class Experts(nn.Module):
         self.w2 = nn.Parameter(torch.empty(num_experts, hidden, expert_width))
 
     def forward(self, x_TH: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the experts' output [T, H] and the balance loss, which is 1 if all experts get equal load."""
+        """Return the experts' output [T, H] and the balance loss, which is 1 if the load is even."""
         scores_TE = self.gate(x_TH)
         experts_TK, weights_TK = sparse_mixer(scores_TE.detach(), self.jitter)
         chances_TE = scores_TE.softmax(dim=-1)
