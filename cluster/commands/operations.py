@@ -1,4 +1,4 @@
-"""`phimoe scale`, `rebalance`, `restart` and `drain`: one command for each operation, made from its message."""
+"""`phimoe scale`, `rebalance`, `restart`, `drain`: the command of each operation is made from its message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _BODIES = {operation.name(): OPERATION_BODIES[operation] for operation in OPERAT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of the command that is the parser's default for `command`: its operation's fields, and the common ones."""
+    """The flags of an operation's command: the fields of its message and the common flags.
+
+    `cluster.__main__` names the command in the parser's default for `command`.
+    """
     for field in _BODIES[parser.get_default("command")].fields:
         _add_flag(parser, field)
     add_common_flags(parser)

@@ -115,7 +115,7 @@ def operation_words(operation: OperationView) -> str:
 
 
 def _show_figures(console: Console, actors: Sequence[ActorView]) -> None:
-    """How busy each dense actor is and what it has done: one line for every field of `Load` and `EngineCounters`."""
+    """How busy each dense actor is and what it has done: a line for each field of `Load` and `EngineCounters`."""
     figures = {actor.name: _figures(actor) for actor in actors if actor.load is not None}
     if not figures:
         return

@@ -64,6 +64,9 @@ def test_cluster_shows_every_actor(service: Running) -> None:
         "memory_bytes",
         "lost_links",
         "products",
+        "load",
+        "counters",
+        "rows_of_experts",
     }
     pids = {process.pid for process in service.descendants()}
     for actor in view["actors"]:
