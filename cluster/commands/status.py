@@ -115,7 +115,7 @@ def operation_words(operation: OperationView) -> str:
 
 
 def _show_figures(console: Console, actors: Sequence[ActorView]) -> None:
-    """How busy each dense actor is and what it has done: a line for each field of `Load` and `EngineCounters`."""
+    """What each dense actor does and has done: a line for each field of `Load` and `EngineCounters`."""
     figures = {actor.name: _figures(actor) for actor in actors if actor.load is not None}
     if not figures:
         return
