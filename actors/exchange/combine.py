@@ -1,4 +1,4 @@
-"""Adding up a token's results, the same way for every transport.
+"""Adds up a token's results, in the same way for every transport.
 
 Legend: T tokens, H hidden, K experts per token.
 """
@@ -14,27 +14,31 @@ from actors.exchange.row_assignment import Ids
 
 
 def add_choices(results: torch.Tensor, num_choices: int) -> torch.Tensor:
-    """results [T * K, H], row-major -> [T, H], added in the order of K in the results' dtype."""
+    """Sum of each token's results: results [T * K, H], row-major -> [T, H].
+
+    Results are added in the order of K, in their own dtype.
+    """
     return _add([results[choice::num_choices] for choice in range(num_choices)])
 
 
 def add_arrived(
     arrived: torch.Tensor, targets: Sequence[Ids | Sequence[int]], num_choices: int
 ) -> torch.Tensor:
-    """`add_choices` of results [T * K, H] that lie in the order of their arrival.
+    """`add_choices` for results [T * K, H] in the order of their arrival.
 
-    targets: stretch by stretch, where each would belong; together a permutation of 0 .. T * K - 1.
+    `targets` has, stretch by stretch, the index that each result would have in row-major order. Together they
+    are a permutation of 0 .. T * K - 1.
     """
     sources = np.empty(len(arrived), dtype=np.int64)
     if targets:
         sources[np.concatenate(targets)] = np.arange(len(arrived))
     by_choice = torch.from_numpy(sources).to(arrived.device).view(-1, num_choices)
-    # Gathered, not scattered: index_select copies whole rows, index_copy_ on a CPU goes element by element.
+    # Gather instead of scatter: index_select copies whole rows, index_copy_ on a CPU single elements.
     return _add([arrived.index_select(0, by_choice[:, choice]) for choice in range(num_choices)])
 
 
 def add_one(arrived: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
-    """`add_arrived` for one token, in a fraction of the time: results [K, H] in the order of targets [K] -> [1, H]."""
+    """`add_arrived` for one token, in a fraction of the time: results [K, H], targets [K] -> [1, H]."""
     total: torch.Tensor | None = None
     for choice in range(len(targets)):
         source = targets.index(choice)

@@ -1,4 +1,4 @@
-"""What an actor brings to its transport, and which backend carries its rows."""
+"""What an actor gives to its transport when it opens it, and the choice of the backend that carries rows."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from actors.protocol.settings import ExchangeSettings
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExchangeContext:
-    """What dense and expert actors have in common: where they are, and what rows look like."""
+    """The part that dense and expert actors share: where they are, and the shape of rows."""
 
     settings: ExchangeSettings
     node_ip: str
     """The address at which this actor is reached."""
     hidden_size: int
     num_experts: int
-    """Of the model."""
+    """Experts of the model."""
     num_choices: int
     """Experts per token."""
     dtype: torch.dtype
@@ -31,42 +31,42 @@ class ExchangeContext:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DenseContext:
-    """What a dense actor brings to its transport."""
+    """What a dense actor gives to its transport."""
 
     exchange_context: ExchangeContext
     index: int
-    """Of this actor among the dense actors."""
+    """This actor's number among the dense actors."""
     incarnation: str
-    """Unique to this process: a membership names it by that."""
+    """Unique to this process; a membership names the process by it."""
     store: Store
-    """The store that this actor hosts, under whose keys links meet (`rendezvous.host_store`)."""
+    """The store that this actor hosts, where links and groups meet (`rendezvous.host_store`)."""
     load: ExpertLoad
-    """Where exchanges count routes."""
+    """The counter of routes."""
     experts: LocalExperts | None
     """All experts, if the transport has no expert actors."""
     use_exchange: Callable[[Exchange], None]
-    """Called with the exchange over which to compute from now on. The dense actor closes each of them."""
+    """Called with the exchange to use from now on. The dense actor closes every exchange that it got."""
     on_change: Callable[[], None]
-    """Called, from any thread, when experts may have come within reach or gone out of reach."""
+    """Called, from any thread, when experts may have become reachable or unreachable."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpertContext:
-    """What an expert actor brings to its transport."""
+    """What an expert actor gives to its transport."""
 
     exchange_context: ExchangeContext
     index: int
-    """Of this actor among the expert actors."""
+    """This actor's number among the expert actors."""
     incarnation: str
-    """Unique to this process: a membership names it by that."""
+    """Unique to this process; a membership names the process by it."""
     experts: ServedExperts
 
 
 def choose_backend(settings: ExchangeSettings, device: torch.device, backends: Sequence[str]) -> str:
-    """Which of a transport's backends carries rows; for "auto" the first that suits the device.
+    """The backend of a transport that carries rows; for "auto" the first that suits the device.
 
-    NCCL suits CUDA devices alone, all others suit CPUs alone. Raises ValueError if the settings name a
-    backend that does not suit the device or is none of the transport's.
+    NCCL suits CUDA devices only, all others suit CPUs only. Raises ValueError if the settings name a backend
+    that does not suit the device or does not belong to the transport.
     """
     fitting = [name for name in backends if (name == "nccl") == (device.type == "cuda")]
     if settings.backend == "auto":

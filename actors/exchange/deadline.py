@@ -9,22 +9,23 @@ from datetime import timedelta
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deadline:
-    """So many seconds from its creation, on the monotonic clock."""
+    """The point in time `seconds` after its creation."""
 
     seconds: float
     at: float = field(init=False)
+    """On the monotonic clock."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "at", time.monotonic() + self.seconds)
 
     @property
     def remaining_seconds(self) -> float:
-        """Never below zero."""
+        """Seconds that are left, never below zero."""
         return max(0.0, self.at - time.monotonic())
 
     @property
     def remaining(self) -> timedelta:
-        """At least a millisecond, since zero means "for ever" to some."""
+        """Time that is left, at least a millisecond, since some functions take zero as "for ever"."""
         return timedelta(seconds=max(0.001, self.at - time.monotonic()))
 
     @property

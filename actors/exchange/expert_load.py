@@ -8,14 +8,17 @@ from actors.exchange.row_assignment import Ids
 
 
 class ExpertLoad:
-    """Counts routes. One thread counts, any may look."""
+    """Counts routes by layer and expert. One thread counts, any thread may read."""
 
     def __init__(self, num_experts: int) -> None:
         self.num_experts = num_experts
         self._rows: Ids = np.zeros((0, num_experts), dtype=np.int64)
 
     def table(self, num_layers: int) -> Ids:
-        """[layers, E] for so many layers or more, for whoever counts by adding to it; another one after a call for more."""
+        """The counters [layers, E], grown to at least `num_layers` rows.
+
+        Growing returns a new array; callers must not keep the old array.
+        """
         if num_layers > len(self._rows):
             table = np.zeros((num_layers, self.num_experts), dtype=np.int64)
             table[: len(self._rows)] = self._rows
@@ -23,9 +26,9 @@ class ExpertLoad:
         return self._rows
 
     def count(self, layer: int, expert_ids: Ids) -> None:
-        """Take note of routes [T, K], all of them valid."""
+        """Count routes [T, K]; every id must be valid."""
         self.table(layer + 1)[layer] += np.bincount(expert_ids.reshape(-1), minlength=self.num_experts)
 
     def rows(self) -> tuple[tuple[int, ...], ...]:
-        """[layers][experts] since the start."""
+        """Rows by [layer][expert] since the start."""
         return tuple(map(tuple, self._rows.tolist()))

@@ -1,4 +1,4 @@
-"""All experts inside the dense process: for one device, and the reference of every other transport.
+"""The transport "local": all experts are in the dense actor's process. Tests compare the others with it.
 
 Legend: T tokens, H hidden, K experts per token.
 """
@@ -25,7 +25,7 @@ class _LocalHandle:
 
 
 class LocalExchange:
-    """Computes in `dispatch`; nothing can be lost, so nothing is raised."""
+    """Computes in `dispatch`. No peer can be lost, so no ExchangeError is raised."""
 
     is_ready = True
     kernels = None
@@ -36,7 +36,10 @@ class LocalExchange:
         load: ExpertLoad | None = None,
         combined: Combined | None = None,
     ) -> None:
-        """`compute` is `LocalExperts.forward`. `combined`, if given, replaces it. `load` counts routes on CPU only."""
+        """`compute` is `LocalExperts.forward`. `combined`, if given, replaces `compute`.
+
+        `load` counts routes on CPU only.
+        """
         self.combined = combined
         self._compute = compute
         self._load = load
@@ -67,7 +70,7 @@ class LocalExchange:
 
 
 class DenseLocal:
-    """A dense actor's end: it computes over its own experts from the first membership on."""
+    """A dense actor's end. It computes with its own experts from the first membership on."""
 
     def __init__(self, context: DenseContext) -> None:
         self._context = context
@@ -84,4 +87,4 @@ class DenseLocal:
         return ()
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Do nothing: there are no links."""

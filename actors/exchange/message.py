@@ -1,13 +1,13 @@
-"""One message of a link: header, routing and rows in one stretch of bytes that is allocated once and used again.
+"""One message of a link: header, routing and rows in one piece of memory that is reused.
 
 Legend: T tokens of the message, H hidden, K experts per token, N results.
 
     header   8 int64    magic, kind, epoch, sequence, layer, tokens, results, bytes
     routing  ROWS only  expert_ids [T, K] int32, weights [T, K] float32
-    payload  from a multiple of 64 bytes on: rows [T, H], results [N, H] or the text of a failure or a refusal
+    payload  starts at a multiple of 64 bytes: rows [T, H], results [N, H] or the text of a failure or refusal
 
-On a CPU all of it is one stretch, carried as one. On CUDA the payload lies on the device, and header and routing, which
-the host writes and reads, stay on the host: no sync is needed to know what a message is.
+On a CPU the message is one piece of memory and is sent as one. On CUDA the payload is on the device; header
+and routing, which the host writes and reads, are on the host, so no sync is needed to know what a message is.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import numpy.typing as npt
 import torch
 
 MAGIC = int.from_bytes(b"phimoe\x00\x01", "little")
-"""What every message of this version of the format starts with."""
+"""The first 8 bytes of every message in this version of the format."""
 ROWS = 1
 RESULTS = 2
 FAILURE = 3
 NOT_HELD = 4
-"""A failure of its own kind: the actor does not hold these experts (their ids, as text); somebody else may."""
+"""The actor does not hold some experts; the text has their ids. Another actor may hold them."""
 
 HEADER_BYTES = 64
 _HEADER = struct.Struct("<8q")
@@ -35,25 +35,25 @@ _MAX_FAILURE_BYTES = 2048
 
 
 class Header(NamedTuple):
-    """What a message is, before its routing and payload. Counts of tokens and results, size in bytes."""
+    """The kind, the origin and the size of a message; it comes before routing and payload."""
 
     magic: int
     kind: int
     epoch: int
     sequence: int
-    """Of the message with rows, counted by the dense actor; the answer carries that of its rows."""
+    """The number of a message with rows, counted by the dense actor. Its answer carries the same number."""
     layer: int
     num_tokens: int
     num_results: int
     num_bytes: int
-    """Of the whole message, header included."""
+    """The size of the whole message, header included."""
 
 
 _NO_HEADER = Header(0, 0, 0, 0, 0, 0, 0, 0)
 
 
 class MessageFormat(NamedTuple):
-    """What both ends of a link agree on."""
+    """The properties of rows on which both ends of a link agree."""
 
     hidden_size: int
     num_choices: int
@@ -61,7 +61,7 @@ class MessageFormat(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     max_rows: int
-    """Most tokens of one message."""
+    """The largest number of tokens in one message."""
 
     @property
     def row_bytes(self) -> int:
@@ -69,12 +69,12 @@ class MessageFormat(NamedTuple):
 
     @property
     def max_payload_bytes(self) -> int:
-        """Of the results [max_rows * K, H] that rows [max_rows, H] may make."""
+        """Size of the largest payload: the results [max_rows * K, H] of rows [max_rows, H]."""
         return self.max_rows * self.num_choices * self.row_bytes
 
     @property
     def max_host_bytes(self) -> int:
-        """Of header and routing, or of header and failure."""
+        """Size of the largest header with its routing, or with the text of a failure."""
         return max(self.payload_offset(self.max_rows), HEADER_BYTES + _MAX_FAILURE_BYTES)
 
     @property
@@ -82,20 +82,20 @@ class MessageFormat(NamedTuple):
         return self.max_host_bytes + self.max_payload_bytes
 
     def payload_offset(self, num_tokens: int) -> int:
-        """Where rows start: behind the routing of so many tokens."""
+        """Byte at which rows start: after the routing of `num_tokens`, aligned."""
         end = HEADER_BYTES + num_tokens * self.num_choices * 8
         return -(-end // _ALIGNMENT) * _ALIGNMENT
 
 
 class Message:
-    """The memory of one message at a time. Not thread-safe."""
+    """Memory that holds one message at a time. Not thread-safe."""
 
     def __init__(self, message_format: MessageFormat) -> None:
         self.format = message_format
         self._is_split = message_format.device.type != "cpu"
         host_bytes = message_format.max_host_bytes if self._is_split else message_format.max_message_bytes
         self.host = torch.empty(host_bytes, dtype=torch.uint8)
-        """All bytes on a CPU, on CUDA header and routing. Pages that were never touched cost no memory."""
+        """On a CPU the whole message, on CUDA header and routing. Pages never touched cost no memory."""
         self._device_payload = (
             torch.empty(message_format.max_payload_bytes, dtype=torch.uint8, device=message_format.device)
             if self._is_split
@@ -105,9 +105,9 @@ class Message:
         self.host_view = self._array.data
         """The bytes of `host`, writable."""
         self.header = _NO_HEADER
-        """As written, or as `read_header` found it."""
+        """The header that was written last, or that `read_header` found."""
         self._row_bytes = message_format.row_bytes
-        # A step of one row is all views, were they not kept.
+        # Views for one row are kept, since making them would take most of the time of such a message.
         self._one_row_offset = message_format.payload_offset(1)
         self._few_rows = {
             (offset, num_rows): self._make_payload(offset, num_rows)
@@ -125,7 +125,7 @@ class Message:
         return self.format.payload_offset(header.num_tokens) if header.kind == ROWS else HEADER_BYTES
 
     def read_header(self) -> Header:
-        """Take the header from the bytes that were received."""
+        """Read the header from the received bytes, and return it."""
         self.header = Header(*_HEADER.unpack_from(self.host_view))
         return self.header
 
@@ -135,7 +135,10 @@ class Message:
         expert_ids: npt.NDArray[np.int64],
         weights: npt.NDArray[np.float32],
     ) -> torch.Tensor:
-        """Write header and routing [T, K] and return where the rows [T, H] belong. ValueError for too many rows."""
+        """Write header and routing [T, K], and return the view [T, H] into which rows belong.
+
+        Raises ValueError if there are more than max_rows rows.
+        """
         if header.num_tokens > self.format.max_rows:
             raise ValueError(
                 f"a dispatch of {header.num_tokens} rows to one actor, max_rows is {self.format.max_rows}"
@@ -150,7 +153,7 @@ class Message:
         return payload
 
     def write_row(self, header: Header, expert_ids: Sequence[int], weights: Sequence[float]) -> torch.Tensor:
-        """`write_rows` for one token, in a fraction of the time: routing [K] each, and where the row [1, H] belongs."""
+        """`write_rows` for one token, faster: expert_ids [K], weights [K] -> view [1, H]."""
         offset = self._one_row_offset
         self.header = Header(*header[:-1], offset + self._row_bytes)
         self._one_row.pack_into(self.host_view, 0, *self.header, *expert_ids, *weights)
@@ -162,14 +165,14 @@ class Message:
         self._write_header(header, HEADER_BYTES + header.num_results * self._row_bytes)
 
     def write_failure(self, header: Header, reason: str) -> None:
-        """Write header and the reason, cut where it is too long."""
+        """Write header and reason; a reason that is too long is cut."""
         text = reason.encode()[:_MAX_FAILURE_BYTES]
         num_bytes = HEADER_BYTES + len(text)
         self._array[HEADER_BYTES:num_bytes] = np.frombuffer(text, dtype=np.uint8)
         self._write_header(header, num_bytes)
 
     def routing(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """expert_ids [T, K] int64 and weights [T, K] float32 of received rows, on the host."""
+        """The expert_ids [T, K] int64 and weights [T, K] float32 of received rows, on the host."""
         shape = (self.header.num_tokens, self.format.num_choices)
         count = shape[0] * shape[1]
         end = HEADER_BYTES + 4 * count
@@ -178,7 +181,7 @@ class Message:
         return torch.from_numpy(expert_ids), torch.from_numpy(weights)
 
     def payload(self) -> torch.Tensor:
-        """Rows [T, H] or results [N, H] of this message: a view, on the device."""
+        """A view of the rows [T, H] or results [N, H] of this message, on the device."""
         header = self.header
         if header.kind == ROWS:
             return self._payload(self.format.payload_offset(header.num_tokens), header.num_tokens)
@@ -189,7 +192,7 @@ class Message:
         return self._array[HEADER_BYTES : self.header.num_bytes].tobytes().decode(errors="replace")
 
     def fault(self) -> str | None:
-        """What makes the received header impossible, None if nothing does."""
+        """What is wrong with the received header, in words that follow "sent"; None if it is valid."""
         header, limits = self.header, self.format
         if header.magic != MAGIC:
             return f"a message that starts with {header.magic:#x}"

@@ -1,6 +1,6 @@
-"""Where dense and expert actors find each other: keys of a TCPStore that a dense actor hosts.
+"""Dense and expert actors find each other through the keys of a TCPStore that a dense actor hosts.
 
-Every wait is cut into slices, so that a membership that is superseded while its links come up can be given up.
+Every wait is cut into slices, so that a join can stop when a newer membership comes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from actors.exchange.deadline import Deadline
 
 _CONNECT_SLICE_SECONDS = 2.0
 _RESOLVER_SECONDS = 30.0
-"""A resolver that does not answer, as on a host that is cut off, is asked twice for 5 s each by default."""
+"""The longest timeout of a store client. It includes the time of the resolver, which by default is asked
+twice for 5 s each if it does not answer, as on a host that is cut off."""
 _POLL_SECONDS = 0.005
 _STOP_POLL_SECONDS = 0.02
 
@@ -29,7 +30,10 @@ T = TypeVar("T")
 
 
 def host_store(node_ip: str) -> tuple[TCPStore, str, int]:
-    """A TCPStore of this process, its host and its port. It listens on that address only and lives with the object."""
+    """Start a TCPStore in this process; return the store, its host and its port.
+
+    It listens on `node_ip` only, and stops when the returned object is freed.
+    """
     family = socket.AF_INET6 if ":" in node_ip else socket.AF_INET
     listener = socket.create_server((node_ip, 0), family=family)
     port = listener.getsockname()[1]
@@ -41,24 +45,27 @@ def host_store(node_ip: str) -> tuple[TCPStore, str, int]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rendezvous:
-    """One membership's corner of a store."""
+    """A store as one membership uses it: its keys have the epoch as prefix."""
 
     store: Store
     epoch: int
     deadline: Deadline
-    """By when everything must be up."""
+    """The time by which all links of the membership must be up."""
     stop: threading.Event
-    """Set by whoever gives the membership up."""
+    """Set when the membership is given up."""
 
     def prefixed(self, key: str) -> PrefixStore:
-        """A store of its own for one link or group."""
+        """A view of the store for one link or group."""
         return PrefixStore(f"epoch-{self.epoch}/{key}", self.store)
 
     def publish(self, key: str, value: str) -> None:
         self.prefixed("address record").set(key, value)
 
     def wait_for(self, key: str, peer: str) -> str:
-        """What the peer published. Raises DeadlineError; LinkError when the store or the membership is gone."""
+        """Wait for the value that a peer publishes, and return it.
+
+        Raises DeadlineError, and LinkError if the store is unreachable or the membership is given up.
+        """
         records = self.prefixed("address record")
         try:
             while not records.check([key]):
@@ -76,7 +83,7 @@ class Rendezvous:
             self.wait_for(f"{key}/rank-{other}", peer)
 
     def check(self, peer: str, awaited: str) -> None:
-        """Raise DeadlineError or LinkError when it is too late to go on waiting for a peer."""
+        """Raise LinkError if the membership is given up, DeadlineError if the deadline has passed."""
         if self.stop.is_set():
             raise LinkError(peer, None, "given up while it came up")
         if self.deadline.has_passed:
@@ -84,10 +91,10 @@ class Rendezvous:
 
 
 def unless_stopped(work: Callable[[], T], stop: threading.Event, peer: str) -> T:
-    """The result of `work`. Raises LinkError as soon as `stop` is set, and leaves the work to its own end then.
+    """Run `work` in a thread and return its result. Raises LinkError as soon as `stop` is set.
 
-    torch's stores cannot be interrupted: one whose host dies or is cut off while a client connects holds that client up for a
-    minute.
+    The thread then goes on until `work` ends by itself: calls of torch's stores cannot be interrupted, and if
+    the host of a store dies or is cut off while a client connects, the call takes a minute.
     """
     done: Future[T] = Future()
 
@@ -105,7 +112,7 @@ def unless_stopped(work: Callable[[], T], stop: threading.Event, peer: str) -> T
 
 
 def connect_store(host: str, port: int, peer: str, deadline: Deadline, stop: threading.Event) -> TCPStore:
-    """The store that a dense actor hosts. Raises DeadlineError, or LinkError when `stop` is set meanwhile."""
+    """Connect to the store of a dense actor. Raises DeadlineError, and LinkError once `stop` is set."""
     while True:
         try:
             _check_reachable(host, port, deadline)
@@ -121,12 +128,12 @@ def connect_store(host: str, port: int, peer: str, deadline: Deadline, stop: thr
 
 
 def _check_reachable(host: str, port: int, deadline: Deadline) -> None:
-    """Raises OSError where nobody answers within a slice."""
+    """Raise OSError if nobody answers at an address within a slice."""
     seconds = max(0.001, min(_CONNECT_SLICE_SECONDS, deadline.remaining_seconds))
     socket.create_connection((host, port), timeout=seconds).close()
 
 
 def _client(host: str, port: int, deadline: Deadline) -> TCPStore:
-    """torch asks the resolver for the name of the host and counts that as time to connect, so it must not be short."""
+    """Connect a client to a store. Its timeout includes the time of the resolver, so it must not be short."""
     seconds = max(0.001, min(_RESOLVER_SECONDS, deadline.remaining_seconds))
     return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds))

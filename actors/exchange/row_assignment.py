@@ -1,8 +1,8 @@
-"""Which rows go to which holder of an expert. Pure.
+"""Decides which rows go to which holder of an expert. Pure.
 
 Legend: T tokens, K experts per token, E experts, t tokens of one holder, n results of one holder.
 
-A holder is known by its number in the caller's own count; NOBODY is none.
+A holder is a number that the caller has given it; NOBODY stands for no holder.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ Ids: TypeAlias = npt.NDArray[np.int64]
 NOBODY = -1
 
 MIN_PART_ROWS = 64
-"""Rows at which an expert's product takes about as long as reading its weights: each row costs two operations per weight
-of two bytes, so it is peak operations per second / memory bytes per second; 13 with two CPU threads (400 GFLOP/s, 30
-GB/s), 300 on an H100. With fewer rows than two such parts, a second holder would only read the weights a second time."""
+"""Rows at which an expert's product takes about as long as reading its weights. Each row costs two operations
+per weight of two bytes, so this is peak operations per second / memory bytes per second: 13 with two CPU
+threads (400 GFLOP/s, 30 GB/s), 300 on an H100. With fewer than twice as many rows, a second holder would only
+read the weights a second time."""
 
 
 class Share(NamedTuple):
@@ -28,15 +29,15 @@ class Share(NamedTuple):
 
     holder: int
     tokens: Ids
-    """[t] rows that it gets, ascending, each once."""
+    """[t] indices of the rows that the holder gets, ascending, each once."""
     expert_ids: Ids
-    """[t, K], -1 where the expert is not for this holder."""
+    """[t, K]; -1 for an expert that another holder computes."""
     targets: Ids
-    """[n] into T * K: where its results belong, in the order in which it returns them."""
+    """[n] indices into T * K: where the results belong, in the order in which the holder returns them."""
 
 
 class Portion(NamedTuple):
-    """Some rows of one expert, and who gets them."""
+    """A number of rows of one expert, and the holder that gets them."""
 
     expert: int
     holder: int
@@ -44,9 +45,9 @@ class Portion(NamedTuple):
 
 
 def owner_table(experts_of_actor: Sequence[Sequence[int]], num_experts: int) -> Ids:
-    """[E]: the actor that is asked for an expert, the first that holds it.
+    """The table [E] of owners: for each expert the first actor that holds it.
 
-    Raises ValueError for an expert that nobody holds.
+    Raises ValueError for an expert that no actor holds.
     """
     owners = np.full(num_experts, NOBODY, dtype=np.int64)
     for actor, experts in reversed(list(enumerate(experts_of_actor))):
@@ -57,15 +58,16 @@ def owner_table(experts_of_actor: Sequence[Sequence[int]], num_experts: int) -> 
 
 
 def portion_out(counts: Sequence[tuple[int, int]], holders: Sequence[Sequence[int]]) -> list[Portion]:
-    """Rows of experts over their holders, so that all have about the same work.
+    """Distribute the rows of experts over their holders, so that all holders have about the same work.
 
-    counts: (expert, number of rows), each expert once; holders: by expert. An expert's portions come in the order of its
-    holders. One without holders gets a portion for NOBODY. An expert with fewer than 2 * MIN_PART_ROWS rows stays whole;
-    those with more are dealt out in parts. Work is rows, plus MIN_PART_ROWS for each expert whose weights are read.
+    `counts` has (expert, number of rows), each expert once; `holders` has the holders of each expert. The
+    portions of an expert come in the order of its holders; an expert without holders gets a portion for
+    NOBODY. An expert with fewer than 2 * MIN_PART_ROWS rows stays whole; more rows are distributed in parts.
+    The work of a holder is its rows, plus MIN_PART_ROWS for each expert whose weights it reads.
     """
     work: dict[int, int] = {}
     portions: list[Portion] = []
-    # Who has no choice comes first, then the large ones: what is small evens out the rest.
+    # First experts with a single holder, then those with many rows; the small ones even out the differences.
     for expert, count in sorted(counts, key=lambda item: (len(holders[item[0]]) > 1, -item[1], item[0])):
         able = holders[expert]
         if len(able) < 2:
@@ -74,7 +76,8 @@ def portion_out(counts: Sequence[tuple[int, int]], holders: Sequence[Sequence[in
             portions.append(Portion(expert, holder, count))
             continue
         given = dict.fromkeys(able, 0)
-        # Of equally busy holders the expert's number decides, so that several dense actors do not all ask the same one.
+        # Among equally busy holders the expert's number decides, so that several dense actors do not all ask
+        # the same holder.
         first = expert % len(able)
         order = [*able[first:], *able[:first]]
         part = MIN_PART_ROWS if count >= 2 * MIN_PART_ROWS else count
@@ -88,9 +91,9 @@ def portion_out(counts: Sequence[tuple[int, int]], holders: Sequence[Sequence[in
 
 
 def assign_rows(expert_ids: Ids, portions: Sequence[Portion], num_experts: int) -> Ids:
-    """[T, K]: the holder of each route; NOBODY for those of experts without a portion, and for expert id -1.
+    """The holder of each route, [T, K]; NOBODY for an expert without a portion and for expert id -1.
 
-    The rows of an expert go to its portions in order: the first ones to the first.
+    The rows of an expert fill its portions in order.
     """
     holder_of = np.full(num_experts + 1, NOBODY, dtype=np.int64)  # id -1 reads the last entry
     split: dict[int, list[Portion]] = {}
@@ -111,7 +114,7 @@ def assign_rows(expert_ids: Ids, portions: Sequence[Portion], num_experts: int) 
 
 
 def split_rows(expert_ids: Ids, assigned: Ids) -> list[Share]:
-    """Shares of those holders that get anything, by number. expert_ids and assigned [T, K]."""
+    """The shares of all holders that get rows, in the order of their numbers. Both arrays are [T, K]."""
     shares = []
     is_asked = np.bincount(assigned.reshape(-1) + 1)[1:]
     for holder in np.flatnonzero(is_asked).tolist():

@@ -2,7 +2,7 @@
 
     links         one connection between each dense and each expert actor; survives the end of any of them
     all_to_all    collectives in which all actors of a membership take part
-    local         none: the dense actor computes all experts itself
+    local         no travel: the dense actor computes all experts itself
 
 A new transport is one more entry of `TRANSPORTS`, and its name among `EXCHANGES` of
 `cluster.config.cluster_config`.
@@ -24,29 +24,29 @@ from actors.protocol.messages import Membership
 
 
 class DenseEndpoint(Protocol):
-    """A dense actor's end of its transport: memberships come and go while it is open."""
+    """A dense actor's end of its transport. Memberships come and go while it is open."""
 
     def join(self, membership: Membership, stop: threading.Event) -> None:
-        """Return when all experts of a membership are within reach of the exchange that is in use then.
+        """Return when the exchange in use reaches all experts of a membership.
 
         Raises DeadlineError naming the peers that did not come within the connect deadline, and LinkError
         when `stop` is set meanwhile. After an error the membership before stays in use, if it can; with
-        links, peers that came in time are in use as well. Raises ValueError for settings that do not go
+        links, peers that came in time are used as well. Raises ValueError for settings that do not go
         together.
         """
 
     def lost(self) -> tuple[str, ...]:
-        """Expert actors of the newest membership, by name, that are known to be lost. From any thread."""
+        """Names of lost expert actors of the newest membership, as far as is known. Any thread may ask."""
 
     def suspected(self) -> tuple[str, ...]:
-        """Expert actors, by name, that owe an answer for longer than is usual. From any thread."""
+        """Names of expert actors whose answer is late. Any thread may ask."""
 
     def close(self) -> None:
-        """Let nobody in any longer and end what is under way. The user of the exchange closes that."""
+        """Accept no more peers and end all links. The exchange itself is closed by its user."""
 
 
 class ExpertEndpoint(Protocol):
-    """An expert actor's end of its transport: memberships come and go while it is open."""
+    """An expert actor's end of its transport. Memberships come and go while it is open."""
 
     def join(self, membership: Membership, stop: threading.Event) -> None:
         """Return when all dense actors of a membership are served.
@@ -57,15 +57,15 @@ class ExpertEndpoint(Protocol):
         """
 
     def lost(self, membership: Membership) -> tuple[str, ...]:
-        """Dense actors of a membership, by name, that are not served. From any thread."""
+        """Names of dense actors of a membership that are not served. Any thread may ask."""
 
     def close(self) -> None:
-        """End all links and wait for what is being computed. Idempotent."""
+        """End all links and wait for the computation under way. Idempotent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transport:
-    """How the two ends of a transport are opened. Both raise ValueError if settings do not go together."""
+    """Opens the two ends of a transport. Both functions raise ValueError if settings do not go together."""
 
     open_dense: Callable[[DenseContext], DenseEndpoint]
     open_expert: Callable[[ExpertContext], ExpertEndpoint] | None
@@ -85,12 +85,12 @@ def has_expert_actors(name: str) -> bool:
 
 
 def open_dense(context: DenseContext) -> DenseEndpoint:
-    """The dense actor's end of the transport that its settings name. Raises ValueError."""
+    """Open the dense actor's end of the transport that its settings name. Raises ValueError."""
     return _find(context.exchange_context.settings.transport).open_dense(context)
 
 
 def open_expert(context: ExpertContext) -> ExpertEndpoint:
-    """The expert actor's end of the transport that its settings name. Raises ValueError."""
+    """Open the expert actor's end of the transport that its settings name. Raises ValueError."""
     name = context.exchange_context.settings.transport
     open_endpoint = _find(name).open_expert
     if open_endpoint is None:

@@ -54,7 +54,7 @@ class ExpertActor:
         self._loading.start()
 
     def progress(self) -> Progress:
-        """Progress of the first loading, later of the last `hold`, in stored bytes; with the error, if any."""
+        """Progress of the first loading, later of the last `hold`, in stored bytes; with any error."""
         store = self._loading.result
         return (store.progress if store is not None else None) or self._loading.progress()
 

@@ -1,10 +1,10 @@
-"""The ends of the collective transport: each membership has a group of its own.
+"""The two ends of the collective transport. Each membership has a group of its own.
 
     dense actor     DenseAllToAll    makes an AllToAllExchange for each membership
     expert actor    ExpertAllToAll   makes an AllToAllServer for each membership
 
-All actors join a membership at about the same time. They meet under keys of the first dense actor's store
-that hold the epoch, so an actor never meets one that lives in another epoch.
+All actors join a membership at about the same time. They meet in the store of the first dense actor, under
+keys that contain the epoch, so actors of different epochs never meet.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class DenseAllToAll:
     def __init__(self, context: DenseContext) -> None:
         self._context = context
         self._exchange: AllToAllExchange | None = None
-        """Of the newest membership whose group came up."""
+        """The exchange of the newest membership whose group came up."""
 
     def join(self, membership: Membership, stop: threading.Event) -> None:
         """Return when all actors of the membership have met.
@@ -54,20 +54,20 @@ class DenseAllToAll:
         self._context.use_exchange(self._exchange)
 
     def lost(self) -> tuple[str, ...]:
-        """Empty: when a peer is lost the whole exchange ends, and which peer it was is not known."""
+        """Always empty: the loss of a peer ends the whole exchange, and the peer is not known."""
         return ()
 
     def suspected(self) -> tuple[str, ...]:
         return ()
 
     def close(self) -> None:
-        """End the group. The user of the exchange closes that."""
+        """End the group. The exchange itself is closed by its user."""
         if self._exchange is not None:
             self._exchange.interrupt()
 
 
 class ExpertAllToAll:
-    """An expert actor's end. It leaves a membership's group before it meets the actors of the next one."""
+    """An expert actor's end. It leaves a membership's group before it meets the actors of the next."""
 
     def __init__(self, context: ExpertContext) -> None:
         self._context = context
@@ -94,7 +94,7 @@ class ExpertAllToAll:
         return () if is_up else tuple(f"dense-{dense.index}" for dense in membership.dense)
 
     def close(self) -> None:
-        """Leave the group and wait for what is being computed. Idempotent."""
+        """Leave the group and wait for the computation under way. Idempotent."""
         server, self._server = self._server, None
         if server is not None:
             server.close()

@@ -1,12 +1,12 @@
-"""The collective transport, seen from a dense actor: every rank takes part in every round (`wire_format.py`).
+"""The collective transport, seen from a dense actor: every rank takes part in every step (`wire_format.py`).
 
 Legend: T tokens, H hidden, K experts per token, t tokens of one actor, n results of one actor.
 
-Rounds keep all ranks in lockstep, so a dense actor that has nothing to send takes part with empty rounds. Its
-ticking thread does that, which also gives every wait a deadline. A dense actor without others ticks three
-times per deadline. Beside others it ticks every few milliseconds while all are idle, so that it soon joins
-one that begins. Once another one sends, it takes part in the next round at once, so that the other does not
-have to wait in every layer.
+Steps of the collective keep all ranks in lockstep, so a dense actor without rows takes part with empty
+messages. Its ticking thread does that, which also gives every wait a deadline. A single dense actor ticks
+three times per deadline. With several, each ticks every few milliseconds while all are idle, so that it soon
+joins an actor that begins to send. While another actor sends, it takes part in every step at once, so that
+the sender does not have to wait in every layer.
 """
 
 from __future__ import annotations
@@ -47,21 +47,22 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Answers:
-    """A round whose answers are on the way."""
+    """A step of the collective whose answers are on the way."""
 
     layer: int
     num_choices: int
     arrived: torch.Tensor
-    """[T * K, H], by actor and, within one, in the order in which it answers; valid after `wait`"""
+    """[T * K, H], actor by actor, each in the order of its answers; valid after `wait`."""
     targets: tuple[Ids, ...]
-    """[n] for each actor: where its results belong"""
+    """[n] indices into T * K for each actor: where its results belong."""
     wait: Callable[[int | None], None]
+    """Waits for the answers; see `Group.start`."""
     keep: tuple[torch.Tensor, ...]
-    """What the collective still reads from."""
+    """Tensors that must live until the collective has ended."""
 
 
 class AllToAllExchange:
-    """Exchange over a group that is up. An ExchangeError closes the group, and later calls raise it again."""
+    """Exchange over a group that is up. After an ExchangeError it is closed; later calls raise that error."""
 
     kernels = None
 
@@ -74,7 +75,10 @@ class AllToAllExchange:
         epoch: int,
         deadline_seconds: float,
     ) -> None:
-        """Experts in the order of the expert ranks. Raises ValueError for an expert that nobody holds."""
+        """`experts_of_actor` is in the order of the expert ranks.
+
+        Raises ValueError for an expert that no actor holds.
+        """
         self._group = group
         self._owners = owner_table(experts_of_actor, load.num_experts)
         self._load = load
@@ -85,13 +89,14 @@ class AllToAllExchange:
         self._sequence = 0
         self._last: _Answers | None = None
         self._failure: ExchangeError | None = None
-        self._lock = FairLock()  # In order: else the ticking thread would take one round after the other.
+        # The lock is fair: with another lock the ticking thread might take part in step after step.
+        self._lock = FairLock()
         self._closing = threading.Event()
         alone = deadline_seconds / _TICKS_PER_DEADLINE
         self._tick_seconds = alone if self._num_dense == 1 else min(alone, _SHARED_TICK_SECONDS)
-        self._last_round_at = time.monotonic()
-        self._is_others_round = False
-        """Whether the last round was for others only."""
+        self._last_step_at = time.monotonic()
+        self._is_others_step = False
+        """Whether only other dense actors sent rows in the last step."""
         self._ticker = threading.Thread(target=self._tick, name="all-to-all-ticks", daemon=True)
         self._ticker.start()
 
@@ -101,7 +106,7 @@ class AllToAllExchange:
         ids, scales = expert_ids.cpu().numpy(), weights.cpu().numpy()
         self._load.count(layer, ids)
         shares = split_rows(ids, self._owners[ids])
-        return self._guarded(lambda: self._round(layer, rows, shares, scales))
+        return self._guarded(lambda: self._step(layer, rows, shares, scales))
 
     def combine(self, handle: Handle) -> torch.Tensor:
         assert isinstance(handle, _Answers)
@@ -113,7 +118,7 @@ class AllToAllExchange:
         return self._failure is None
 
     def maintain(self) -> None:
-        """The ticking thread does."""
+        """Do nothing: the ticking thread checks the group."""
 
     def interrupt(self) -> None:
         if self._failure is None:
@@ -128,13 +133,13 @@ class AllToAllExchange:
         if threading.current_thread() is not self._ticker:
             self._ticker.join()
 
-    def _round(
+    def _step(
         self, layer: int, rows: torch.Tensor, shares: Sequence[Share], weights: npt.NDArray[np.float32]
     ) -> _Answers:
-        """Headers and bodies, waited for; answers, begun."""
+        """Take part in one step: exchange headers and bodies, and begin to receive the answers."""
         if self._last is not None:
             self._last.wait(self._last.layer)
-        self._last_round_at = time.monotonic()
+        self._last_step_at = time.monotonic()
         self._sequence += 1
         of_rank = {self._num_dense + share.holder: share for share in shares}
         sent_tokens = [
@@ -154,7 +159,7 @@ class AllToAllExchange:
         ]
         received = exchange_headers(self._group, headers, self._epoch, layer, self._format.device)
         is_idle = is_empty(received[: self._num_dense])
-        self._is_others_round = not (is_idle or shares)
+        self._is_others_step = not (is_idle or shares)
         if is_idle:
             return _empty_answers(layer, rows, self._format.num_choices)
         self._exchange_bodies(layer, rows, of_rank, weights, sent_tokens)
@@ -200,22 +205,22 @@ class AllToAllExchange:
         )
 
     def _tick(self) -> None:
-        """Take part, empty-handed, whenever nothing was sent for a while."""
+        """Take part in a step without rows whenever the last step was some time ago."""
         rows = torch.empty(
             (0, self._format.hidden_size), dtype=self._format.dtype, device=self._format.device
         )
         weights = np.empty((0, self._format.num_choices), np.float32)
-        while self._is_others_round or not self._closing.wait(self._tick_seconds / 2):
-            is_early = time.monotonic() - self._last_round_at < self._tick_seconds / 2
-            if is_early and not self._is_others_round:
+        while self._is_others_step or not self._closing.wait(self._tick_seconds / 2):
+            is_early = time.monotonic() - self._last_step_at < self._tick_seconds / 2
+            if is_early and not self._is_others_step:
                 continue
             try:
-                self._guarded(lambda: self._round(_NO_LAYER, rows, [], weights))
+                self._guarded(lambda: self._step(_NO_LAYER, rows, [], weights))
             except ExchangeError:
-                return  # Kept in _failure; the next call of the engine raises it.
+                return  # The error is kept in _failure; the next call of the engine raises it.
 
     def _guarded(self, act: Callable[[], _T]) -> _T:
-        """Run with the group to itself; after an error there is no further use of it."""
+        """Run `act` as the only user of the group; after an error close the group."""
         with self._lock:
             if self._failure is not None:
                 raise self._failure
@@ -229,7 +234,7 @@ class AllToAllExchange:
 
 
 def _empty_answers(layer: int, rows: torch.Tensor, num_choices: int) -> _Answers:
-    """Of a round in which nobody has sent anything."""
+    """The answers of a step in which no actor has sent rows."""
     return _Answers(
         layer=layer,
         num_choices=num_choices,

@@ -7,7 +7,7 @@ from collections import deque
 
 
 class FairLock:
-    """First come, first served. Use as a context manager."""
+    """A lock that serves threads in the order in which they came. Use it as a context manager."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()

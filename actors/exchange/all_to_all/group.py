@@ -20,7 +20,7 @@ from actors.exchange.process_groups import gloo, nccl
 from actors.exchange.rendezvous import Rendezvous
 
 BACKENDS = ("gloo", "nccl")
-"""What can carry the collective transport."""
+"""The backends that can carry the collective transport."""
 
 _PEERS = "the all-to-all group"
 
@@ -29,7 +29,8 @@ class Group(Protocol):
     """A group that is up. All ranks must make the same calls in the same order."""
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """The number of ranks."""
 
     def start(
         self,
@@ -38,20 +39,21 @@ class Group(Protocol):
         source: torch.Tensor,
         source_splits: list[int],
     ) -> Callable[[int | None], None]:
-        """Begin all_to_all_single: parts of `source` [bytes] go to the ranks in order, theirs to `output`.
+        """Begin all_to_all_single: send rank i the i-th part of `source`.
 
-        Returns a function that waits for the end. It takes the layer, which its errors name, and raises
+        The part that rank i sends arrives in the i-th part of `output`. Splits are in bytes. Returns a
+        function that waits for the end. The function takes the layer, which its errors name, and raises
         LinkError if the group broke or was closed, DeadlineError if a rank did not take part in time. Keep
         both tensors until it has returned.
         """
 
     def close(self) -> None:
-        """Leave the group: its ranks and waiting threads notice at once. Idempotent, from any thread."""
+        """Leave the group. Its ranks and waiting threads notice at once. Idempotent; for any thread."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupContext:
-    """One rank's end of the group."""
+    """How one rank opens its end of the group."""
 
     backend: str
     """"gloo" or "nccl"."""
@@ -62,7 +64,10 @@ class GroupContext:
 
 
 def open_group(context: GroupContext, names: Sequence[str], rank: int) -> Group:
-    """Meet all other ranks. Raises DeadlineError if one does not come, LinkError for any other failure."""
+    """Meet all other ranks and open the group. `names` has the actors by rank.
+
+    Raises DeadlineError if an actor does not come in time, LinkError for any other failure.
+    """
     key, size = "all-to-all", len(names)
     context.rendezvous.meet(key, rank, {other: name for other, name in enumerate(names) if other != rank})
     try:
@@ -77,7 +82,7 @@ def open_group(context: GroupContext, names: Sequence[str], rank: int) -> Group:
 
 
 class GlooGroup:
-    """Over gloo: a late rank is noticed by gloo's own clock."""
+    """A group over gloo, whose own deadline notices a late rank."""
 
     def __init__(self, group: dist.ProcessGroup, deadline_seconds: float) -> None:
         self._group = group
@@ -112,7 +117,7 @@ class GlooGroup:
 
 
 class NcclGroup:
-    """Over NCCL: the host watches, and aborts what does not end in time. Not run where this was written."""
+    """A group over NCCL, whose deadline the host checks. It needs two GPUs and has not been run yet."""
 
     def __init__(self, group: dist.ProcessGroup, deadline_seconds: float) -> None:
         self._group = group

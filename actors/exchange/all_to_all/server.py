@@ -1,4 +1,4 @@
-"""The collective transport, seen from an expert actor: a thread takes part in each round (`wire_format.py`).
+"""The collective transport, seen from an expert actor: a thread takes part in each step (`wire_format.py`).
 
 Legend: T tokens, H hidden, K experts per token, N results.
 """
@@ -56,18 +56,18 @@ class AllToAllServer:
         try:
             with torch.inference_mode():
                 while True:
-                    self._round()
+                    self._step()
         except ExchangeError as error:
             if not self._is_closed:
                 logger.warning("the all-to-all group has ended: %s", error)
         except Exception:
-            # In lockstep an error cannot take the place of an answer, so the group ends.
-            logger.exception("the all-to-all group ends, since its rows cannot be computed")
+            # In lockstep an answer cannot be replaced by an error, so the group ends.
+            logger.exception("the all-to-all group ends, because its rows cannot be computed")
         finally:
             self._has_ended = True
             self._group.close()
 
-    def _round(self) -> None:
+    def _step(self) -> None:
         device, size = self._format.device, self._group.size
         idle = [make_header(TICK, self._epoch, 0, 0, 0, 0)] * size
         headers = exchange_headers(self._group, idle, self._epoch, None, device)[: self._num_dense]
@@ -83,7 +83,7 @@ class AllToAllServer:
         self._group.start(nothing, [0] * size, answers, answer_splits + rest)(None)
 
     def _compute(self, headers: Sequence[Header], parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Answers to all dense actors, one after the other, as bytes."""
+        """Compute the answers to all dense actors; return them one after the other, as bytes."""
         hidden = (0, self._format.hidden_size)
         results = [torch.empty(hidden, dtype=self._format.dtype, device=self._format.device)]
         for header, part in zip(headers, parts, strict=True):

@@ -1,10 +1,10 @@
-"""One round of the collective transport, as both sides see it.
+"""The messages of one step of the collective transport, as both sides see them.
 
-Legend: T tokens of one part, H hidden, K experts per token, W ranks.
+Legend: T tokens of one part, H hidden, K experts per token, N results, W ranks.
 
-    headers   [W, 8] int64, one for each rank, which says how long the other parts are; each dense actor says
-              in all of its headers whether it sends anything to anybody, so that all ranks know whether the
-              other parts follow
+    headers   [W, 8] int64, one for each rank, with the sizes of the bodies and answers; each dense actor
+              tells all ranks whether it sends rows to any actor, so all ranks know whether bodies and
+              answers follow
     bodies    dense -> expert   expert_ids [T, K] int32, weights [T, K] float32, padding to 64 bytes, then
                                 rows [T, H]
     answers   expert -> dense   results [N, H]
@@ -30,7 +30,7 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WireFormat:
-    """What all ranks agree on."""
+    """The properties of rows on which all ranks agree."""
 
     hidden_size: int
     num_choices: int
@@ -43,11 +43,11 @@ class WireFormat:
         return self.hidden_size * self.dtype.itemsize
 
     def rows_offset(self, num_tokens: int) -> int:
-        """Where rows start in a body."""
+        """Byte of a body at which its rows start."""
         return _align(num_tokens * self.num_choices * 8)
 
     def body_bytes(self, num_tokens: int) -> int:
-        """Of a body, padded so that the next one is aligned."""
+        """Size of a body, padded so that the next body is aligned."""
         return self.rows_offset(num_tokens) + _align(num_tokens * self.row_bytes)
 
 
@@ -63,7 +63,7 @@ class Body(NamedTuple):
 
 
 def body_views(part: torch.Tensor, num_tokens: int, wire_format: WireFormat) -> Body:
-    """The views of bytes [body_bytes(num_tokens)]."""
+    """The views of a body. `part` has body_bytes(num_tokens) bytes."""
     shape = (num_tokens, wire_format.num_choices)
     end = num_tokens * wire_format.num_choices * 4
     start = wire_format.rows_offset(num_tokens)
@@ -76,25 +76,28 @@ def body_views(part: torch.Tensor, num_tokens: int, wire_format: WireFormat) -> 
 
 
 TICK = 0
-"""Kind of a header whose sender sends nothing to anybody in this round."""
+"""Kind of a header whose sender sends no rows to any actor in this step."""
 
 
 def make_header(
     kind: int, epoch: int, sequence: int, layer: int, num_tokens: int, num_results: int
 ) -> Header:
-    """A header of this transport: ROWS or TICK."""
+    """A header of this transport. `kind` is ROWS or TICK."""
     return Header(MAGIC, kind, epoch, sequence, layer, num_tokens, num_results, 0)
 
 
 def is_empty(headers: Sequence[Header]) -> bool:
-    """Whether a round ends with these headers, since nobody sends anything."""
+    """Whether a step ends with these headers, because no actor sends rows."""
     return all(header.kind == TICK for header in headers)
 
 
 def exchange_headers(
     group: Group, headers: Sequence[Header], epoch: int, layer: int | None, device: torch.device
 ) -> list[Header]:
-    """Send each rank a header and return theirs. Raises ExchangeError, also for another protocol or epoch."""
+    """Send a header to each rank and return those of all ranks.
+
+    Raises ExchangeError, also for a header of another protocol or epoch.
+    """
     source = torch.tensor(headers, dtype=torch.int64).view(torch.uint8).reshape(-1).to(device)
     output = torch.empty_like(source)
     splits = [HEADER_BYTES] * group.size

@@ -1,4 +1,4 @@
-"""NCCL groups of explicit parts, and how the host waits for what they do. Not run where this was written."""
+"""Opens NCCL groups, and lets the host wait for their work. It needs two GPUs and has not been run yet."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _POLLS_PER_CHECK = 50
 def open_group(
     key: str, rank: int, size: int, device: torch.device, rendezvous: Rendezvous
 ) -> dist.ProcessGroup:
-    """A nonblocking communicator whose ranks meet under a key. Raises RuntimeError, as torch does."""
-    # Else torch's watchdog ends the process when a peer dies; here a dead peer is one link's affair.
+    """Open a nonblocking communicator whose ranks meet under a key. Raises RuntimeError, as torch does."""
+    # Otherwise torch's watchdog ends the process when a peer dies. Here a dead peer only ends its link.
     os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
     options = dist.ProcessGroupNCCL.Options()
     options.config.blocking = 0
@@ -29,12 +29,12 @@ def open_group(
     with torch.cuda.device(device):
         group = dist.ProcessGroupNCCL(rendezvous.prefixed(key), rank, size, options)
         group.eager_connect_single_device(device)
-    # It has a group's methods; torch's stubs give them to the wrapper of all backends only.
+    # The backend has the methods of a ProcessGroup, which torch's stubs do not say.
     return cast(dist.ProcessGroup, group)
 
 
 def poll(work: Work, check: Callable[[], None]) -> None:
-    """Until the device has done the work, with a look at `check`, which may raise, every few rounds."""
+    """Wait until the device has done the work; call `check`, which may raise, about once a millisecond."""
     num_polls = 0
     while not work.is_completed():
         num_polls += 1

@@ -116,14 +116,14 @@ class TcpLink:
         self.take_up_reading(num_read)
 
     def take_up_sending(self, message: Message, num_sent: int) -> None:
-        """Continue to send a message of which the kernels have sent `num_sent` bytes."""
+        """Continue to send `message` after the `num_sent` bytes that the kernels have sent."""
         message.read_header()
         rest = message.host_view[num_sent : message.num_host_bytes]
         if len(rest):
             self._unsent.append((message, rest))
 
     def take_up_reading(self, num_read: int) -> None:
-        """Continue to read a message of which the kernels have read `num_read` bytes into `incoming`.
+        """Continue to read a message after the `num_read` bytes that the kernels have read into `incoming`.
 
         Raises LinkError for bytes that are no message.
         """
