@@ -1,9 +1,10 @@
-"""One plain PhiMoE in one process: the definition that everything else is compared with.
+"""One plain PhiMoE in one process: the definition with which all other results are compared.
 
-A whole sequence goes through in one pass, without a cache, a batch or a placement. Nothing here comes from `actors/`.
+A whole sequence is computed in one pass, without a cache, a batch or a placement. Nothing here comes from
+`actors/`.
 
-T tokens, S same tokens as keys, H hidden, V vocabulary, E experts, F expert width,
-D head dim, N query heads, G kv heads, R = N / G query heads per kv head
+T tokens, S same tokens as keys, H hidden, V vocabulary, E experts, F expert width, D head dim, N query heads,
+G kv heads, R = N / G query heads per kv head
 """
 
 import json
@@ -20,7 +21,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """What of config.json decides the arithmetic, the same for both dialects."""
+    """The values of config.json that decide the arithmetic, the same for both dialects."""
 
     num_layers: int
     num_heads: int
@@ -35,7 +36,7 @@ class Config:
     tie_word_embeddings: bool
     rope_theta: float
     original_max: int | None
-    """Tokens up to which the short list holds; None is plain rope, which has one list of ones."""
+    """Number of tokens up to which the short list holds; None is plain rope, which has one list of ones."""
     short_factor: tuple[float, ...]
     long_factor: tuple[float, ...]
     short_mscale: float
@@ -44,7 +45,7 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Routing:
-    """One layer's routing: the first and the second expert of each token and their weights."""
+    """The routing in one layer: the first and the second expert of each token, and their weights."""
 
     scores: Tensor  # [T, E] float32
     expert_ids: Tensor  # [T, 2] int64
@@ -53,7 +54,7 @@ class Routing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reference:
-    """A loaded checkpoint; all weights are in `dtype`."""
+    """A loaded checkpoint. All weights are in `dtype`."""
 
     config: Config
     weights: dict[str, Tensor]
@@ -61,7 +62,7 @@ class Reference:
 
     @classmethod
     def load(cls, directory: Path, dtype: torch.dtype = torch.float32) -> "Reference":
-        """Read a checkpoint directory; a missing file, key or tensor raises what Python raises."""
+        """Read a checkpoint directory. For a missing file, key or tensor Python's own error is raised."""
         index = directory / "model.safetensors.index.json"
         files = {"model.safetensors"}
         if index.exists():
@@ -71,25 +72,28 @@ class Reference:
         return cls(config=config, weights=weights, dtype=dtype)
 
     def logits(self, token_ids: list[int]) -> Tensor:
-        """[T, V] float32 for the sequence as a whole: its total length chooses the rope list of all positions."""
+        """Return logits [T, V] in float32.
+
+        The sequence's total length chooses the rope list of all positions.
+        """
         name = "model.embed_tokens" if self.config.tie_word_embeddings else "lm_head"
         bias = self.weights["lm_head.bias"] if self.config.lm_head_bias else None
         return F.linear(self.hidden(token_ids), self.weights[f"{name}.weight"], bias).float()
 
     def hidden(self, token_ids: list[int]) -> Tensor:
-        """[T, H]: states after the final norm."""
+        """Return the states [T, H] after the final norm."""
         return self._forward(token_ids)[0]
 
     def routing(self, token_ids: list[int]) -> list[Routing]:
-        """Where the tokens went, layer by layer."""
+        """Return the routing of all tokens, layer by layer."""
         return self._forward(token_ids)[1]
 
     def greedy(
         self, prompt_ids: list[int], num_tokens: int, eos_ids: Collection[int] = ()
     ) -> list[tuple[int, float]]:
-        """The best token and its logprob, `num_tokens` times, by one full forward each.
+        """Return the best token and its logprob, up to `num_tokens` times, with one full forward pass each.
 
-        Ends after the first of `eos_ids`, which is included. The lowest id wins a tie.
+        End after the first of `eos_ids`, which is included. The lowest id wins a tie.
         """
         token_ids = list(prompt_ids)
         output: list[tuple[int, float]] = []
@@ -150,8 +154,8 @@ class Reference:
 def sparse_mixer(scores: Tensor, jitter: float) -> Routing:
     """Route by gate scores [T, E]: sparse mixer (arXiv 2409.12136) as used at inference, in float32.
 
-    The quotient of a zero score and a zero maximum is NaN, and NaN does not drop an expert: hence "drop where greater",
-    not "keep where at most". The lowest id wins a tie.
+    The quotient of a zero score and a zero maximum is NaN, and NaN does not drop an expert. The condition is
+    therefore "drop where greater", not "keep where at most". The lowest id wins a tie.
     """
     scores = scores.float()
 
@@ -171,7 +175,7 @@ def sparse_mixer(scores: Tensor, jitter: float) -> Routing:
 
 
 def rope_tables(config: Config, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """cos and sin [T, D] of a sequence of `num_tokens` in total, products in float32, mscale included."""
+    """Return cos and sin [T, D] for a sequence of `num_tokens`, with products in float32 and with mscale."""
     is_long = config.original_max is not None and num_tokens > config.original_max
     factor = torch.tensor(config.long_factor if is_long else config.short_factor, dtype=torch.float32)
     mscale = config.long_mscale if is_long else config.short_mscale
@@ -182,20 +186,20 @@ def rope_tables(config: Config, num_tokens: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate [heads, T, D] by the tables, in float32; component i pairs with i + D / 2."""
+    """Rotate [heads, T, D] by the tables, in float32. Component i pairs with i + D / 2."""
     low, high = x.float().chunk(2, -1)
     return (x.float() * cos + torch.cat([-high, low], -1) * sin).to(x.dtype)
 
 
 def visible(num_tokens: int, sliding_window: int | None) -> Tensor:
-    """[T, S] bool: whether position t sees position s, that is t - window < s <= t."""
+    """Return [T, S] bool: whether position t sees position s, that is t - window < s <= t."""
     t, s = torch.arange(num_tokens)[:, None], torch.arange(num_tokens)
     mask = s <= t
     return mask if sliding_window is None else mask & (s > t - sliding_window)
 
 
 def parse_config(values: dict[str, Any]) -> Config:
-    """Understand the original dialect (`rope_scaling`) and the newer one (`rope_parameters`)."""
+    """Read a config of the original dialect (`rope_scaling`) or of the newer dialect (`rope_parameters`)."""
     head_dim = values["hidden_size"] // values["num_attention_heads"]
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     is_longrope = rope.get("rope_type", rope.get("type", "default")) == "longrope"

@@ -1,4 +1,4 @@
-"""The golden files are what transformers 4.57.6 says today, not only what it said once."""
+"""Tests that the golden files are what transformers 4.57.6 computes today."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,8 @@ from tests.golden import make, record
 from tests.support.small_checkpoints import CATALOGUE
 
 ENVIRONMENT_VARIABLE = "PHIMOE_GOLDEN_ENVIRONMENT"
-"""May name a virtual environment to use, or to make and keep; by default one is made for this run alone."""
+"""May name a virtual environment to use, or to create and keep. By default a new one is created for this
+run."""
 
 
 @pytest.mark.slow
@@ -26,7 +27,10 @@ def test_golden_files_can_be_made_again(tmp_path: Path) -> None:
 
 
 def assert_same(made: record.Golden, kept: record.Golden) -> None:
-    """Equal but for rounding, which may also swap neighbours of the same logprob."""
+    """Compare two results.
+
+    They may differ by rounding, which may also swap neighbours with the same logprob.
+    """
     assert made.made_with == kept.made_with
     assert made.weights_sha256 == kept.weights_sha256
     assert made.token_ids == kept.token_ids

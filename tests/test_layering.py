@@ -1,6 +1,6 @@
-"""Imports point one way: between the packages, between the rooms of each package, and in every folder.
+"""Tests that imports point one way: between packages, between the rooms of a package, and in every folder.
 
-cluster -> actors -> torch; Ray core and torch.distributed are called in one folder each.
+cluster -> actors -> torch. Only one folder calls Ray core, and only one calls torch.distributed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cluster", "actors", "protos")
 
-# A room (a file or folder directly in a package) may import rooms of the lines below its own, and of its own line.
+# A room is a file or folder directly in a package. It may import rooms of its own line and of lines below.
 CLUSTER_ROOMS = (
     ("__main__",),
     ("commands",),
@@ -41,7 +41,7 @@ ACTORS_ROOMS = (
 
 
 def imports(folder: str) -> Iterator[tuple[str, str]]:
-    """(file, imported module) for every import below a folder, also those inside functions."""
+    """Return (file, imported module) for every import below a folder, imports inside functions included."""
     for path in sorted((ROOT / folder).rglob("*.py")):
         name = path.relative_to(ROOT).as_posix()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -57,7 +57,7 @@ def within(module: str, package: str) -> bool:
 
 
 def module_graph() -> dict[str, set[str]]:
-    """Module -> the project's modules that it imports, also under TYPE_CHECKING and inside functions."""
+    """Map each module to the project's modules that it imports, under TYPE_CHECKING or in functions, too."""
     files = {name: path for package in PACKAGES for name, path in _modules(package)}
     graph: dict[str, set[str]] = {}
     for package in PACKAGES:
@@ -79,7 +79,7 @@ def _module_name(path: Path) -> str:
 
 
 def cycle_of(graph: Mapping[str, set[str]]) -> list[str]:
-    """One cycle of the graph, or an empty list."""
+    """Return one cycle of the graph, or an empty list."""
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
@@ -88,7 +88,7 @@ def cycle_of(graph: Mapping[str, set[str]]) -> list[str]:
 
 
 def folder_graphs() -> dict[str, dict[str, set[str]]]:
-    """Folder -> a graph of the files and folders directly in it, from the imports of everything below it."""
+    """Map each folder to the graph of its direct files and folders, from the imports of all code in them."""
     folders: defaultdict[str, dict[str, set[str]]] = defaultdict(dict)
     for importer, targets in module_graph().items():
         for target in targets:
@@ -168,7 +168,7 @@ def test_torch_distributed_is_used_in_one_folder() -> None:
         "cluster.ingress.grpc.services",
     ],
 )
-def test_the_front_door_loads_without_torch(module: str) -> None:
+def test_ingress_and_commands_load_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 

@@ -1,4 +1,4 @@
-"""The generated modules are what the .proto files say."""
+"""Tests that the generated modules belong to the .proto files."""
 
 from __future__ import annotations
 

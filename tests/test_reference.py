@@ -1,4 +1,4 @@
-"""The oracle against the golden files, and its parts against cases worked out by hand."""
+"""Tests the oracle against the golden files, and its parts against cases worked out by hand."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ def load(spec: Spec, directory: Path, dtype: torch.dtype = torch.float32) -> Ref
 
 
 def scores_of(values: dict[int, float], rest: float) -> Tensor:
-    """[1, 16]: the named experts' scores, `rest` for all others."""
+    """Return scores [1, 16]: the named experts' scores, and `rest` for all others."""
     return torch.tensor([[values.get(expert, rest) for expert in range(16)]])
 
 
@@ -218,13 +218,18 @@ def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:
             {3: 1.0, 7: 0.99, 9: 0.97999}, 0.5, 0.01, [3, 7],
             [1 / (1 + E_MINUS_001), 1 / (1 + math.exp(-0.01001))], id="rival-of-second",
         ),
-        # The first expert's own score does not count among the second's rivals, near as it is.
-        pytest.param({0: 1.0, 15: 1.0 - 1e-3}, -9.0, 0.05, [0, 15], [1 / (1 + math.exp(-1e-3)), 1.0], id="masked-first"),
+        # The first expert's own score is not a rival of the second, although it is near.
+        pytest.param(
+            {0: 1.0, 15: 1.0 - 1e-3}, -9.0, 0.05, [0, 15], [1 / (1 + math.exp(-1e-3)), 1.0],
+            id="masked-first",
+        ),
         # Negative maximum: the quotient's denominator is |s_i|, since clamping at a negative m does nothing:
         # 0.0204 / 1.0204 = 0.01999 is inside, which 0.0204 / |m| = 0.0204 would not be.
-        pytest.param({3: -1.0, 7: -1.0204}, -5.0, 0.01, [3, 7], [1 / (1 + math.exp(-0.0204)), 1.0], id="negative-max"),
-        # Opposite signs: |s_i| = 2 is above m = 1, so that 3 / 2 is inside 2 * 0.8, which 3 / 1 would not be. The second
-        # best ties with all that are left.
+        pytest.param(
+            {3: -1.0, 7: -1.0204}, -5.0, 0.01, [3, 7], [1 / (1 + math.exp(-0.0204)), 1.0], id="negative-max",
+        ),
+        # Opposite signs: |s_i| = 2 is above m = 1, so that 3 / 2 is inside 2 * 0.8, which 3 / 1 would not be.
+        # The second best ties with all that are left.
         pytest.param({3: 1.0}, -2.0, 0.8, [3, 0], [1 / (1 + 15 * math.exp(-3)), 1 / 15], id="opposite-signs"),
         # Two of the same score: the lower id is first, with half; the other has no rival left.
         pytest.param({5: 1.0, 11: 1.0}, 0.0, 0.01, [5, 11], [0.5, 1.0], id="tie-of-two"),
@@ -256,7 +261,7 @@ def test_router_widens_bfloat16_scores_before_it_divides() -> None:
     assert_routed(routing, [3, 7], [1 / (1 + math.exp(-0.01953125)), 1.0])
 
 
-def test_router_treats_tokens_apart() -> None:
+def test_router_treats_each_token_by_itself() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(50, 16, generator=generator)
     together = sparse_mixer(scores, 0.05)

@@ -1,4 +1,4 @@
-"""Waiting with a deadline loses neither results nor cancellations."""
+"""Tests that waiting with a deadline loses neither results nor cancellations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_cancellation_in_the_moment_of_completion_is_not_lost() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_a_failure_in_the_moment_of_a_cancellation_is_not_reported() -> None:
-    """Nobody is left who could take it."""
+    """No caller is left that could take the failure."""
     reported: list[dict[str, object]] = []
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""ClusterConfig: flags, YAML and mappings lead to the same checked config."""
+"""Tests that flags, YAML and mappings lead to the same checked ClusterConfig."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_an_unknown_key_is_named_with_the_closest_known_one(key: str, closest: s
             "expert_replicas is 3, expected at most 2",
             id="more-replicas-than-actors",
         ),
-        pytest.param({"hung_after_seconds": 0}, "hung_after_seconds is 0", id="no-patience"),
+        pytest.param({"hung_after_seconds": 0}, "hung_after_seconds is 0", id="no-time"),
         pytest.param({"replace_after_seconds": -1}, "replace_after_seconds is -1", id="replaced-before"),
         pytest.param({"port": 9000}, "grpc_port is 9000, the same as port", id="same-ports"),
         pytest.param({"load_format": "dummy"}, "model is none", id="dummy-without-preset"),
@@ -149,7 +149,7 @@ def test_local_exchange_has_no_expert_actors() -> None:
     assert ClusterConfig().num_expert_actors == 2
 
 
-def test_doors_do_not_change_the_actor_hash_but_the_model_does() -> None:
+def test_listeners_do_not_change_the_actor_hash_but_the_model_does() -> None:
     plain = ClusterConfig()
     assert ClusterConfig(port=1234, host="::", served_model_name="x").actor_hash() == plain.actor_hash()
     assert ClusterConfig(expert_actors=2).actor_hash() == plain.actor_hash()

@@ -1,6 +1,7 @@
-"""A dense actor with its experts in a process of its own: prints where it listens, and ends with its input.
+"""Runs a dense actor with all its experts in a process of its own.
 
-Arguments: index, token, tokens per step, drafts per sequence; and, where it is to die, the step and the layer before which it does.
+The process prints its addresses, and ends when its input ends. Arguments: index, token, tokens per step,
+drafts per sequence; and optionally the step and the layer before which the process kills itself.
 """
 
 from __future__ import annotations
@@ -61,12 +62,15 @@ def main() -> None:
 def _all_of_them(
     acceptance: Sequence[float], limits: Sequence[int], budget: int, cost: StepCost
 ) -> list[int]:
-    """Drafts are computed whatever they cost on this machine."""
+    """Compute drafts whatever they cost on this machine."""
     return list(limits)
 
 
 def die_at(step: int, layer: int) -> None:
-    """The first step, and the first layer, is 0: at layer 0 it dies between two steps."""
+    """Kill the process before a layer of a step; both count from 0.
+
+    With layer 0 it dies between two steps.
+    """
     dispatch, num_steps = LocalExchange.dispatch, 0
 
     def trapped(

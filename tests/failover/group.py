@@ -1,4 +1,4 @@
-"""Dense actors in processes that can be killed, stopped and started anew, and a supervisor that names them."""
+"""Dense actors in processes that can be killed, stopped and restarted, and a supervisor that names them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DenseProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self, death: tuple[int, int] | None = None) -> None:
-        """`death` is the step and the layer before which it kills itself."""
+        """Start a process. `death` is the step and the layer before which the process kills itself."""
         arguments = [str(self.index), TOKEN, *map(str, (*self._sizes, *(death or ())))]
         command = [sys.executable, "-m", "tests.failover.dense_process", *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -52,7 +52,7 @@ class DenseProcess:
         return self._process is not None and self._process.poll() is not None
 
     def end(self) -> None:
-        """Kill it, also where it is stopped."""
+        """Kill the process, even if it is stopped."""
         if self._process is None:
             return
         self._process.kill()
@@ -64,7 +64,7 @@ class DenseProcess:
 
 
 class Group:
-    """Some dense actors; also the supervisor, as an ingress replica sees it."""
+    """Several dense actors, and the supervisor as an ingress replica sees it."""
 
     def __init__(self, count: int, max_batch_tokens: int, max_drafts: int) -> None:
         self.processes = [DenseProcess(index, max_batch_tokens, max_drafts) for index in range(count)]
@@ -76,7 +76,7 @@ class Group:
         self.tell()
 
     def tell(self, leaving: int | None = None, drain_seconds: float | None = None) -> None:
-        """Name the present addresses."""
+        """Make the present addresses known to ingress replicas."""
         self._addresses = DenseAddresses(
             version=self._addresses.version + 1,
             token=TOKEN,
@@ -90,7 +90,7 @@ class Group:
         self._changed = asyncio.Event()
 
     async def restart(self, index: int, death: tuple[int, int] | None = None) -> None:
-        """A new process takes the place; see DenseProcess.start."""
+        """Start a new process in the place; see `DenseProcess.start`."""
         self.processes[index].end()
         await self.processes[index].start(death)
         self.tell()
@@ -111,7 +111,7 @@ class Group:
 async def serving(
     count: int, max_batch_tokens: int = 2048, max_drafts: int = 0, **keys: object
 ) -> AsyncIterator[tuple[Group, Service]]:
-    """An ingress replica before that many dense actors, all of them ready."""
+    """Run an ingress replica with `count` dense actors, all of them ready."""
     group = Group(count, max_batch_tokens, max_drafts)
     service: Service | None = None
 
@@ -134,7 +134,7 @@ async def serving(
 
 
 async def stream(service: Service, gaps: list[float] | None = None, **fields: object) -> list[int]:
-    """The tokens of one completion; `gaps` takes the seconds between them."""
+    """Return the tokens of one completion. `gaps` takes the seconds between them."""
     body = {"prompt": "Solve 2x + 3 = 7", "ignore_eos": True, "return_token_ids": True, **fields}
     answer = await service.open(parse_completion(body, service.limits))
     loop = asyncio.get_running_loop()
@@ -150,7 +150,7 @@ async def stream(service: Service, gaps: list[float] | None = None, **fields: ob
 
 
 async def until_idle(service: Service, seconds: float) -> None:
-    """Wait until every dense actor says that it holds nothing."""
+    """Wait until every dense actor reports that it holds no sequence."""
     async with asyncio.timeout(seconds):
         while any(
             load.running or load.waiting or load.free_blocks < load.total_blocks or not load.total_blocks

@@ -1,6 +1,7 @@
-"""An ingress replica in a process of its own with endless streams open: prints a line once all of them run.
+"""Runs an ingress replica in a process of its own, with endless streams open.
 
-Arguments: token, number of streams, then the index and port of each dense actor.
+The process prints a line once all streams run. Arguments: token, number of streams, then the index and the
+port of each dense actor.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ async def _read(stream: AsyncGenerator[object, None]) -> None:
 
 
 def _request(number: int, channels: Channels) -> Request:
-    order = SequenceRequest(
+    sequence_request = SequenceRequest(
         index=0,
         prompt_index=0,
         prompt_ids=(1, 2, 3),
@@ -49,7 +50,9 @@ def _request(number: int, channels: Channels) -> Request:
         output=OutputOptions(),
         eos_token_ids=(),
     )
-    return Request(f"doomed-{number}", [order], channels, Deadlines(total_seconds=600, resume_seconds=60))
+    return Request(
+        f"doomed-{number}", [sequence_request], channels, Deadlines(total_seconds=600, resume_seconds=60)
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Dense actors die, hang and go, an ingress replica is killed: every stream has the tokens of an undisturbed run."""
+"""Tests the loss of dense actors and ingress replicas: each stream has the tokens of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LENGTH = 300
 def served(
     count: int, **keys: Any
 ) -> Callable[[Callable[[Group, Service], Coroutine[Any, Any, None]]], Callable[[], None]]:
-    """Run a test with an ingress replica before that many dense actors."""
+    """Run a test with an ingress replica and a number of dense actors."""
 
     def decorate(test: Callable[[Group, Service], Coroutine[Any, Any, None]]) -> Callable[[], None]:
         async def run() -> None:
@@ -44,7 +44,7 @@ def served(
 
 
 async def streams(service: Service, gaps: list[list[float]] | None = None) -> list[list[int]]:
-    """The same random streams each time."""
+    """Return the same random streams each time."""
     return await asyncio.gather(
         *(
             stream(
@@ -96,7 +96,7 @@ async def test_a_dense_actor_that_dies_with_drafts_under_way_changes_no_token(
     group: Group, service: Service
 ) -> None:
     async def loops(gaps: list[list[float]]) -> list[list[int]]:
-        """They end up in the same words over and over."""
+        """Return the tokens of streams that soon repeat the same words."""
         runs = (
             stream(service, gap, max_tokens=LENGTH, temperature=0.0, prompt="x " * n)
             for n, gap in enumerate(gaps, 1)
@@ -184,15 +184,15 @@ async def test_a_killed_ingress_leaves_nothing_at_the_dense_actors(group: Group,
 
 
 @served(1, max_batch_tokens=32768)
-async def test_a_long_prefill_does_not_stop_the_beats(group: Group, service: Service) -> None:
-    beats: list[float] = []
+async def test_a_long_prefill_does_not_stop_the_heartbeats(group: Group, service: Service) -> None:
+    heartbeats: list[float] = []
     reader, writer = await asyncio.open_connection("127.0.0.1", group.processes[0].port)
     writer.write(encode_frame(Hello(token=TOKEN)))
 
     async def listen() -> None:
         while True:
             await read_frame(reader)
-            beats.append(time.monotonic())
+            heartbeats.append(time.monotonic())
 
     listening = asyncio.create_task(listen())
     gaps: list[list[float]] = [[] for _ in range(16)]
@@ -206,8 +206,8 @@ async def test_a_long_prefill_does_not_stop_the_beats(group: Group, service: Ser
     listening.cancel()
     await asyncio.gather(listening, return_exceptions=True)
     writer.close()
-    longest = max(later - earlier for earlier, later in itertools.pairwise(beats))
-    print(f"prefill of {max(map(max, gaps)):.2f} s, longest silence {longest:.3f} s")
+    longest = max(later - earlier for earlier, later in itertools.pairwise(heartbeats))
+    print(f"prefill of {max(map(max, gaps)):.2f} s, longest pause {longest:.3f} s")
     assert max(map(max, gaps)) > 1.0
     assert longest < 0.6
 
@@ -258,7 +258,7 @@ async def test_a_draining_replica_refuses_new_requests_and_ends_the_rest_after_t
 
 
 async def _until_under_way(gaps: list[list[float]]) -> None:
-    """Until each stream has said a tenth of what it will say."""
+    """Wait until each stream has a tenth of its tokens."""
     async with asyncio.timeout(10):
         while min(map(len, gaps)) < LENGTH // 10:
             await asyncio.sleep(0.005)

@@ -1,10 +1,11 @@
-"""Faults at an exact (actor, step, layer): the tokens are those of an undisturbed run, and each fault is known to have come.
+"""Tests faults at an exact (actor, step, layer): the tokens are those of an undisturbed run.
 
-The trap sits in the dense actor's exchange, which the engine's own thread calls: what it does happens between two layers.
+Each test also asserts that its fault has happened. The fault is triggered in the dense actor's exchange,
+which the engine's own thread calls, so that it happens between two layers.
 
     before    the expert actor is dead when the rows of the layer are sent
-    on        it has the rows of the layer and ends without an answer
-    hung      it has them and stands still; later it goes on, with an answer that nobody waits for any longer
+    on        the expert actor has the rows of the layer and ends without an answer
+    hung      the expert actor has the rows and stops; later it sends an answer for which nothing waits
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ pytestmark = pytest.mark.timeout(120)
 
 LAST_LAYER = 3
 CASES = [([5 + 7 * n % 200 for n in range(length)], 14) for length in (3, 40, 125, 150)]
-"""Short, over the crossing while decoding, and behind it."""
+"""Prompts that are short, that cross the rope limit while they decode, and that are beyond it."""
 Way = Literal["before", "on", "hung"]
 PLACES = [(0, 0), (5, 1), (9, LAST_LAYER)]
 every_place = pytest.mark.parametrize(("step", "layer"), PLACES, ids=lambda value: str(value))
 
 
 class Group:
-    """A dense actor in this process, expert actors in others."""
+    """A dense actor in this process, with expert actors in other processes."""
 
     def __init__(self, experts: list[ExpertProcess], owned: list[tuple[int, ...]]) -> None:
         self._exchange = ExchangeSettings(transport="links" if experts else "local")
@@ -102,18 +103,18 @@ class Group:
             assert self.experts[expert.index].answer() is None
 
     def take_over(self) -> None:
-        """The second expert actor holds everything, and the first one is not there any longer."""
+        """Have the second expert actor hold all experts, and leave out the first."""
         assert self.experts[1].hold(self._owned[0]) == "loaded"
         self._owned = [(), ALL]
         self.join()
 
     async def generate(self) -> list[list[int]]:
-        """The tokens of all cases, run at once."""
+        """Return the tokens of all cases, which run at the same time."""
         reader, writer = await asyncio.open_connection(self._host, self._port)
         writer.write(encode_frame(Hello(token="secret")))
         for index, (prompt_ids, num_tokens) in enumerate(CASES):
-            order = Submit(sequence_id=str(index), prompt_ids=prompt_ids, params=greedy(num_tokens))
-            writer.write(encode_frame(order))
+            submit = Submit(sequence_id=str(index), prompt_ids=prompt_ids, params=greedy(num_tokens))
+            writer.write(encode_frame(submit))
         tokens: list[list[int]] = [[] for _ in CASES]
         num_running = len(CASES)
         while num_running:
@@ -149,13 +150,13 @@ def processes() -> Iterator[ExpertProcesses]:
 
 @cache
 def expected() -> list[list[int]]:
-    """Of a dense actor that has all experts itself."""
+    """Return the tokens of a dense actor that holds all experts itself."""
     with group([], []) as alone:
         return asyncio.run(alone.generate())
 
 
 class Trap:
-    """Lets a fault happen to the first expert actor at one place, once."""
+    """Triggers a fault of the first expert actor at one place, once."""
 
     def __init__(self, group: Group, step: int, layer: int, way: Way) -> None:
         self._group, self._place, self._way = group, (step, layer), way
@@ -165,7 +166,8 @@ class Trap:
 
     def set(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(self._exchange, "dispatch", self._dispatched)
-        # Kernels that exchange by themselves would not pass here; tests/dense/fast_paths/test_kernel_exchange.py has faults for them.
+        # Kernels that exchange by themselves do not pass here. The faults for them are in
+        # tests/dense/fast_paths/test_kernel_exchange.py.
         monkeypatch.setattr(self._exchange, "kernels", None)
 
     def _dispatched(
@@ -186,7 +188,7 @@ class Trap:
 def caught(
     group: Group, trap: Trap, monkeypatch: pytest.MonkeyPatch, repair: Callable[[], None]
 ) -> list[list[int]]:
-    """The tokens of all cases; `repair` is called once the fault has come."""
+    """Return the tokens of all cases. `repair` is called once the fault has happened."""
     trap.set(monkeypatch)
     with ThreadPoolExecutor(1) as pool:
         generated: Future[list[list[int]]] = pool.submit(asyncio.run, group.generate())

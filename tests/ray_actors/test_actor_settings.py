@@ -1,4 +1,4 @@
-"""What each actor's place claims of its node."""
+"""Tests what each actor claims of its node, and how devices and threads are chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ingress's connection to a dense actor in the moments around its end."""
+"""Tests the connection to a dense actor just before and after its end."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ IDLE = Load(running=0, waiting=0, free_blocks=1, total_blocks=1)
 WELCOME = Welcome(is_ready=True, max_model_len=100, load=IDLE, prefix_rule=None)
 
 
-def order(sequence_id: str) -> Submit:
+def submit_of(sequence_id: str) -> Submit:
     return Submit(
         sequence_id=sequence_id, prompt_ids=[1], params=SamplingParams(max_tokens=1, seed=0), output_ids=[]
     )
 
 
 class Actor:
-    """A dense actor that takes orders and says nothing more."""
+    """A dense actor that takes submitted sequences and sends nothing after its Welcome."""
 
     def __init__(self) -> None:
         self._calls: list[asyncio.Task[None]] = []
@@ -55,11 +55,11 @@ class Actor:
 
 
 @pytest.mark.parametrize("make_loop", LOOPS, ids=["asyncio", "uvloop"])
-@pytest.mark.parametrize("num_turns", range(6))
+@pytest.mark.parametrize("num_iterations", range(6))
 def test_a_sequence_that_meets_the_end_of_its_connection_is_told_so(
-    make_loop: Callable[[], asyncio.AbstractEventLoop], num_turns: int
+    make_loop: Callable[[], asyncio.AbstractEventLoop], num_iterations: int
 ) -> None:
-    """However many turns of the loop after it."""
+    """The sequence is submitted a number of iterations of the event loop after the end."""
 
     async def scenario() -> None:
         actor = Actor()
@@ -69,12 +69,12 @@ def test_a_sequence_that_meets_the_end_of_its_connection_is_told_so(
         told: asyncio.Queue[SequenceDelta | None] = asyncio.Queue()
         try:
             await asyncio.wait_for(ready.wait(), 5)
-            channel.submit(order("before"), told.put_nowait)
+            channel.submit(submit_of("before"), told.put_nowait)
             assert channel._writer is not None
             channel._writer.transport.abort()
-            for _ in range(num_turns):
+            for _ in range(num_iterations):
                 await asyncio.sleep(0)
-            channel.submit(order("after"), told.put_nowait)
+            channel.submit(submit_of("after"), told.put_nowait)
             channel.cancel("unknown")
             assert [await asyncio.wait_for(told.get(), 5) for _ in range(2)] == [None, None]
             ready.clear()

@@ -1,4 +1,4 @@
-"""When a silent dense actor counts as hung."""
+"""Tests when a dense actor that sends nothing counts as hung."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ LEAST = 0.75
 
 
 def be_quiet(detector: FailureDetector, seconds: float) -> bool:
-    """Ticks in time, without a frame; whether it was too long."""
+    """Let time pass without a frame; return whether the actor then counts as hung."""
     return max(detector.passed(TICK_SECONDS) for _ in range(round(seconds / TICK_SECONDS)))
 
 
-def test_a_steady_beat_allows_the_least() -> None:
+def test_regular_heartbeats_keep_the_shortest_time_out() -> None:
     detector = FailureDetector(LEAST)
     for _ in range(100):
         assert not be_quiet(detector, 0.2)
@@ -24,7 +24,7 @@ def test_a_steady_beat_allows_the_least() -> None:
     assert not be_quiet(detector, 0.7) and be_quiet(detector, 0.2)
 
 
-def test_irregular_beats_allow_more_and_calm_ones_less_again() -> None:
+def test_irregular_heartbeats_raise_the_time_out_and_regular_ones_lower_it_again() -> None:
     detector = FailureDetector(LEAST)
     assert not be_quiet(detector, 0.7)
     detector.heard()
@@ -37,7 +37,7 @@ def test_irregular_beats_allow_more_and_calm_ones_less_again() -> None:
     assert detector.allowed_seconds == LEAST
 
 
-def test_after_a_silence_that_was_too_long_a_little_more_is_allowed() -> None:
+def test_after_a_time_out_the_next_one_is_a_little_longer() -> None:
     detector = FailureDetector(LEAST)
     assert be_quiet(detector, 1.0)
     detector.begin()
@@ -53,7 +53,7 @@ def test_time_in_which_the_listener_slept_itself_does_not_count() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 20), st.booleans()), max_size=200))
-def test_the_allowance_is_bounded(history: list[tuple[float, bool]]) -> None:
+def test_the_time_out_is_bounded(history: list[tuple[float, bool]]) -> None:
     detector = FailureDetector(LEAST)
     for seconds, is_heard in history:
         if detector.passed(seconds):

@@ -1,4 +1,4 @@
-"""The choice of a dense actor: the least busy one, and each in its turn."""
+"""Tests the choice of a dense actor: the least busy one, and round robin among equals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of prefixes, and what an ingress remembers of who holds which."""
+"""Tests the hashes of prefixes, and the index of the prefixes that each dense actor has."""
 
 from __future__ import annotations
 

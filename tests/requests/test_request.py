@@ -1,4 +1,4 @@
-"""Requests and channels against a dense actor's door that counts upwards: token i of a sequence is i."""
+"""Tests requests and channels with a fake dense actor that counts: token i of each sequence is i."""
 
 from __future__ import annotations
 
@@ -39,17 +39,20 @@ QUICK = Deadlines(total_seconds=10, resume_seconds=5)
 
 
 class CountingServer:
-    """Speaks the dense actor's frames. Submitted sequences get one token per tick until they have max_tokens."""
+    """Speaks the dense actor's frames.
+
+    Each submitted sequence gets one token per tick, up to its max_tokens.
+    """
 
     def __init__(self) -> None:
         self.submitted: list[Submit] = []
         self.cancelled: list[str] = []
         self.lose_after: int | None = None
-        """Tokens after which the connection is cut, once."""
+        """Number of tokens after which the connection is cut, once."""
         self.tick_seconds = 0.001
-        self.beat_seconds = 0.05
+        self.heartbeat_seconds = 0.05
         self.is_hung = False
-        """Takes frames and says nothing more, as a stopped process."""
+        """Whether to take frames and send nothing more, as a stopped process does."""
         self.is_ready = True
         self.refusal: str | None = None
         self.token = "secret"
@@ -88,7 +91,7 @@ class CountingServer:
                 writer.write(
                     encode_frame(Welcome(is_ready=True, max_model_len=100, load=LOAD, prefix_rule=RULE))
                 )
-                tasks["beat"] = asyncio.create_task(self._beat(writer))
+                tasks["heartbeat"] = asyncio.create_task(self._heartbeat(writer))
                 while True:
                     frame = await read_frame(reader)
                     if isinstance(frame, Submit):
@@ -103,13 +106,13 @@ class CountingServer:
         self._writers.discard(writer)
         writer.close()
 
-    async def _beat(self, writer: asyncio.StreamWriter) -> None:
+    async def _heartbeat(self, writer: asyncio.StreamWriter) -> None:
         while True:
-            await asyncio.sleep(self.beat_seconds)
+            await asyncio.sleep(self.heartbeat_seconds)
             self.say(writer)
 
-    async def _count(self, order: Submit, writer: asyncio.StreamWriter) -> None:
-        for token_id in range(len(order.output_ids), order.params.max_tokens):
+    async def _count(self, submit: Submit, writer: asyncio.StreamWriter) -> None:
+        for token_id in range(len(submit.output_ids), submit.params.max_tokens):
             await asyncio.sleep(self.tick_seconds)
             while not self.is_ready:
                 await asyncio.sleep(0.01)
@@ -117,12 +120,12 @@ class CountingServer:
                 self.lose_after = None
                 writer.transport.abort()
                 return
-            is_last = token_id == order.params.max_tokens - 1
+            is_last = token_id == submit.params.max_tokens - 1
             delta = SequenceDelta(
-                sequence_id=order.sequence_id,
+                sequence_id=submit.sequence_id,
                 token_ids=[token_id],
                 prompt_logprobs=[TokenLogprobs(token_id=1, logprob=-1.0, rank=1)]
-                if token_id == len(order.output_ids)
+                if token_id == len(submit.output_ids)
                 else None,
                 finish_reason="error" if self.refusal else "length" if is_last else None,
                 error=self.refusal,
@@ -130,7 +133,7 @@ class CountingServer:
             self.say(writer, delta)
 
 
-def order(
+def sequence_request(
     index: int = 0, max_tokens: int = 20, prompt_ids: tuple[int, ...] = (1, 2), cache_salt: str = ""
 ) -> SequenceRequest:
     return SequenceRequest(
@@ -207,7 +210,7 @@ def in_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]
 async def test_all_sequences_of_a_request_arrive() -> None:
     async with connected() as (_, channels):
         await ready(channels)
-        request = Request("r", [order(0), order(1, 7)], channels, QUICK)
+        request = Request("r", [sequence_request(0), sequence_request(1, 7)], channels, QUICK)
         assert await tokens_of(request) == {0: list(range(20)), 1: list(range(7))}
 
 
@@ -216,7 +219,7 @@ async def test_after_a_lost_connection_a_request_goes_on_where_it_was() -> None:
     async with connected() as (server, channels):
         await ready(channels)
         server.lose_after = 8
-        request = Request("r", [order(0), order(1, 7)], channels, QUICK)
+        request = Request("r", [sequence_request(0), sequence_request(1, 7)], channels, QUICK)
         assert await tokens_of(request) == {0: list(range(20)), 1: list(range(7))}
         assert server.lose_after is None and len(server.submitted) == 3
         assert server.submitted[-1].output_ids == list(range(8))
@@ -228,7 +231,7 @@ async def test_prompt_logprobs_are_given_once_although_a_resumed_run_sends_them_
     async with connected() as (server, channels):
         await ready(channels)
         server.lose_after = 8
-        request = Request("r", [order()], channels, QUICK)
+        request = Request("r", [sequence_request()], channels, QUICK)
         given = [
             delta.prompt_logprobs async for _, delta in request.deltas() if delta.prompt_logprobs is not None
         ]
@@ -239,7 +242,7 @@ async def test_prompt_logprobs_are_given_once_although_a_resumed_run_sends_them_
 async def test_a_request_that_is_closed_early_is_cancelled_at_the_dense_actor() -> None:
     async with connected() as (server, channels):
         await ready(channels)
-        deltas = Request("r", [order(max_tokens=10_000)], channels, QUICK).deltas()
+        deltas = Request("r", [sequence_request(max_tokens=10_000)], channels, QUICK).deltas()
         await anext(deltas)
         await deltas.aclose()
         await asyncio.sleep(0.1)
@@ -250,7 +253,7 @@ async def test_a_request_that_is_closed_early_is_cancelled_at_the_dense_actor() 
 async def test_a_finished_sequence_is_not_waited_for() -> None:
     async with connected() as (server, channels):
         await ready(channels)
-        request = Request("r", [order(max_tokens=10_000)], channels, QUICK)
+        request = Request("r", [sequence_request(max_tokens=10_000)], channels, QUICK)
         async for index, _ in request.deltas():
             request.finish(index)
         await asyncio.sleep(0.1)
@@ -262,7 +265,10 @@ async def test_a_request_ends_at_its_deadline() -> None:
     async with connected() as (server, channels):
         await ready(channels)
         request = Request(
-            "r", [order(max_tokens=10**6)], channels, Deadlines(total_seconds=0.2, resume_seconds=5)
+            "r",
+            [sequence_request(max_tokens=10**6)],
+            channels,
+            Deadlines(total_seconds=0.2, resume_seconds=5),
         )
         await fails_with(DeadlineExceeded, request)
         await asyncio.sleep(0.1)
@@ -275,14 +281,14 @@ async def test_a_sequence_that_the_dense_actor_cannot_compute_fails_the_request(
         await ready(channels)
         server.refusal = "no room"
         with pytest.raises(RequestFailed, match="no room"):
-            await tokens_of(Request("r", [order()], channels, QUICK))
+            await tokens_of(Request("r", [sequence_request()], channels, QUICK))
 
 
 @in_loop
 async def test_before_the_first_dense_actor_is_ready_requests_are_refused_at_once() -> None:
     channels = Channels(SILENCE_SECONDS)
     began = asyncio.get_running_loop().time()
-    await fails_with(ServerUnavailable, Request("r", [order()], channels, QUICK))
+    await fails_with(ServerUnavailable, Request("r", [sequence_request()], channels, QUICK))
     assert asyncio.get_running_loop().time() - began < 1
 
 
@@ -291,7 +297,10 @@ async def test_a_dense_actor_that_stays_away_ends_the_request_after_the_resume_d
     async with connected() as (server, channels):
         await ready(channels)
         request = Request(
-            "r", [order(max_tokens=10**6)], channels, Deadlines(total_seconds=10, resume_seconds=0.3)
+            "r",
+            [sequence_request(max_tokens=10**6)],
+            channels,
+            Deadlines(total_seconds=10, resume_seconds=0.3),
         )
         deltas = request.deltas()
         await anext(deltas)
@@ -311,7 +320,10 @@ async def test_a_wrong_token_never_becomes_ready() -> None:
 @in_loop
 async def test_sequences_are_spread_over_the_dense_actors() -> None:
     async with two_connected() as (servers, channels, _):
-        requests = [Request(str(number), [order(0), order(1)], channels, QUICK) for number in range(4)]
+        requests = [
+            Request(str(number), [sequence_request(0), sequence_request(1)], channels, QUICK)
+            for number in range(4)
+        ]
         answers = await asyncio.gather(*(tokens_of(request) for request in requests))
         assert answers == [{0: list(range(20)), 1: list(range(20))}] * 4
         assert [len(server.submitted) for server in servers] == [4, 4]
@@ -320,7 +332,7 @@ async def test_sequences_are_spread_over_the_dense_actors() -> None:
 @in_loop
 async def test_a_hung_dense_actor_is_left_and_what_it_says_later_is_not_taken() -> None:
     async with two_connected() as (servers, channels, _):
-        request = Request("r", [order(max_tokens=400)], channels, QUICK)
+        request = Request("r", [sequence_request(max_tokens=400)], channels, QUICK)
         tokens: list[int] = []
         hung, other = None, None
         async for _, delta in request.deltas():
@@ -345,7 +357,7 @@ async def test_a_hung_dense_actor_is_used_again_when_it_comes_back() -> None:
                 await asyncio.sleep(0.01)
         server.is_hung = False
         await ready(channels)
-        assert await tokens_of(Request("r", [order()], channels, QUICK)) == {0: list(range(20))}
+        assert await tokens_of(Request("r", [sequence_request()], channels, QUICK)) == {0: list(range(20))}
 
 
 @in_loop
@@ -361,7 +373,7 @@ async def test_an_ingress_that_was_busy_itself_blames_nobody() -> None:
 @in_loop
 async def test_sequences_leave_a_dense_actor_that_is_about_to_go() -> None:
     async with two_connected() as (servers, channels, named):
-        request = Request("r", [order(max_tokens=2000)], channels, QUICK)
+        request = Request("r", [sequence_request(max_tokens=2000)], channels, QUICK)
         deltas = request.deltas()
         tokens = [token for _ in range(8) for token in (await anext(deltas))[1].token_ids]
         index = 0 if servers[0].submitted else 1
@@ -383,7 +395,7 @@ async def test_sequences_leave_a_dense_actor_that_is_about_to_go() -> None:
 @in_loop
 async def test_sequences_move_from_a_dense_actor_that_cannot_compute() -> None:
     async with two_connected() as (servers, channels, _):
-        request = Request("r", [order(max_tokens=400)], channels, QUICK)
+        request = Request("r", [sequence_request(max_tokens=400)], channels, QUICK)
         tokens: list[int] = []
         async for _, delta in request.deltas():
             tokens += delta.token_ids
@@ -397,7 +409,10 @@ async def test_a_deadline_also_ends_the_wait_for_a_dense_actor() -> None:
     async with connected() as (server, channels):
         await ready(channels)
         request = Request(
-            "r", [order(max_tokens=10**6)], channels, Deadlines(total_seconds=0.4, resume_seconds=9)
+            "r",
+            [sequence_request(max_tokens=10**6)],
+            channels,
+            Deadlines(total_seconds=0.4, resume_seconds=9),
         )
         deltas = request.deltas()
         await anext(deltas)
@@ -411,7 +426,7 @@ async def test_a_deadline_also_ends_the_wait_for_a_dense_actor() -> None:
 async def test_an_aborted_request_ends_with_its_error_and_is_cancelled() -> None:
     async with connected() as (server, channels):
         await ready(channels)
-        request = Request("r", [order(max_tokens=10**6)], channels, QUICK)
+        request = Request("r", [sequence_request(max_tokens=10**6)], channels, QUICK)
         deltas = request.deltas()
         await anext(deltas)
         request.abort(ServerUnavailable("shutting down"))
@@ -428,7 +443,9 @@ async def test_a_known_prefix_goes_where_it_was_computed_and_other_salts_go_roun
         prompt_ids = tuple(range(400))
         for number in range(6):
             salt = "other" if number % 2 else ""
-            request = Request(str(number), [order(0, 2, (*prompt_ids, number), salt)], channels, QUICK)
+            request = Request(
+                str(number), [sequence_request(0, 2, (*prompt_ids, number), salt)], channels, QUICK
+            )
             assert await tokens_of(request) == {0: [0, 1]}
         salts = [{submitted.cache_salt for submitted in server.submitted} for server in servers]
         assert sorted(salts, key=sorted) == [{""}, {"other"}]

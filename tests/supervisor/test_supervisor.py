@@ -1,4 +1,4 @@
-"""The supervisor over actors that live in this process: it creates, joins and replaces them."""
+"""Tests the supervisor with actors in this process: it creates, joins and replaces them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def test_a_killed_expert_actor_comes_back_under_the_next_epoch(
 
 
 @supervised()
-async def test_a_killed_dense_actor_opens_another_door(supervisor: Supervisor, pool: LocalPool) -> None:
+async def test_a_killed_dense_actor_gets_another_address(supervisor: Supervisor, pool: LocalPool) -> None:
     supervisor.start()
     await until_ready(supervisor)
     addresses = await supervisor.addresses(0, 5)
@@ -122,7 +122,7 @@ async def test_an_actor_that_cannot_load_is_a_failure_with_its_reason(
 
 
 @supervised()
-async def test_doors_that_do_not_change_are_told_after_the_wait(
+async def test_addresses_that_do_not_change_are_returned_after_the_wait(
     supervisor: Supervisor, pool: LocalPool
 ) -> None:
     supervisor.start()

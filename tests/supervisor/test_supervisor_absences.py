@@ -1,4 +1,4 @@
-"""Expert actors that stay away: others hold their experts until they are back."""
+"""Tests expert actors that stay away: other actors hold their experts until they are back."""
 
 from __future__ import annotations
 

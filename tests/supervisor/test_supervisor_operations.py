@@ -1,4 +1,4 @@
-"""What operators ask of the supervisor: more or fewer actors, experts elsewhere, restart, drain."""
+"""Tests the operations: more or fewer actors, rebalance, restart and drain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A supervisor that comes after another one, or whose head is away."""
+"""Tests a supervisor that follows an earlier one, or whose head is down."""
 
 from __future__ import annotations
 

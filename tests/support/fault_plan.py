@@ -1,6 +1,7 @@
-"""Which faults come, and when one may. Pure.
+"""Decides which faults happen, and when a fault may happen. Pure.
 
-random_plan(seed, count) -> faults    is_survivable(view, away, fault): whether it leaves a live copy of everything
+random_plan(seed, count) -> faults
+is_survivable(view, away, fault) -> whether the fault leaves a live copy of every expert
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ Way = Literal["kill", "hang", "pause"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
-    """One process is to be killed, stopped for good, or stopped for a while."""
+    """A process that is killed, stopped for good, or stopped for a while."""
 
     kind: Kind
     index: int
     way: Way
     pause_seconds: float = 0.0
-    """After which a process that was paused is continued, if it is still there."""
+    """Time after which a process that is stopped for a while continues, if it still exists."""
     delay_seconds: float = 0.0
-    """Wait before it, once it may come."""
+    """Wait before the fault, once it may happen."""
     is_joint: bool = False
-    """Comes right after the one before, whatever has become of that."""
+    """Whether the fault follows the one before at once, whatever the state of that victim."""
 
     @property
     def victim(self) -> str:
@@ -35,14 +36,15 @@ class Fault:
 
     @property
     def label(self) -> str:
-        """Faults of one label are reported together."""
+        """The name under which faults are reported together."""
         return f"{self.kind} {self.way}"
 
 
 def random_plan(seed: int, count: int, num_experts: int, num_dense: int) -> list[Fault]:
-    """Half of the faults hit expert actors, a third dense actors; a sixth come as the second of two at once.
+    """Return random faults: half of them hit expert actors, and a third dense actors.
 
-    Nobody takes the place of a supervisor that is stopped, so that is always continued.
+    A sixth of the faults follow the one before at once. A stopped supervisor always continues, since nothing
+    replaces it.
     """
     dice = random.Random(seed)
     plan: list[Fault] = []
@@ -65,10 +67,10 @@ def random_plan(seed: int, count: int, num_experts: int, num_dense: int) -> list
 
 
 def is_survivable(view: dict[str, Any], away: Container[str], fault: Fault, *, needs_all: bool) -> bool:
-    """Whether every expert and a dense actor have a live copy beside the victim.
+    """Return whether every expert and a dense actor have a live copy besides the victim.
 
-    `view` is what /cluster says, `away` whoever was hit and is not back. With `needs_all` nobody else may be away: for a
-    service without replicas, where the victim's restart is all that there is.
+    `view` is the content of /cluster, and `away` are the victims that are not back yet. With `needs_all` no
+    other actor may be away: without replicas the victim's restart is the only remedy.
     """
     there = [actor for actor in view["actors"] if actor["state"] == "ready" and actor["name"] not in away]
     if fault.victim not in {actor["name"] for actor in there}:

@@ -1,14 +1,17 @@
-"""Faults in a running service, and what its clients see of them.
+"""Injects faults into a running service, and measures what its clients see of them.
 
-    python -m tests.support.faults --faults 200 --seed 1        starts a service, prints a table, ends with 1 where a stream was wrong
+    python -m tests.support.faults --faults 200 --seed 1
+
+The command starts a service and prints a table. It exits with 1 if a stream failed or was wrong.
 
     truth        every prompt once, undisturbed
-    undisturbed  32 streams at all times, nothing else: what the machine's own pauses are
-    faults       32 streams at all times; processes are killed and stopped by the plan (`tests.support.fault_plan`)
+    undisturbed  32 streams at all times and nothing else: the machine's own pauses
+    faults       32 streams at all times, while a plan (`fault_plan.py`) kills and stops processes
 
-Every stream that ends is compared with the truth, token for token. Between two deltas of a choice is a gap; it belongs to
-the first fault that happened in it, or else to the last one before it. A pause is the longest gap of a choice that
-belongs to one fault; the time until the first delta is counted apart, as a wait.
+Every stream that ends is compared with the truth, token for token. The time between two deltas of a choice is
+a gap. A gap belongs to the first fault that happened in it, or else to the last fault before it. A pause is
+the longest gap of a choice that belongs to one fault. The time until the first delta is counted separately,
+as a wait.
 """
 
 from __future__ import annotations
@@ -37,8 +40,8 @@ from tests.support.streams import Body, Stream, all_of, catalogue, get_json, kee
 NUM_STREAMS = 32
 _NUM_BODIES = 48
 _WHOLE_SECONDS = 90.0
-"""Longest time until the next fault may come: whoever was hit is back by then, or the service is broken."""
-_LOOK_SECONDS = 0.15
+"""Longest time until the next fault may happen. If a victim is not back by then, the service is broken."""
+_CHECK_SECONDS = 0.15
 _UNDISTURBED = "none"
 _NUM_WORST = 6
 
@@ -51,35 +54,35 @@ class Injected:
     at: float
     pid: int
     back_after: float | None = None
-    """Seconds until the place was filled again and worked; None where that was not waited for."""
+    """Seconds until the place had a new process that worked; None if that was not measured."""
     pauses: list[float] = field(default_factory=list)
-    """Of each choice that was open."""
+    """The pause of each choice that was open, in seconds."""
     waits: list[float] = field(default_factory=list)
-    """For the first delta of each choice that was asked for."""
+    """The wait for the first delta of each choice, in seconds."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Outcome:
-    """What came of it all."""
+    """The results of a run."""
 
     injected: list[Injected] = field(default_factory=list)
     undisturbed: list[float] = field(default_factory=list)
-    """Pauses without any fault."""
+    """Pauses without any fault, in seconds."""
     undisturbed_waits: list[float] = field(default_factory=list)
     num_streams: int = 0
     num_tokens: int = 0
     failed: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     left_over: str | None = None
-    """What the service did not give back."""
+    """The load that the service still reported at the end, if any."""
 
     def pauses(self, *kinds: str) -> list[float]:
-        """Seconds, of every choice that was open at a fault of these kinds."""
+        """Return the pauses, in seconds, of every choice that was open at a fault of these kinds."""
         return [pause for item in self.injected if item.fault.kind in kinds for pause in item.pauses]
 
 
 class Injector:
-    """Carries out a plan against one service, and knows who is away."""
+    """Carries out a plan on one service, and knows which victims are away."""
 
     def __init__(self, service: Running, *, needs_all: bool) -> None:
         self._service, self._needs_all = service, needs_all
@@ -89,7 +92,10 @@ class Injector:
         self.injected: list[Injected] = []
 
     async def run(self, plan: Sequence[Fault]) -> None:
-        """All faults of the plan, each as soon as it may come. A second one at once is left out where it may not."""
+        """Inject all faults of the plan, each as soon as it may happen.
+
+        A fault that should follow the one before at once is left out if it may not happen then.
+        """
         try:
             for fault in plan:
                 if not fault.is_joint:
@@ -106,10 +112,10 @@ class Injector:
             await asyncio.gather(*self._continuing.values(), return_exceptions=True)
 
     async def until_whole(self) -> None:
-        """Return once everybody who was hit is back. Raises AssertionError where that does not happen."""
+        """Return once all victims are back. Raises AssertionError after a time-out."""
         give_up = time.monotonic() + _WHOLE_SECONDS
         while True:
-            await self._look()
+            await self._check()
             actors = (self._view or {"actors": []})["actors"]
             if (
                 actors
@@ -118,25 +124,25 @@ class Injector:
             ):
                 return
             assert time.monotonic() < give_up, f"not whole again; away: {sorted(self._away)}; {self._view}"
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_CHECK_SECONDS)
 
     async def _until_survivable(self, fault: Fault) -> None:
         give_up = time.monotonic() + _WHOLE_SECONDS
         while True:
-            await self._look()
+            await self._check()
             if self._is_survivable(fault):
                 return
             assert time.monotonic() < give_up, (
                 f"{fault} may not come; away: {sorted(self._away)}; {self._view}"
             )
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_CHECK_SECONDS)
 
     def _is_survivable(self, fault: Fault) -> bool:
         return self._view is not None and is_survivable(
             self._view, self._away, fault, needs_all=self._needs_all
         )
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
         self._view = await get_json(self._service.port, "/cluster", 5.0)
         if self._view is None:
             return
@@ -174,7 +180,7 @@ class Injector:
 async def disturb(
     service: Running, plan: Sequence[Fault], *, needs_all: bool = False, undisturbed_seconds: float = 10.0
 ) -> Outcome:
-    """Truth, undisturbed streams, then the plan."""
+    """Run the truth, the undisturbed streams and then the plan; return the results."""
     bodies = catalogue(_NUM_BODIES)
     truth = await all_of(service.port, bodies, 4)
     broken = [stream.failure for stream in truth if stream.failure is not None]
@@ -199,7 +205,7 @@ async def disturb(
 async def _keep(
     service: Running, bodies: Sequence[Body], truth: Sequence[Stream], outcome: Outcome, work: Any
 ) -> list[Stream]:
-    """Streams for as long as the work takes; each is judged when it ends."""
+    """Keep streams open while `work` runs, and compare each with the truth when it ends."""
     streams: list[Stream] = []
 
     def judge(stream: Stream) -> None:
@@ -217,7 +223,7 @@ async def _keep(
 
 
 def _share_out(streams: Sequence[Stream], injected: Sequence[Injected]) -> None:
-    """Give each fault its pauses and waits."""
+    """Add each pause and wait to the fault to which it belongs."""
     starts = [item.at for item in injected]
 
     def number_of(begin: float, end: float) -> int:
@@ -238,13 +244,17 @@ def _share_out(streams: Sequence[Stream], injected: Sequence[Injected]) -> None:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that this share of them does not exceed; 0 of nothing."""
+    """Return the value that this share of the values does not exceed; 0 without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
 def table(outcome: Outcome) -> str:
-    """Pauses per kind of fault: of every client, and the worst of each fault; and how long until the victim was back."""
+    """Return a table with one row per kind of fault.
+
+    Its columns are the pauses of all clients, the worst pause of each fault, and the time until the victim
+    was back.
+    """
     groups: defaultdict[str, list[Injected]] = defaultdict(list)
     for item in outcome.injected:
         groups[item.fault.label].append(item)
@@ -265,9 +275,9 @@ def table(outcome: Outcome) -> str:
 
 
 def worst(outcome: Outcome) -> list[str]:
-    """The faults with the longest pauses, each with the ones around it."""
+    """Describe the faults with the longest pauses, each with the faults around it."""
     items = outcome.injected
-    order = sorted(range(len(items)), key=lambda i: max(items[i].pauses, default=0.0), reverse=True)
+    ranking = sorted(range(len(items)), key=lambda i: max(items[i].pauses, default=0.0), reverse=True)
 
     def around(number: int) -> str:
         near = [
@@ -278,9 +288,10 @@ def worst(outcome: Outcome) -> list[str]:
         return "; ".join(near)
 
     return [
-        f"{max(items[i].pauses):.2f} s, {len(items[i].pauses)} choices: {items[i].fault.kind}-{items[i].fault.index} "
-        f"{items[i].fault.way} at {items[i].at - items[0].at:.0f} s, beside {around(i)}"
-        for i in order[:_NUM_WORST]
+        f"{max(items[i].pauses):.2f} s, {len(items[i].pauses)} choices: "
+        f"{items[i].fault.kind}-{items[i].fault.index} {items[i].fault.way} "
+        f"at {items[i].at - items[0].at:.0f} s, beside {around(i)}"
+        for i in ranking[:_NUM_WORST]
         if items[i].pauses
     ]
 
@@ -292,7 +303,7 @@ def _row(label: str, number: int, seconds: list[list[float]]) -> str:
 
 
 def summary(outcome: Outcome) -> str:
-    """The table, and whatever was wrong."""
+    """Return the table, and everything that was wrong."""
     head = (
         f"{len(outcome.injected)} faults, {outcome.num_streams} streams, {outcome.num_tokens} tokens: "
         f"{len(outcome.failed)} failed, {len(outcome.wrong)} wrong"
@@ -325,7 +336,7 @@ def main() -> int:
 
 
 def flags(replicas: int) -> tuple[str, ...]:
-    """Of the service that faults are injected into."""
+    """Return the flags of the service into which faults are injected."""
     actors = ("--expert-actors", "4", "--expert-replicas", str(replicas), "--dense-actors", "2")
     return (*actors, "--dtype", "float32")
 

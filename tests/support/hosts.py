@@ -1,9 +1,11 @@
-"""Hosts for tests: network namespaces on one bridge, a raylet in each, links that can be cut, all of it gone afterwards.
+"""Hosts for tests: network namespaces on one bridge, each with a raylet, on links that can be cut.
 
-    bridge phXXXX (10.213.N.254, the tests' own side) -- veth -- namespace phXXXX-h1 (10.213.N.1) with its own /tmp and /dev/shm
+    bridge phXXXX (10.213.N.254, the tests' own side)
+      -- veth -- namespace phXXXX-h1 (10.213.N.1), with its own /tmp and /dev/shm
 
-What runs on a host is found by its namespace, so that a whole host can be ended. A test client needs no namespace: it
-reaches every host over the bridge. Needs root and iproute2.
+All hosts are removed afterwards. The processes of a host are found by its namespace, so that a whole host can
+be ended. A test client needs no namespace, since it reaches every host over the bridge. This needs root and
+iproute2.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 HEAD_PORT = 6379
 _SETTLE_SECONDS = 8.0
-"""Between two raylets on one machine: started at once, the later ones were declared dead while they were starting."""
+"""Time between the starts of two raylets on one machine. Of raylets that started at once, the later ones were
+declared dead while they were starting."""
 _START_SECONDS = 90.0
 _COMMAND_SECONDS = 30.0
 _GONE_SECONDS = 15.0
@@ -36,7 +39,7 @@ _BACKGROUND_NICENESS = 10
 
 
 def why_not() -> str | None:
-    """Why hosts cannot be made here; None where they can."""
+    """Return why hosts cannot be made here; None if they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     if shutil.which("ip") is None:
@@ -55,29 +58,29 @@ def why_not() -> str | None:
 
 @dataclass(kw_only=True, slots=True)
 class Host:
-    """One network namespace, and how to run something in it."""
+    """One network namespace, and how to run processes in it."""
 
     name: str
-    """h1, h2, ..."""
+    """The name: h1, h2 and so on."""
     namespace: str
     address: str
     folder: Path
-    """Its /tmp, and the output of what runs there."""
+    """The folder with the host's /tmp and the output of its processes."""
     link: str
-    """The bridge's end of its cable."""
+    """The bridge's end of the host's link."""
     environment: dict[str, str]
 
     def command(self, *words: str) -> list[str]:
-        """The words as a command that runs on this host."""
+        """Return the command that runs `words` on this host."""
         tmp = self.folder / "tmp"
         tmp.mkdir(parents=True, exist_ok=True)
-        # The namespace of mounts is the command's own: other hosts see neither.
+        # The mount namespace belongs to this command, so other hosts do not see these mounts.
         mounts = f"mount --bind {shlex.quote(str(tmp))} /tmp && mount -t tmpfs tmpfs /dev/shm"
         line = f"{mounts} && cd {shlex.quote(str(ROOT))} && exec {shlex.join(words)}"
         return ["ip", "netns", "exec", self.namespace, "sh", "-c", line]
 
     def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
-        """Run in the background; its output goes to a file of that name in the host's folder."""
+        """Run a command in the background. Its output goes to a file of this name in the host's folder."""
         with (self.folder / f"{name}.out").open("ab") as output:
             return subprocess.Popen(
                 self.command(*words),
@@ -89,11 +92,11 @@ class Host:
             )
 
     def output(self, name: str) -> str:
-        """What `start` has written so far."""
+        """Return what the command has written so far."""
         return (self.folder / f"{name}.out").read_text(encoding="utf-8", errors="replace")
 
     def processes(self) -> list[psutil.Process]:
-        """Everything that runs on this host."""
+        """Return all processes of this host."""
         listed = subprocess.run(
             ["ip", "netns", "pids", self.namespace],
             capture_output=True,
@@ -108,7 +111,7 @@ class Host:
         return found
 
     def named(self, name: str) -> list[psutil.Process]:
-        """Processes of this host whose program or title is `name`."""
+        """Return the processes of this host whose program or title is `name`."""
         found = []
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
@@ -118,7 +121,7 @@ class Host:
         return found
 
     def kill(self, name: str) -> int:
-        """SIGKILL to the processes of that name; how many there were."""
+        """Send SIGKILL to the processes of this name, and return their number."""
         found = self.named(name)
         for process in found:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -126,7 +129,7 @@ class Host:
         return len(found)
 
     def kill_all(self) -> None:
-        """The host loses its power."""
+        """End the host as a loss of power would."""
         give_up = time.monotonic() + _GONE_SECONDS
         while running := self.processes():
             for process in running:
@@ -137,11 +140,11 @@ class Host:
                 raise AssertionError(f"{self.name}: {running} cannot be killed")
 
     def cut(self) -> None:
-        """Pull the cable: nothing comes or goes, and nobody is told."""
+        """Cut the host's link: no packet gets through, and no process is told."""
         _run("ip", "link", "set", self.link, "down")
 
     def mend(self) -> None:
-        """Plug it in again."""
+        """Restore the host's link."""
         _run("ip", "link", "set", self.link, "up")
 
 
@@ -157,7 +160,7 @@ class Network:
 
     @property
     def own_address(self) -> str:
-        """Of the machine that all of it runs on, as hosts see it."""
+        """The address of the machine itself, as hosts see it."""
         return f"10.213.{self.number}.254"
 
     @property
@@ -165,7 +168,7 @@ class Network:
         return f"10.213.{self.number}.1:{HEAD_PORT}"
 
     def add(self, name: str) -> Host:
-        """A further host: "h1" has the address that ends in 1."""
+        """Add a host. The host "h1" has the address that ends in 1."""
         index = int(name.removeprefix("h"))
         folder = self.folder / name
         folder.mkdir()
@@ -179,7 +182,7 @@ class Network:
         )
         self.hosts[name] = host
         _run("ip", "netns", "add", host.namespace)
-        # A resolver that refuses at once: there are no names here, and nobody should wait for them.
+        # This resolver refuses at once: the hosts have no names, and no process should wait for them.
         _etc(host).mkdir(parents=True)
         (_etc(host) / "resolv.conf").write_text("nameserver 127.0.0.1\n", encoding="ascii")
         _run("ip", "link", "add", host.link, "type", "veth", "peer", "name", "eth0", "netns", host.namespace)
@@ -188,18 +191,18 @@ class Network:
         _run(*inside, "addr", "add", f"{host.address}/24", "dev", "eth0")
         _run(*inside, "link", "set", "lo", "up")
         _run(*inside, "link", "set", "eth0", "up")
-        # Ray finds a host's own address by asking for the way to some address of the internet.
+        # Ray finds a host's own address by asking for the route to some address of the internet.
         _run(*inside, "route", "add", "default", "via", self.own_address)
         return host
 
     def start_head(self, host: Host, num_cpus: int, resources: str) -> None:
-        """Ray's head on this host, at `ray_address`; returns when it has started."""
+        """Start Ray's head on this host, at `ray_address`. Returns when the head has started."""
         self._start_ray(
             host, "--head", f"--port={HEAD_PORT}", "--include-dashboard=false", *_claims(num_cpus, resources)
         )
 
     def start_raylet(self, host: Host, num_cpus: int, resources: str) -> None:
-        """A node of the cluster on this host; returns when it has started and settled."""
+        """Start a raylet on this host. Returns when it has started and settled."""
         time.sleep(_SETTLE_SECONDS)
         self._start_ray(host, f"--address={self.ray_address}", *_claims(num_cpus, resources))
 
@@ -212,11 +215,13 @@ class Network:
             *options,
         ]
         with contextlib.ExitStack() as stack:
-            # Real hosts have their own cores. Ray waits for its agents for 15 s and for its raylet for 30 s, and nothing makes that longer.
+            # Real hosts have their own cores. Ray waits 15 s for its agents and 30 s for its raylet, and no
+            # option makes these times longer.
             for other in self.hosts.values():
                 if other is not host:
                     stack.enter_context(_in_background(other.processes))
-            # This process's threads read streams; a new process inherits from the one that calls.
+            # The threads of this process read streams. A new process inherits the niceness of the thread that
+            # starts it.
             stack.enter_context(_in_background(lambda: [psutil.Process()]))
             process = host.start("ray", *words)
             status = process.wait(_START_SECONDS)
@@ -226,7 +231,10 @@ class Network:
 
 @contextlib.contextmanager
 def network(folder: Path, variables: dict[str, str]) -> Iterator[Network]:
-    """A bridge without hosts yet; everything on it ends with the block. `variables` are set on every host."""
+    """Make a bridge without hosts, and remove everything on it at the end.
+
+    `variables` are set on every host.
+    """
     name, number = f"ph{secrets.token_hex(2)}", secrets.randbelow(254) + 1
     net = Network(name=name, number=number, folder=folder, variables=variables)
     _run("ip", "link", "add", name, "type", "bridge")
@@ -253,13 +261,13 @@ def _take_down(net: Network) -> None:
 
 
 def _etc(host: Host) -> Path:
-    """What `ip netns exec` shows in place of files of /etc."""
+    """Return the folder whose files `ip netns exec` shows in place of those in /etc."""
     return Path("/etc/netns") / host.namespace
 
 
 @contextlib.contextmanager
 def _in_background(processes: Callable[[], Sequence[psutil.Process]]) -> Iterator[None]:
-    """They leave the cores to others, and those that are there at the end have them again."""
+    """Lower the priority of these processes; at the end, restore it for those that exist then."""
     _set_niceness(processes(), _BACKGROUND_NICENESS)
     try:
         yield
@@ -268,7 +276,10 @@ def _in_background(processes: Callable[[], Sequence[psutil.Process]]) -> Iterato
 
 
 def _set_niceness(processes: Sequence[psutil.Process], niceness: int) -> None:
-    """Of all threads but the one that calls, and of the sessions: where those are scheduled as groups, it counts most."""
+    """Set the niceness of all threads except the calling one, and of the processes' sessions.
+
+    If the kernel schedules sessions as groups, the niceness of a session counts most.
+    """
     for process in processes:
         with contextlib.suppress(OSError):
             Path(f"/proc/{process.pid}/autogroup").write_text(str(niceness), encoding="ascii")
@@ -284,7 +295,7 @@ def _claims(num_cpus: int, resources: str) -> tuple[str, str]:
 
 
 def _environment() -> dict[str, str]:
-    """What the operator sets on every node: the ConfigMap's, without authentication."""
+    """Return what an operator sets on every node: the ConfigMap's variables, without authentication."""
     manifest = yaml.safe_load((ROOT / "k8s/base/configmap.yaml").read_text(encoding="utf-8"))
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PHIMOE_"))
@@ -305,13 +316,13 @@ def _run(*words: str) -> None:
 
 
 def _try(*words: str) -> str | None:
-    """What went wrong."""
+    """Run a command. Return its error, or None."""
     done = subprocess.run(words, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False)
     return None if done.returncode == 0 else f"{shlex.join(words)}: {done.stderr.strip()}"
 
 
 def wait_for_end(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """SIGTERM, and SIGKILL where that does not end it in time."""
+    """Send SIGTERM, and SIGKILL if the process does not end in time."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     try:

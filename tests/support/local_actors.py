@@ -1,4 +1,4 @@
-"""Actors for a supervisor that live in this process and die on command."""
+"""Actors for a supervisor that live in the test's process and die on command."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ME = ActorView(
 
 
 class LocalActor:
-    """A place whose process can be killed or stopped; as with Ray, the next process appears by itself."""
+    """A place whose process can be killed or stopped. As with Ray, the next process starts by itself."""
 
     pids = itertools.count(100)
 
@@ -75,7 +75,7 @@ class LocalActor:
         self._begin()
 
     def leave(self) -> None:
-        """Die, with no room for another process until `has_room`."""
+        """Die, without room for another process until `has_room`."""
         self.has_room = False
         self.die()
 
@@ -191,7 +191,7 @@ class LocalPool:
         return actor
 
     async def maintain(self) -> None:
-        """No place is ever lost."""
+        """Do nothing, since no place is ever lost."""
 
     async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
         assert self.actors.pop(key_of(settings)).is_removed
@@ -215,7 +215,7 @@ Case: TypeAlias = Callable[[Supervisor, LocalPool], Coroutine[Any, Any, None]]
 
 
 def supervised(**keys: Any) -> Callable[[Case], Callable[[], None]]:
-    """Runs a test with a supervisor that was not started yet, and a pool that must be empty afterwards."""
+    """Run a test with a supervisor that is not started yet, and with a pool that must be empty at the end."""
 
     def wrap(test: Case) -> Callable[[], None]:
         async def run() -> None:
@@ -242,7 +242,7 @@ def new_supervisor(pool: LocalPool, **keys: Any) -> Supervisor:
 
 
 async def kill(supervisor: Supervisor) -> None:
-    """End a supervisor as a signal would: its actors and its notes stay."""
+    """End a supervisor as a signal would: its actors and its snapshot stay."""
     tasks = list(supervisor._tasks)
     for task in tasks:
         task.cancel()

@@ -1,4 +1,4 @@
-"""The doors of one ingress replica in the test's own process, before a supervisor that a test leads."""
+"""One ingress replica's HTTP and gRPC in the test's own process, with a supervisor that the test controls."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class LedSupervisor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenIngress:
-    """What a test talks to."""
+    """The parts with which a test works."""
 
     config: ClusterConfig
     supervisor: LedSupervisor
@@ -98,7 +98,7 @@ class OpenIngress:
 
 @contextlib.asynccontextmanager
 async def open_ingress(config: ClusterConfig | None = None) -> AsyncIterator[OpenIngress]:
-    """DenseAddresses whose service has found its supervisor; no dense actor is behind them."""
+    """DenseAddresses of a service that has found its supervisor but has no dense actor."""
     config, supervisor = config or ClusterConfig(), LedSupervisor()
 
     async def find() -> SupervisorLink:
@@ -126,7 +126,7 @@ async def open_ingress(config: ClusterConfig | None = None) -> AsyncIterator[Ope
 
 
 def num_admissible(authenticator: Authenticator, key: str) -> int:
-    """How many more calls of a client's key would be admitted at the same time now."""
+    """Return how many more calls with a client's key would be admitted now."""
     caller = Caller(authorization=(f"Bearer {key}",))
     number = 0
     with contextlib.ExitStack() as admitted, contextlib.suppress(TooManyRequests):
@@ -137,7 +137,7 @@ def num_admissible(authenticator: Authenticator, key: str) -> int:
 
 
 def with_keys(folder: Path, **keys: object) -> ClusterConfig:
-    """A config whose clients and operators have one key each."""
+    """Return a config with one key for clients and one for operators."""
     (folder / "api-keys").write_text(f"client:{CLIENT_KEY}\n")
     (folder / "admin-keys").write_text(f"operator:{ADMIN_KEY}\n")
     files = {"api_keys_file": str(folder / "api-keys"), "admin_keys_file": str(folder / "admin-keys")}
@@ -145,7 +145,7 @@ def with_keys(folder: Path, **keys: object) -> ClusterConfig:
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Certificate and key for localhost and 127.0.0.1, signed by itself."""
+    """Make a self-signed certificate and key for localhost and 127.0.0.1."""
     certificate, key = folder / "cert.pem", folder / "key.pem"
     command = [
         "openssl",

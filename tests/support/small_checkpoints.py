@@ -1,9 +1,9 @@
-"""Random PhiMoE checkpoints of a few hundred kilobytes, in the files and names of the real one.
+"""Random PhiMoE checkpoints of a few hundred kilobytes, with the file names and tensor names of the real one.
 
-`CATALOGUE` spans what a checkpoint may legally say: biases, kv groups, windows, config dialects, rope types, jitter,
-stored dtypes, file layouts, shapes that take the CPU kernels and others that do not. All of them cross from the short to
-the long rope list after 48 tokens. Weights come from integers of a seeded generator, so that they are the same bits on
-every machine.
+`CATALOGUE` covers what a checkpoint may contain: biases, kv groups, windows, config dialects, rope types,
+jitter, stored dtypes, file layouts, and shapes with and without support of the CPU kernels. All of them cross
+from the short to the long rope list after 48 tokens. Weights come from integers of a seeded generator, so
+that they have the same bits on every machine.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from torch import Tensor
 
 NUM_EXPERTS = 16
 ORIGINAL_MAX = 48
-"""Tokens up to which a sequence uses the short rope list."""
+"""Number of tokens up to which a sequence uses the short rope list."""
 MAX_POSITIONS = 512
 BOS_ID, EOS_ID, END_ID = 1, 3, 5
 SPECIAL_TOKENS = (
@@ -34,7 +34,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spec:
-    """One small checkpoint. Hidden size is num_heads * head_dim."""
+    """One small checkpoint. Its hidden size is num_heads * head_dim."""
 
     name: str
     seed: int
@@ -49,12 +49,12 @@ class Spec:
     tie_word_embeddings: bool = False
     sliding_window: int | None = None
     jitter: float = 0.01
-    """`router_jitter_noise`; half the relative width of the router's window."""
+    """`router_jitter_noise`: half the relative width of the router's window."""
     layer_norm_eps: float = 1e-5
     has_negative_scores: bool = False
-    """Whether a good part of the tokens has a negative best gate score."""
+    """Whether many tokens have a negative best gate score."""
     dialect: Literal["original", "newer"] = "original"
-    """Original: `rope_scaling`; newer: `rope_parameters`."""
+    """The config's dialect: the original has `rope_scaling`, the newer has `rope_parameters`."""
     rope_type: Literal["longrope", "default"] = "longrope"
     rope_theta: float = 10000.0
     short_mscale: float = 1.1
@@ -63,7 +63,7 @@ class Spec:
     """Where `original_max_position_embeddings` stands: top level of the config, rope dictionary, or both."""
     stored_dtype: torch.dtype = torch.float32
     num_shards: int = 1
-    """1 is `model.safetensors` without an index."""
+    """Number of files; 1 is `model.safetensors` without an index."""
     architecture: str = "PhiMoEForCausalLM"
 
     @property
@@ -137,7 +137,7 @@ CATALOGUE: tuple[Spec, ...] = (
 
 
 def write(spec: Spec, directory: Path) -> Path:
-    """Write the checkpoint's files into `directory`, which is made where it is missing, and return it."""
+    """Write the checkpoint's files into `directory`, which is created if it is missing, and return it."""
     directory.mkdir(parents=True, exist_ok=True)
     _write_json(directory / "config.json", config(spec))
     _write_json(
@@ -155,7 +155,7 @@ def write(spec: Spec, directory: Path) -> Path:
 
 
 def checksum(spec: Spec) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all tensors."""
+    """Return the SHA-256 over names, dtypes, shapes and bytes of all tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(weights(spec).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -164,7 +164,7 @@ def checksum(spec: Spec) -> str:
 
 
 def config(spec: Spec) -> dict[str, Any]:
-    """The content of config.json."""
+    """Return the content of config.json."""
     newer = spec.dialect == "newer"
     values: dict[str, Any] = {
         "architectures": [spec.architecture],
@@ -206,10 +206,10 @@ def config(spec: Spec) -> dict[str, Any]:
 
 
 def weights(spec: Spec) -> dict[str, Tensor]:
-    """All tensors by name, in the stored dtype, in the order of the model.
+    """Return all tensors by name, in the stored dtype and in the order of the model.
 
-    The scales make logits spread over several units, attention peaked enough that positions matter, and a part of
-    the tokens fall into the router's window.
+    The scales spread logits over several units and make attention peaked enough that positions matter. A part
+    of the tokens fall into the router's window.
     """
     generator = torch.Generator().manual_seed(spec.seed)
     hidden = spec.hidden_size
@@ -275,7 +275,10 @@ def _scaling(spec: Spec) -> dict[str, Any]:
 
 
 def _write_tokenizer(directory: Path, vocab_size: int) -> None:
-    """One token per byte: special tokens first, then the 256 bytes, then fillers, so that every id decodes."""
+    """Write a tokenizer with one token per byte.
+
+    Special tokens come first, then the 256 bytes, then fillers, so that every id decodes.
+    """
     tokens = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokens += [f"<filler{i}>" for i in range(vocab_size - len(tokens))]
     vocab = {token: token_id for token_id, token in enumerate(tokens)}

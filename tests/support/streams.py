@@ -1,6 +1,8 @@
-"""Streams of every sort, what came of each, and how long its client had to wait between two of its tokens.
+"""Streams of every sort, their results, and the times at which their tokens arrived.
 
-catalogue() -> bodies    read_stream(port, number, body) -> Stream    keep_open(...): so many of them at all times
+catalogue() -> bodies
+read_stream(port, number, body) -> Stream
+keep_open(port, bodies, num_streams, on_end): `num_streams` streams at all times
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ Body: TypeAlias = dict[str, Any]
 STREAM_SECONDS = 180.0
 """A stream that takes longer has failed."""
 LOGPROB_TOLERANCE = 1e-3
-"""Log-probabilities of a sequence that was computed again are sums in another order; its tokens are the same."""
+"""The log-probabilities of a sequence that is computed again are summed in another order. Its tokens are the
+same."""
 _CROSSING_TOKENS = 128
-"""A prompt of so many tokens, and what follows it, lie on both sides of the embedded model's short rope."""
+"""A prompt of this length crosses the limit of the embedded model's short rope with the tokens that
+follow."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -32,11 +36,11 @@ class Choice:
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish: tuple[str | None, object] | None = None
-    """finish_reason and stop_reason, once it has ended."""
+    """finish_reason and stop_reason, once the answer has ended."""
     logprobs: list[float] = field(default_factory=list)
 
     def difference(self, other: Choice) -> str | None:
-        """Where it is not the same answer; None where it is."""
+        """Return the first difference from another answer, or None."""
         for position, (mine, theirs) in enumerate(zip(self.token_ids, other.token_ids, strict=False)):
             if mine != theirs:
                 return f"token {position} is {theirs}, not {mine}"
@@ -52,17 +56,17 @@ class Choice:
 
 @dataclass(kw_only=True, slots=True)
 class Stream:
-    """What a client saw."""
+    """What a client saw of one stream."""
 
     number: int
-    """Of the body."""
+    """The number of the request's body."""
     choices: dict[int, Choice] = field(default_factory=dict)
     arrivals: dict[int, list[float]] = field(default_factory=dict)
-    """For each choice the times (monotonic clock) of its deltas, and first of all that of the request."""
+    """For each choice the times (monotonic clock) of the request and of all deltas."""
     failure: str | None = None
 
     def difference(self, truth: Stream) -> str | None:
-        """What is wrong with it; None where it equals the truth."""
+        """Return the first difference from the truth, or None."""
         if self.choices.keys() != truth.choices.keys():
             return f"choices {sorted(self.choices)}, not {sorted(truth.choices)}"
         for index, choice in self.choices.items():
@@ -73,13 +77,19 @@ class Stream:
 
 
 def catalogue(count: int, seed: int = 0) -> list[Body]:
-    """Requests of every sort, in turn: greedy, sampled, over the crossing, several choices, stop strings, log-probabilities."""
+    """Return requests of every sort in a cycle.
+
+    The sorts are greedy, sampled, over the crossing, several choices, stop strings and log-probabilities.
+    """
     dice = random.Random(seed)
     return [_body(number, dice) for number in range(count)]
 
 
 async def read_stream(port: int, number: int, body: Body) -> Stream:
-    """One request to its end. Whatever goes wrong is its `failure`; plain sockets, so that the client takes little time."""
+    """Send one request and read its stream to the end. Any error becomes its `failure`.
+
+    Plain sockets are used, so that the client takes little time.
+    """
     stream = Stream(number=number)
     try:
         await asyncio.wait_for(_read(port, body, stream), STREAM_SECONDS)
@@ -92,7 +102,7 @@ async def read_stream(port: int, number: int, body: Body) -> Stream:
 async def keep_open(
     port: int, bodies: Sequence[Body], num_streams: int, on_end: Callable[[Stream], None]
 ) -> AsyncIterator[None]:
-    """So many streams at all times, in the order of the bodies, again and again; at the end those that run are finished."""
+    """Keep `num_streams` streams open, with the bodies in a cycle. At the end, wait for those that run."""
     is_closing = False
     numbers = iter(range(10**9))
 
@@ -116,7 +126,7 @@ async def keep_open(
 
 
 async def get_json(port: int, path: str, seconds: float) -> dict[str, Any] | None:
-    """What the service says there; None where it says nothing, or that it cannot, within these seconds."""
+    """Return the JSON at a path; None if the service does not answer with 200 within these seconds."""
     try:
         status, content = await asyncio.wait_for(_get(port, path), seconds)
     except (OSError, asyncio.TimeoutError, asyncio.IncompleteReadError):
@@ -126,7 +136,7 @@ async def get_json(port: int, path: str, seconds: float) -> dict[str, Any] | Non
 
 
 async def all_of(port: int, bodies: Sequence[Body], at_once: int) -> list[Stream]:
-    """Each of them once."""
+    """Run each of the bodies once, `at_once` at the same time."""
     room = asyncio.Semaphore(at_once)
 
     async def one(number: int) -> Stream:
@@ -164,7 +174,10 @@ async def _read(port: int, body: Body, stream: Stream) -> None:
     try:
         began = time.monotonic()
         stream.arrivals = {index: [began] for index in range(body.get("n", 1))}
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {len(content)}\r\n\r\n"
+        head = (
+            "POST /v1/completions HTTP/1.1\r\nHost: test\r\nConnection: close\r\n"
+            f"Content-Length: {len(content)}\r\n\r\n"
+        )
         writer.write(head.encode() + content)
         status = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n", 1)[0].decode()
         if " 200 " not in status:

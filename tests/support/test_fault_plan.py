@@ -1,4 +1,4 @@
-"""The harness injects what it says, and nothing that a service cannot survive."""
+"""Tests that the harness injects the planned faults, and none that a service cannot survive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Membership: whatever happens in whatever order, epochs only grow, and a round names only who is there."""
+"""Tests membership: for events in any order, epochs only grow, and a round names only living actors."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def ready(state: Membership | None = None) -> Membership:
 
 
 def end(state: Membership) -> Membership:
-    """Everybody who was called joins."""
+    """Let all called actors join."""
     return run(state, RoundEnded(state.epoch, frozenset(state.called)))[0]
 
 
@@ -226,11 +226,11 @@ def test_an_actor_that_cannot_load_stays_failed() -> None:
 
 
 def known() -> Membership:
-    """What a supervisor that died has left."""
+    """Return the state that a supervisor which died has left."""
     return first({key: Place(incarnation="a", restarts=2) for key in TWICE}, DOUBLE_TABLE, epoch=7)
 
 
-def test_a_new_supervisor_holds_no_round_before_it_has_looked_at_everybody() -> None:
+def test_a_new_supervisor_holds_no_round_before_it_has_checked_every_place() -> None:
     state, decisions = run(known(), *[Created(key, "a", True) for key in TWICE[:-1]])
     assert decisions == []
     state, decisions = run(state, Created(EXPERT_2, "a", True))
@@ -320,7 +320,7 @@ def test_after_any_history_the_service_becomes_ready_and_comes_to_rest(history: 
 
 @given(st.lists(events, max_size=30))
 def test_no_round_is_missed(history: list[Event]) -> None:
-    """Where nothing is under way, whoever takes part has been called, and with the table in force."""
+    """Assert that, while no round is open, all members have been called with the table in force."""
     state, _ = run(double(), *history)
     is_possible = (
         state.is_covered

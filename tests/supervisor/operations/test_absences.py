@@ -1,4 +1,4 @@
-"""When experts of an actor that stays away go to others, and back."""
+"""Tests when the experts of an absent actor go to others, and when the actor gets experts again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EVERYBODY = frozenset(range(4))
 
 
 class Service:
-    """Four expert actors, and a supervisor that does at once what is decided."""
+    """Four expert actors, and a supervisor that at once does what is decided."""
 
     def __init__(self, after_seconds: float = AFTER) -> None:
         self.absences = Absences(after_seconds=after_seconds)
@@ -24,7 +24,7 @@ class Service:
         self.now = 0.0
         self.changes: list[tuple[float, frozenset[int]]] = []
 
-    def look(self) -> frozenset[int] | None:
+    def check(self) -> frozenset[int] | None:
         alive = EVERYBODY - self.missing
         up = alive - self.loading - self.replaced
         self.absences = self.absences.watch(EVERYBODY, alive, up, self.replaced, self.now)
@@ -34,7 +34,7 @@ class Service:
         end = self.now + seconds
         while self.now < end:
             self.now += step
-            away = self.look()
+            away = self.check()
             if away is not None and away != EVERYBODY:
                 assert away != self.replaced
                 self.absences = self.absences.switched(self.replaced, away, self.now)

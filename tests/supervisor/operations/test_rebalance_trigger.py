@@ -1,4 +1,4 @@
-"""Loads over time, and the patience before a rebalance."""
+"""Tests the loads over time, and the hysteresis before a rebalance."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from cluster.supervisor.operations.rebalance_trigger import Hysteresis, RecentLo
 PATIENT = Hysteresis(threshold=0.1, interval_seconds=60)
 
 
-def decisions(watch: Hysteresis, looks: list[tuple[float, float]]) -> list[float]:
-    """The times at which a rebalance is decided."""
+def decisions(watch: Hysteresis, gains: list[tuple[float, float]]) -> list[float]:
+    """Return the times at which a rebalance is decided."""
     times = []
-    for now, gain in looks:
+    for now, gain in gains:
         watch, is_time = watch.watch(gain, now)
         if is_time:
             times.append(now)
@@ -25,8 +25,8 @@ def test_a_gain_that_lasts_leads_to_one_rebalance_per_interval() -> None:
 
 
 def test_a_gain_that_breaks_off_begins_anew() -> None:
-    looks = [(0, 0.2), (50, 0.2), (55, 0.05), (65, 0.2), (120, 0.2), (125, 0.2)]
-    assert decisions(PATIENT, [(float(now), gain) for now, gain in looks]) == [125]
+    gains = [(0, 0.2), (50, 0.2), (55, 0.05), (65, 0.2), (120, 0.2), (125, 0.2)]
+    assert decisions(PATIENT, [(float(now), gain) for now, gain in gains]) == [125]
 
 
 def test_without_an_interval_nothing_is_ever_decided() -> None:

@@ -1,4 +1,4 @@
-"""Experts on actors: complete, apart, balanced, and moved as little as possible."""
+"""Tests placements: they are complete, spread over nodes and balanced, and they move few experts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def copies(placement: Placement) -> list[int]:
 
 
 def balance(loads: list[list[float]], placement: Placement) -> float:
-    """Mean over most loaded actor, of the sums over all layers: 1 where every actor has the same to do in every layer."""
+    """Return the load of the mean actor over that of the most loaded actor, each summed over the layers.
+
+    It is 1 if all actors have the same load in every layer.
+    """
     num_copies = copies(placement)
     most = sum(
         max(
@@ -99,7 +102,7 @@ def problems(draw: st.DrawFn) -> tuple[list[Holder], list[list[float]] | None, i
 
 @settings(max_examples=30)
 @given(problems(), st.none() | st.integers(0, 2**32))
-def test_slots_are_filled_with_different_experts_and_replicas_are_apart(
+def test_slots_are_filled_with_different_experts_and_replicas_are_on_different_nodes(
     problem: tuple[list[Holder], list[list[float]] | None, int], seed: int | None
 ) -> None:
     actors, loads, replicas = problem
@@ -120,7 +123,7 @@ def test_slots_are_filled_with_different_experts_and_replicas_are_apart(
     assert min(copies(placed)) >= replicas
     if present is not None:
         assert placed == present or placed.version == 8
-    # A node with room for all experts is needed on both sides to ask for two nodes in every case.
+    # Two nodes can be asked for in every case only if both sides have a node with room for all experts.
     room = {
         node: sum(item.num_slots for item in actors if item.node == node)
         for node in {item.node for item in actors}
@@ -186,7 +189,7 @@ def test_redundant_slots_hold_what_is_hot() -> None:
     assert copies(place(holders(4, 1, 1), loads, None))[5] == 4
 
 
-def test_replicas_move_apart_when_a_node_is_shared() -> None:
+def test_replicas_move_to_different_nodes_when_a_node_is_shared() -> None:
     crowded = [Holder(index=index, node="a", num_slots=8) for index in range(4)]
     before = place(crowded, None, None, 2)
     spread = [
@@ -209,7 +212,7 @@ def test_the_gain_of_the_same_placement_is_nothing() -> None:
 
 @st.composite
 def losses(draw: st.DrawFn) -> tuple[Placement, dict[int, str], list[list[float]] | None, int]:
-    """A placement, the nodes of the actors that are left, loads, replicas."""
+    """Return a placement, the nodes of the actors that are left, loads and the number of replicas."""
     made, loads, replicas = draw(problems())
     left = draw(st.sets(st.sampled_from([item.index for item in made]), min_size=1))
     return (
