@@ -1,7 +1,8 @@
 """`phimoe chat`: a conversation in the terminal with a running server.
 
-From a terminal it prompts; Ctrl-C stops a reply and keeps what came, Ctrl-D or /exit leaves, /reset starts over. From a pipe
-each line is one message, the replies alone go to standard output, and the first failure ends it with status 1.
+In a terminal the command prompts for messages: Ctrl-C stops a reply and keeps the text so far, Ctrl-D or
+/exit leaves, /reset starts over. From a pipe each line is one message; only the replies go to standard
+output, and the first failure ends the command with status 1.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ _READ_SECONDS = 600.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `phimoe chat`."""
     parser.description = (
-        "Talk to a running server. /reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops a reply. "
-        "Piped input: each line is one message."
+        "Talk to a running server. /reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops a "
+        "reply. With piped input each line is one message."
     )
     add_url_flag(parser)
     parser.add_argument("--model", help="model to ask for (default: the first of /v1/models)")
@@ -47,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status: 0 at the end of input or /exit, 1 when the server failed, 130 when interrupted outside a reply."""
+    """Return the exit status: 0 at the end of input or /exit, 1 if the server failed, 130 if interrupted
+    outside a reply."""
     options = {"temperature": args.temperature, "max_tokens": args.max_tokens}
     try:
         server = Server(
@@ -67,18 +69,18 @@ def run(args: argparse.Namespace) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read the replies has left
+    except BrokenPipeError:  # The process that read the replies has ended.
         sys.stderr.close()
         return 1
 
 
 class ChatError(Exception):
-    """The server cannot be reached, refused a request, or broke off; the text says which."""
+    """The server cannot be reached, refused a request, or broke off; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One message of a conversation."""
 
     role: str
     content: str
@@ -86,10 +88,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """Where the conversation goes, and how it is spoken to."""
+    """The server of the conversation, and how the client speaks to it."""
 
     url: str
-    """Without `/v1`."""
+    """Base URL without `/v1`."""
     headers: Mapping[str, str]
     verify: ssl.SSLContext | bool
 
@@ -99,12 +101,12 @@ class Server:
             return (await ask_served_model(client, self.url)).name
 
     def client(self) -> aiohttp.ClientSession:
-        """A client for one call: a connection that is kept while the user types may be closed by the server."""
+        """A client for one call. The server could close a connection that is kept while the user types."""
         return open_client(self.headers, self.verify, read_seconds=_READ_SECONDS)
 
 
 class Chat:
-    """One conversation: what has been said so far, and how to go on."""
+    """One conversation: its messages so far, and the server that continues it."""
 
     def __init__(self, *, server: Server, model: str, system: str | None, options: dict[str, Any]) -> None:
         self._server, self._options = server, options
@@ -117,10 +119,10 @@ class Chat:
         self.history = self._opening
 
     async def reply(self, text: str, show: Callable[[str], None]) -> None:
-        """Say `text` and call `show` with each piece of the reply as it comes. Raises ChatError.
+        """Send `text` and call `show` with each piece of the reply when it arrives. Raises ChatError.
 
-        Where this is cancelled, what came so far becomes the reply. A reply that failed, or of which nothing came, leaves no
-        trace in the history.
+        On cancellation the text so far becomes the reply. A failed or empty reply leaves no trace in the
+        history.
         """
         asked = (*self.history, Message("user", text))
         pieces: list[str] = []
@@ -207,7 +209,7 @@ def _read(is_terminal: bool) -> str | None:
 
 
 def _load_line_editor() -> None:
-    """Arrow keys and history in `input`, where Python was built with them: loading the module is what turns it on."""
+    """Load the module that gives `input` arrow keys and a history, if Python was built with it."""
     try:
         importlib.import_module("readline")
     except ImportError:

@@ -1,4 +1,5 @@
-"""What the commands that talk to a running service have in common: where it is, which key it is shown, whom it must be."""
+"""Options of all commands that talk to a running service: its URL, the key to send and the certificates to
+trust."""
 
 from __future__ import annotations
 
@@ -13,14 +14,17 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def add_url_flag(parser: argparse.ArgumentParser) -> None:
-    """--url."""
+    """Add the flag --url."""
     parser.add_argument(
         "--url", help=f"the service, without /v1 (default: the one that runs here, else {DEFAULT_URL})"
     )
 
 
 def add_trust_flags(parser: argparse.ArgumentParser) -> None:
-    """--api-key-file and --ca-file. A key is never an argument, where every user of the host could read it."""
+    """Add the flags --api-key-file and --ca-file.
+
+    A key itself is never a flag, since every user of the host could read it.
+    """
     parser.add_argument(
         "--api-key-file", metavar="FILE", type=Path, help="file with an API key (default: PHIMOE_API_KEY)"
     )
@@ -28,7 +32,7 @@ def add_trust_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_ca_flag(parser: argparse.ArgumentParser) -> None:
-    """--ca-file."""
+    """Add the flag --ca-file."""
     parser.add_argument(
         "--ca-file",
         metavar="FILE",
@@ -38,17 +42,20 @@ def add_ca_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def api_headers(file: Path | None) -> dict[str, str]:
-    """The Authorization header of a client: the file's key, else PHIMOE_API_KEY, else none. Raises ValueError."""
+    """The Authorization header of a client, from the file, else from PHIMOE_API_KEY, else none. Raises
+    ValueError."""
     return _headers(_key_of(file) if file is not None else environment.own_api_key())
 
 
 def admin_headers(file: Path | None) -> dict[str, str]:
-    """The Authorization header of an operator: the file's key, else PHIMOE_ADMIN_KEY, else none. Raises ValueError."""
+    """The Authorization header of an operator, from the file, else from PHIMOE_ADMIN_KEY, else none. Raises
+    ValueError."""
     return _headers(_key_of(file) if file is not None else environment.own_admin_key())
 
 
 def verification(ca_file: Path | None) -> ssl.SSLContext | bool:
-    """The certificates that a client trusts; True for the system's. Raises ValueError where the file holds none."""
+    """The certificates that a client trusts; True for the system's. Raises ValueError if the file has no
+    certificate."""
     if ca_file is None:
         return True
     try:
@@ -58,9 +65,9 @@ def verification(ca_file: Path | None) -> ssl.SSLContext | bool:
 
 
 def service_url(url: str | None) -> str:
-    """The URL that was given, else of the service that runs on this host, else DEFAULT_URL; without `/v1`.
+    """The given URL, else that of the service that runs on this host, else DEFAULT_URL; without `/v1`.
 
-    Raises SeveralServicesError where none was given and several run.
+    Raises SeveralServicesError if no URL is given and several services run.
     """
     if url is None:
         state = the_running_state()
@@ -69,7 +76,8 @@ def service_url(url: str | None) -> str:
 
 
 def _key_of(file: Path) -> str:
-    """The first entry of a file in the form of a service's key files. Messages never hold the key."""
+    """The first key of a file, which has the form of a service's key files. Error messages never contain the
+    key."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,9 +1,10 @@
-"""The HTTP client of every command, on aiohttp.
+"""The HTTP client of all commands, built on aiohttp.
 
-aiohttp parses in C. A client that streams tokens takes 10 to 40 microseconds of CPU time per token with it and 35 to 150
-with httpx, on cores that `phimoe bench` often shares with the server that it measures.
+aiohttp parses in C. A client that streams tokens takes 10 to 40 microseconds of CPU time per token with it
+and 35 to 150 with httpx, on cores that `phimoe bench` often shares with the server that it measures.
 
-Proxy variables of the environment are ignored and redirects are not followed: an API key only goes where the user says.
+Proxy variables of the environment are ignored and redirects are not followed: an API key only goes where the
+user says.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import msgspec
 
 CONNECT_SECONDS = 10.0
 HTTP_ERRORS = (aiohttp.ClientError, asyncio.TimeoutError)
-"""What a call may raise: the server cannot be reached, breaks off, or is silent for too long."""
+"""The errors of a call: the server cannot be reached, breaks off, or is silent for too long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +40,8 @@ def open_client(
 ) -> aiohttp.ClientSession:
     """A client with as many connections as there are calls under way. It needs a running loop.
 
-    `verify` is what `client_options.verification` returns; False accepts any certificate. `read_seconds` is the longest
-    silence of a server, not the longest duration of a call.
+    `verify` is what `client_options.verification` returns; False accepts any certificate. `read_seconds` is
+    the longest silence of a server, not the longest duration of a call.
     """
     return aiohttp.ClientSession(
         headers={"Accept-Encoding": "identity", **headers},

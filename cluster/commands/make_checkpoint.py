@@ -1,5 +1,7 @@
-"""`phimoe make-checkpoint`: a checkpoint directory with random weights, for benchmarks and tests, or with the experts of
-another one quantized."""
+"""The command `phimoe make-checkpoint`: it writes a checkpoint directory.
+
+The weights are random, for benchmarks and tests, or those of another checkpoint with its experts quantized.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `phimoe make-checkpoint`."""
     parser.add_argument(
         "model",
-        help=f"{', '.join(PRESETS)}: random weights of such shapes; or a checkpoint directory, to quantize",
+        help=f"{', '.join(PRESETS)} for random weights, or a checkpoint directory to quantize",
     )
-    parser.add_argument("directory", type=Path, help="where to write; must be empty or not exist")
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights (default: 0)")
+    parser.add_argument("directory", type=Path, help="directory to write; it must be empty or not exist")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
     parser.add_argument(
         "--expert-quantization",
         choices=tuple(KINDS),
@@ -31,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status: 0 when the directory is complete, 1 when it cannot be written."""
-    # Imported here: only this command makes tensors, and it does so in the actors' code.
+    """Return the exit status: 0 if the directory is complete, 1 if it cannot be written."""
+    # These imports load torch, which only this command needs.
     from actors.checkpoint.dummy.dummy_reader import write_checkpoint
     from actors.checkpoint.write import quantize_checkpoint
 

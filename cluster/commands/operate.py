@@ -1,4 +1,5 @@
-"""One admin operation from the command line: ask for it, show what changes while it lasts, say how it ended."""
+"""Runs one admin operation from the command line: it sends the request, shows the progress and prints the
+result."""
 
 from __future__ import annotations
 
@@ -48,12 +49,16 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=7200.0,
         metavar="SECONDS",
-        help="longest wait; the operation itself goes on (default: 7200)",
+        help="longest wait; afterwards the operation goes on (default: 7200)",
     )
 
 
 def operate(args: argparse.Namespace, name: str, body: dict[str, Any]) -> int:
-    """POST /admin/NAME and wait. Exit status: 0 done, 1 not reached or failed, 2 refused (key, flags), 130 interrupted."""
+    """POST /admin/NAME and wait for the end of the operation.
+
+    Return the exit status: 0 if it is done, 1 if it failed or the service cannot be reached, 2 if the service
+    refused it (key, flags), 130 if interrupted.
+    """
     try:
         return asyncio.run(_operate(args, name, body))
     except ValueError as error:
@@ -101,18 +106,19 @@ def _fail(name: str, text: str) -> int:
 
 
 async def _show_progress(client: aiohttp.ClientSession, address: str, name: str) -> None:
-    """Show the actors until this is cancelled; what cannot be asked or read is skipped."""
+    """Show the actors until this task is cancelled. Failed polls are skipped."""
     with ProgressView(Console(), name) as view:
         while True:
             await asyncio.sleep(_POLL_SECONDS)
-            # Where the service does not answer, the operation's own answer says what is wrong.
+            # If the service does not answer, the reply to the operation says what is wrong.
             with contextlib.suppress(*HTTP_ERRORS, msgspec.MsgspecError):
                 reply = await within(_STATUS_SECONDS, get(client, address))
                 view.show(msgspec.json.decode(reply.body, type=ClusterView))
 
 
 class ProgressView:
-    """The actors during an operation: a table that stays in its place, or lines where the output is no terminal."""
+    """Shows the actors during an operation: a table that is updated in place, or lines if the output is no
+    terminal."""
 
     def __init__(self, console: Console, name: str) -> None:
         self._console, self._name = console, name
@@ -128,7 +134,7 @@ class ProgressView:
         self._live.stop()
 
     def show(self, view: ClusterView) -> None:
-        """Bring the table up to date, or print a line where the state of an actor has changed."""
+        """Update the table, or print a line if the state of an actor has changed."""
         line = summary(view)
         if self._console.is_terminal:
             self._live.update(self.frame(view), refresh=True)
@@ -137,7 +143,7 @@ class ProgressView:
             self._last_line = line
 
     def frame(self, view: ClusterView) -> Group:
-        """What a terminal shows: what is being done, how far it is, and each actor in a line of its own."""
+        """The content of a terminal: the operation, its progress, and one line for each actor."""
         operation = view.operation
         words = f"{self._name}: waiting" if operation is None else operation_words(operation)
         table = actor_table(view.actors, self._console.width)
@@ -148,7 +154,7 @@ class ProgressView:
 
 
 def summary(view: ClusterView) -> str:
-    """All actors in one line: how many of each kind are ready, and who is not."""
+    """All actors in one line: how many of each kind are ready, and the names of the others."""
     parts = []
     for kind in ("dense", "expert"):
         actors = [actor for actor in view.actors if actor.kind == kind]

@@ -1,4 +1,5 @@
-"""`phimoe scale`, `rebalance`, `restart`, `drain`: the command of each operation is made from its message."""
+"""The commands `phimoe scale`, `rebalance`, `restart` and `drain`. Each is derived from the message of its
+operation."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ _BODIES = {operation.name(): OPERATION_BODIES[operation] for operation in OPERAT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of an operation's command: the fields of its message and the common flags.
+    """Add one flag for each field of the operation, and the common flags.
 
-    `cluster.__main__` names the command in the parser's default for `command`.
+    The parser's default for `command` names the operation.
     """
     for field in _BODIES[parser.get_default("command")].fields:
         _add_flag(parser, field)
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status as `operate` says."""
+    """Run the operation and return the exit status of `operate`."""
     body = {field.name: getattr(args, field.name) for field in _BODIES[args.command].fields}
     return operate(args, args.command, body)
 

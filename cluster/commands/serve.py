@@ -1,4 +1,5 @@
-"""`phimoe serve`: bring the service up, show how far it is, run until told to stop, take everything down again."""
+"""The command `phimoe serve`: it starts the service, shows the progress, runs until a signal and stops
+everything."""
 
 from __future__ import annotations
 
@@ -45,12 +46,13 @@ _SHUTDOWN_SECONDS = 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `phimoe serve`: every key of ClusterConfig."""
+    """Add the flags of `phimoe serve`, one for every key of ClusterConfig."""
     add_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status: 0 after Ctrl-C or SIGTERM, 1 when the service could not be started, 2 for a wrong config."""
+    """Return the exit status: 0 after Ctrl-C or SIGTERM, 1 if the service could not start, 2 for a wrong
+    config."""
     try:
         config = from_flags(args)
     except ValueError as error:
@@ -90,26 +92,27 @@ def _run(config: ClusterConfig, scratch: Path, log: Path) -> int:
     except KeyboardInterrupt:
         return 130
     finally:
-        # Here as well, for the parent may have been killed.
+        # The child removes the folder too, since the parent may have been killed.
         shutil.rmtree(scratch, ignore_errors=True)
     return 0
 
 
 def base_url(config: ClusterConfig) -> str:
-    """Where a client on this host reaches the HTTP door."""
+    """The URL at which a client on this host reaches the service."""
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
     scheme = "https" if config.has_tls else "http"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{config.port}"
 
 
 def curl_line(config: ClusterConfig) -> str:
-    """A request that works as it stands."""
+    """A curl command that a user can copy and run as it is."""
     body = (
         f'{{"model": "{config.model_id}", "messages": [{{"role": "user", "content": "Solve 2x + 3 = 7"}}]}}'
     )
     flags = "--cacert CERTIFICATE " if config.has_tls else ""
     header = '-H "Authorization: Bearer $PHIMOE_API_KEY" ' if wants_keys(config) else ""
-    return f"curl {flags}{base_url(config)}/v1/chat/completions {header}-H 'Content-Type: application/json' -d '{body}'"
+    url = f"{base_url(config)}/v1/chat/completions"
+    return f"curl {flags}{url} {header}-H 'Content-Type: application/json' -d '{body}'"
 
 
 async def _serve(config: ClusterConfig, terminal: Terminal, log: Path) -> None:
@@ -118,14 +121,14 @@ async def _serve(config: ClusterConfig, terminal: Terminal, log: Path) -> None:
     with StartupView(terminal.console(), title) as view:
         async with _ray(config):
             stop = _Signals()
-            # The parent's process id: it is the last to end.
+            # The file has the parent's process id, since the parent ends last.
             note = write_state(os.getppid(), base_url(config), config.port, config.model_id)
             try:
                 supervisor = await _until_up_or(stop, config, view)
                 view.finish()
                 if supervisor is not None:
                     _announce(config, view, log, time.monotonic() - began)
-                    # Not through the view: a line that is to be copied must not be wrapped.
+                    # The view would wrap the line, and users copy it.
                     print(curl_line(config), file=terminal.out, flush=True)
                     await _watch_until(stop.first, supervisor, view)
                     await _drain(config, view, stop)
@@ -138,7 +141,7 @@ async def _serve(config: ClusterConfig, terminal: Terminal, log: Path) -> None:
 
 
 async def _until_up_or(stop: _Signals, config: ClusterConfig, view: StartupView) -> SupervisorClient | None:
-    """The supervisor of the service that is up; None where a signal came before. Raises StartError."""
+    """The supervisor, once the service is up; None if a signal arrived before. Raises StartError."""
     bring_up = asyncio.create_task(_bring_up(config, view))
     stopped = asyncio.create_task(stop.first.wait())
     await asyncio.wait({bring_up, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -160,7 +163,7 @@ async def _watch_until(stop: asyncio.Event, supervisor: SupervisorClient, view: 
 
 
 async def _bring_up(config: ClusterConfig, view: StartupView) -> SupervisorClient:
-    """Actors and doors start side by side; returns when a request would be answered. Raises StartError."""
+    """Start actors and Serve side by side. Return when a request would be answered. Raises StartError."""
     from cluster.commands.local_service.application import start_serve
     from cluster.ray_actors.runtime import node_labels
     from cluster.ray_actors.supervisor_actor import ensure_supervisor
@@ -195,7 +198,7 @@ async def _until_actors_ready(supervisor: SupervisorClient, config: ClusterConfi
 
 async def _until_healthy(config: ClusterConfig) -> None:
     give_up = time.monotonic() + _HEALTH_SECONDS
-    # The certificate is the operator's, and often for another name than the address that is asked here; no key is sent.
+    # No certificate is checked: it often names another host than this address. No key is sent.
     async with open_client({}, False, read_seconds=5.0, connect_seconds=5.0) as client:
         while True:
             with contextlib.suppress(*HTTP_ERRORS):
@@ -218,7 +221,7 @@ def _announce(config: ClusterConfig, view: StartupView, log: Path, seconds: floa
 
 @contextlib.asynccontextmanager
 async def _ray(config: ClusterConfig) -> AsyncIterator[None]:
-    """Ray for as long as the block lasts."""
+    """Run Ray, or stay connected to it, while the block lasts."""
     from cluster.ray_actors.runtime import start_ray, stop_ray
 
     try:
@@ -234,7 +237,7 @@ async def _ray(config: ClusterConfig) -> AsyncIterator[None]:
 async def _drain(config: ClusterConfig, view: StartupView, stop: _Signals) -> None:
     """Let running requests end, for the grace period or until the next signal.
 
-    Where the service is beyond asking, since all of its processes were told to end, there is nothing to wait for.
+    If the supervisor does not answer, all processes were told to end, and there is nothing to wait for.
     """
     from cluster.ray_actors.supervisor_actor import find_supervisor
     from cluster.supervisor.operations.messages import Drain
@@ -260,9 +263,9 @@ async def _drain(config: ClusterConfig, view: StartupView, stop: _Signals) -> No
 
 
 async def _take_down(view: StartupView) -> None:
-    """Serve first, so that no request is accepted that could not be answered; then the actors.
+    """Stop Serve first, so that it accepts no request that no actor could answer; then remove the actors.
 
-    Whoever stops a whole group of processes has stopped Ray's as well; what is then left ends with Ray itself.
+    A signal to a whole process group has stopped Ray's processes as well; the rest then ends with Ray itself.
     """
     from cluster.commands.local_service.application import stop_serve
     from cluster.ray_actors.supervisor_actor import find_supervisor
@@ -277,7 +280,10 @@ async def _take_down(view: StartupView) -> None:
 
 
 class _Signals:
-    """Ctrl-C and SIGTERM, once and again. Made after Ray is up, which installs handlers of its own."""
+    """Events for the first and the second Ctrl-C or SIGTERM.
+
+    Create the object after Ray has started, since Ray installs signal handlers of its own.
+    """
 
     def __init__(self) -> None:
         self.first, self.again = asyncio.Event(), asyncio.Event()

@@ -1,4 +1,4 @@
-"""What a server says that it serves: asked before a conversation or a measurement begins."""
+"""Asks a server which model it serves, before a conversation or a measurement begins."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from cluster.commands.http_client import HTTP_ERRORS, error_message, get, reason
 
 
 class ServerError(Exception):
-    """A server cannot be asked, or does not name a model; the text names the server and says why."""
+    """A server does not answer or names no model; the message names the server and says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """One model of `/v1/models`. Limits are None where the server does not tell them."""
+    """One model of `/v1/models`. A limit is None if the server does not report it."""
 
     name: str
     max_model_len: int | None = None
-    """Tokens of a prompt and its answer together."""
+    """Most tokens of a prompt and its answer together."""
     vocab_size: int | None = None
     """All token ids are below this number."""
 
 
 class _ModelCard(msgspec.Struct):
-    """What is read of a model's card. Only its name is the same with all servers."""
+    """The fields that are read from an entry of `/v1/models`. Only `id` is the same for all servers."""
 
     id: str
     max_model_len: Any = None
@@ -42,10 +42,11 @@ class _ModelList(msgspec.Struct):
 async def ask_served_model(client: aiohttp.ClientSession, url: str, name: str | None = None) -> ServedModel:
     """The model of that name, or the first of `/v1/models`, with its limits.
 
-    This project and vLLM tell the context as `max_model_len`, this project and llama.cpp the vocabulary as `meta.n_vocab`.
-    llama.cpp divides its context among slots and tells the share of one slot at `/props`.
+    This project and vLLM report the context as `max_model_len`; this project and llama.cpp report the
+    vocabulary as `meta.n_vocab`. llama.cpp divides its context among slots and reports the share of one slot
+    at `/props`.
 
-    Raises ServerError where no name is given and the server does not tell one.
+    Raises ServerError if no name is given and the server names no model.
     """
     try:
         cards = await _model_cards(client, url)
@@ -61,7 +62,7 @@ async def ask_served_model(client: aiohttp.ClientSession, url: str, name: str | 
 
 
 async def _model_cards(client: aiohttp.ClientSession, url: str) -> list[_ModelCard]:
-    """At least one. Raises ServerError."""
+    """The entries of `/v1/models`, at least one. Raises ServerError."""
     address = f"{url}/v1/models"
     try:
         reply = await get(client, address)
@@ -76,7 +77,7 @@ async def _model_cards(client: aiohttp.ClientSession, url: str) -> list[_ModelCa
 
 
 async def _slot_context(client: aiohttp.ClientSession, url: str) -> int | None:
-    """Tokens of one slot of a llama.cpp server; None where `/props` does not tell."""
+    """Tokens of one slot of a llama.cpp server; None if `/props` does not say."""
     try:
         reply = await get(client, f"{url}/props")
         return _count(msgspec.json.decode(reply.body), "default_generation_settings", "n_ctx")
@@ -85,7 +86,7 @@ async def _slot_context(client: aiohttp.ClientSession, url: str) -> int | None:
 
 
 def _count(content: Any, *path: str) -> int | None:
-    """The number above 0 at this path of a JSON value; None where there is none."""
+    """The number above 0 at this path of a JSON value; None if there is none."""
     for name in path:
         content = content.get(name) if isinstance(content, Mapping) else None
     return content if isinstance(content, int) and not isinstance(content, bool) and content > 0 else None

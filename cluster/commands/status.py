@@ -1,4 +1,4 @@
-"""`phimoe status`: all actors of a running service, from its /cluster."""
+"""The command `phimoe status`: it shows all actors of a running service, from the route /cluster."""
 
 from __future__ import annotations
 
@@ -51,17 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wide",
         action="store_true",
-        help="also pid, node, device, products and lost links of each actor, and figures of dense actors",
+        help="show also pid, node, device, products and lost links, and figures of the dense actors",
     )
-    parser.add_argument("--json", action="store_true", help="print /cluster as it is")
+    parser.add_argument("--json", action="store_true", help="print the answer of /cluster")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0 if every actor is ready, 3 if one is not, 1 if the service cannot be reached or asked."""
+    """Return the exit status: 0 if every actor is ready, 3 if one is not, 1 if the service does not
+    answer."""
     try:
         url = service_url(args.url)
         reply = asyncio.run(_ask(f"{url}/cluster", args))
-    except HTTP_ERRORS as error:  # An address that makes no sense is a ValueError as well.
+    except HTTP_ERRORS as error:  # An invalid address is a ValueError as well.
         return _fail(f"{url} does not answer: {reason(error)}")
     except ValueError as error:
         return _fail(str(error))
@@ -92,11 +93,11 @@ def _fail(text: str) -> int:
 
 
 def show_status(console: Console, view: ClusterView, *, is_wide: bool) -> None:
-    """The model, what is being done, and all actors."""
+    """Print the model, the present operation and all actors."""
     console.print(Text(f"{view.model}, epoch {view.epoch}", "bold"), overflow="fold")
     if view.operation is not None:
         console.print(operation_words(view.operation), highlight=False)
-    # Without cropping: what is wider than the terminal goes on in its next line.
+    # The table is not cropped: a row that is wider than the terminal goes on in its next line.
     console.print(actor_table(view.actors, console.width, is_wide=is_wide), crop=False, no_wrap=True)
     if is_wide:
         _show_figures(console, view.actors)
@@ -109,13 +110,13 @@ def actor_table(actors: Sequence[ActorView], width: int, *, is_wide: bool = Fals
 
 
 def operation_words(operation: OperationView) -> str:
-    """What is being done, and how far it is."""
+    """The name and step of an operation, and its progress."""
     count = f" ({operation.done} of {operation.total})" if operation.total else ""
     return f"{operation.name}: {operation.step}{count}"
 
 
 def _show_figures(console: Console, actors: Sequence[ActorView]) -> None:
-    """What each dense actor does and has done: a line for each field of `Load` and `EngineCounters`."""
+    """Print one line for every field of `Load` and `EngineCounters`, with a column for each dense actor."""
     figures = {actor.name: _figures(actor) for actor in actors if actor.load is not None}
     if not figures:
         return
@@ -152,7 +153,7 @@ def _row(actor: ActorView) -> tuple[Cell, ...]:
 
 
 def ranges(numbers: tuple[int, ...]) -> str:
-    """Ascending numbers in few words: 0-3 5 8-9."""
+    """Ascending numbers in short form, such as 0-3 5 8-9."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""`phimoe stop`: end a running service from another shell."""
+"""The command `phimoe stop`: it ends a running service from another shell."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ _REMOVE_SECONDS = 60.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `phimoe stop`."""
     parser.description = (
-        "End the service that this user runs on this host, as Ctrl-C would. Where several run, say which. With "
-        "--address: remove the service from that Ray cluster, which itself goes on."
+        "End the service that this user runs on this host, as Ctrl-C does. If several run, name one. With "
+        "--address the service is removed from that Ray cluster, which itself goes on."
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--url", help="only the service with this URL")
-    which.add_argument("--port", type=int, help="only the service with this HTTP port")
-    which.add_argument("--all", action="store_true", help="every service that this user runs on this host")
+    which.add_argument("--url", help="stop only the service with this URL")
+    which.add_argument("--port", type=int, help="stop only the service with this HTTP port")
+    which.add_argument(
+        "--all", action="store_true", help="stop every service that this user runs on this host"
+    )
     which.add_argument("--address", help="Ray cluster to remove the service from (host:port or auto)")
     parser.add_argument(
         "--timeout", type=float, default=90.0, metavar="SECONDS", help="longest wait (default: 90)"
@@ -40,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status: 0 when nothing of it runs any longer, also if nothing did; 1 when it is still there.
+    """Return the exit status: 0 if no service runs any longer, 1 if one still runs.
 
-    2 where several services run and none was chosen: then none is stopped.
+    It is 2 if several services run and none is chosen; then none is stopped.
     """
     if args.address is not None:
         return _remove_from(args.address)
@@ -87,7 +89,8 @@ def _wait_for_end(state: RunState, timeout_seconds: float) -> bool:
 
 
 def _remove_from(address: str) -> int:
-    """Exit status. What Ray writes meanwhile goes to a log."""
+    """Remove the service from the Ray cluster at `address` and return the exit status. Ray's own output goes
+    to a log."""
     log = log_path("stop")
     try:
         with open_log(log) as file, output_to(file):
@@ -100,7 +103,7 @@ def _remove_from(address: str) -> int:
 
 
 async def _remove(address: str) -> bool:
-    """Whether there was a service. Raises ConnectionError."""
+    """Remove the service and return whether there was one. Raises ConnectionError."""
     prepare_ray(use_haproxy=False, scratch=None)
     from cluster.commands.local_service.application import stop_serve
     from cluster.ray_actors.runtime import start_ray, stop_ray

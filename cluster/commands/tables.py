@@ -1,7 +1,7 @@
-"""Tables of which no heading and no cell is cut, however narrow the terminal is.
+"""Tables that never cut a heading or a cell, for terminals of any width.
 
-Where the columns do not fit side by side, headings and the cells of some columns are broken at spaces. A table that is
-wider than the terminal even then is printed in its full width.
+If the columns do not fit side by side, headings and the cells of some columns are broken at spaces. A table
+that is still too wide is printed in its full width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 Cell: TypeAlias = str | Text
-"""A string is shown as it is; styles take a Text."""
+"""A plain string, or a Text with a style."""
 
 _GAP = 2
 """Blanks between two columns."""
@@ -29,9 +29,9 @@ class Column:
 
     heading: str
     is_number: bool = True
-    """Whether it is aligned to the right."""
+    """Whether the column is aligned to the right."""
     is_folded: bool = False
-    """Whether its cells may be broken at spaces; headings always may."""
+    """Whether cells may be broken at spaces. Headings always may."""
 
 
 def make_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int) -> Table:
@@ -61,13 +61,14 @@ def show_table(
     """Print a title, which may be empty, and a table below it."""
     if title:
         console.print(Text(title, "bold") if isinstance(title, str) else title, overflow="fold")
-    # Without cropping: a table that is too wide goes on in the next line of the terminal.
+    # The table is not cropped: a row that is too wide goes on in the next line of the terminal.
     console.print(make_table(columns, rows, console.width), crop=False, no_wrap=True)
     console.print()
 
 
 def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]], width: int) -> list[int]:
-    """Every column as wide as its longest line, less where that is too much together: from the widest first."""
+    """The width of each column: its longest line, or less if all together are too wide. The widest shrinks
+    first."""
     wanted = [
         max(map(cell_len, (column.heading, *cells))) for column, cells in zip(columns, texts, strict=True)
     ]
@@ -87,6 +88,6 @@ def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]], width: in
 
 
 def _least(column: Column, cells: Sequence[str]) -> int:
-    """How narrow a column may be: its longest word, or its longest cell where cells are not broken."""
+    """The smallest width of a column: its longest word, or its longest cell if cells are not broken."""
     parts = [word for cell in cells for word in cell.split(" ")] if column.is_folded else cells
     return max(map(cell_len, (*column.heading.split(" "), *parts)))

@@ -4,8 +4,8 @@ Latencies of one call that was sent at t0, whose marks are (t1, n1), ..., (tk, n
 
     time to first token     t1 - t0
     inter-token latency     for each later mark, (ti - ti-1) / (ni - ni-1), counted ni - ni-1 times: the
-                            tokens of a chunk share the time since the chunk before, so the mean does not depend on
-                            chunks
+                            tokens of a chunk share the time since the chunk before, so the mean does not
+                            depend on chunks
     time per output token   (tk - t1) / (nk - n1), one figure per call
     end to end              te - t0
 

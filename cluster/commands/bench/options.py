@@ -36,8 +36,8 @@ class BenchPlan:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare all flags of `phimoe bench`."""
     parser.description = (
-        "Measure a server that speaks the OpenAI protocol. `compare` with several --url sends the same load to "
-        "all in turn, A B A B, and shows the ratios. The exit status is 1 if a request failed."
+        "Measure a server that speaks the OpenAI protocol. `compare` with several --url sends the same load "
+        "to all in turn, A B A B, and shows the ratios. The exit status is 1 if a request failed."
     )
     parser.add_argument("mode", nargs="?", choices=("compare",), help="compare several servers")
     parser.add_argument(

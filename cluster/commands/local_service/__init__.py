@@ -1,4 +1,5 @@
-"""One service on this host: its session of processes, its Serve application, its start-up view, its state.
+"""One service on this host: its process session, its Serve application, its start-up view and its state file.
 
-Open `application.py` first. `phimoe serve` uses all of these files; other commands find the service by `run_state.py`.
+Open `application.py` first. `phimoe serve` uses all of these files; other commands find the service through
+`run_state.py`.
 """

@@ -1,4 +1,7 @@
-"""Start and end the Serve side of a service: controller, doors, application. Blocking; called on a thread of its own."""
+"""Starts and stops the Serve side of a service: controller, proxies and application.
+
+The functions block; call them in a thread.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ from cluster.config.cluster_config import ClusterConfig
 
 
 def start_serve(config: ClusterConfig, labels: frozenset[str]) -> None:
-    """Start Serve where it is not running yet, with doors on the config's host and ports, and deploy the application.
+    """Start Serve on the config's host and ports, if it is not running yet, and deploy the application.
 
-    `labels`: see `build_from`. Returns when its replicas run. Raises RuntimeError with Serve's reason where they cannot. With
-    TLS Serve's own gRPC door, which would speak plain text, stays closed: `cluster.ingress.grpc.tls` opens one.
+    `build_from` explains `labels`. The function returns when the replicas run. Raises RuntimeError with
+    Serve's reason if they cannot. Serve's own gRPC server cannot speak TLS, so with TLS it stays off and
+    `cluster.ingress.grpc.tls` starts another.
     """
     serve.start(
         proxy_location=ProxyLocation.HeadOnly if config.address is None else ProxyLocation.EveryNode,
@@ -32,7 +36,7 @@ def start_serve(config: ClusterConfig, labels: frozenset[str]) -> None:
 
 
 def stop_serve() -> None:
-    """Remove the application, and Serve itself where nothing else runs on it."""
+    """Remove the application, and Serve itself if no other application runs on it."""
     others = [name for name in serve.status().applications if name != APPLICATION_NAME]
     if others:
         serve.delete(APPLICATION_NAME)

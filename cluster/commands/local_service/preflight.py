@@ -1,4 +1,4 @@
-"""What can be known to fail before anything of a service is started."""
+"""Checks that find, before a service starts, what would make it fail."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StartError(Exception):
 
 
 def check_start(config: ClusterConfig) -> None:
-    """Raises StartError for a file that cannot be read and a port that is taken, where they are this host's."""
+    """Raise StartError if a file of this host cannot be read or a port of this host is taken."""
     if config.address is not None:
         return
     _check_files(config)
@@ -42,12 +42,13 @@ def _check_files(config: ClusterConfig) -> None:
 
 
 def wants_keys(config: ClusterConfig) -> bool:
-    """Whether clients have to show a key."""
+    """Whether clients have to send a key."""
     return any((config.api_keys_file, config.admin_keys_file, api_keys(), admin_keys()))
 
 
 def wants_haproxy(config: ClusterConfig) -> bool:
-    """Whether HAProxy is to listen for Serve. Raises StartError where it is asked for and not installed."""
+    """Whether HAProxy listens for Serve. Raises StartError if the config asks for it and it is not
+    installed."""
     if config.has_tls:
         return False
     if config.proxy == "haproxy" and not has_haproxy():

@@ -1,9 +1,9 @@
-"""Run a service in a session of its own below a parent that passes signals on and clears up.
+"""Runs a service in its own process session, below a parent that passes signals on and cleans up.
 
-A signal to a whole process group (Ctrl-C in a terminal, a supervisor of services that ends a group) would otherwise end
-Ray's processes before the service could take itself down in order; and a driver whose Ray has died is ended by Ray.
+Otherwise a signal to a whole process group (Ctrl-C in a terminal, an init system that ends a group) would end
+Ray's processes before the service could stop in order. And Ray ends a driver whose Ray processes have died.
 
-    phimoe serve (parent)  --SIGINT, SIGTERM-->  child = leader of a session with Ray, Serve, HAProxy and all actors
+    phimoe serve (parent)  --SIGINT, SIGTERM-->  child leads a session with Ray, Serve and all actors
                            <--exit status-----
     parent killed          --SIGTERM by the kernel-->  child
 """
@@ -25,7 +25,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class SessionLostError(Exception):
-    """The child was ended from outside, or by a library that ends its process: it has not said why."""
+    """The child ended without a reason: it was killed, or a library ended the process."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -36,12 +36,11 @@ class SessionLostError(Exception):
 
 
 def run_in_own_session(work: Callable[[], int], scratch: Path) -> int:
-    """The exit status of `work`, which runs in a child; afterwards nothing of its session is left.
+    """Run `work` in a child process and return its exit status. Afterwards no process of its session is left.
 
-    Raises SessionLostError where the child did not come to the end of `work`.
-
-    `scratch` is a folder of the service: whatever names one of its files on the command line belongs to it as well.
-    Must be called before this process has threads.
+    Raises SessionLostError if the child did not reach the end of `work`. A process whose command line names
+    the folder `scratch` or a file in it belongs to the session as well. Call this function before the process
+    has threads.
     """
     parent = os.getpid()
     end_is_told, tell_end = os.pipe()
@@ -52,7 +51,7 @@ def run_in_own_session(work: Callable[[], int], scratch: Path) -> int:
         try:
             status = work()
         except BaseException:
-            # Nothing above this frame would show it.
+            # No frame above this one would show the error.
             traceback.print_exc()
         finally:
             sys.stdout.flush()
@@ -73,7 +72,7 @@ def run_in_own_session(work: Callable[[], int], scratch: Path) -> int:
 
 
 def _has_told_end(end_is_told: int) -> bool:
-    os.set_blocking(end_is_told, False)  # A process that outlives the child may hold the other end.
+    os.set_blocking(end_is_told, False)  # A process that outlives the child may keep the other end open.
     with contextlib.suppress(BlockingIOError), open(end_is_told, "rb", buffering=0) as pipe:
         return bool(pipe.read(1))
     return False
@@ -82,12 +81,12 @@ def _has_told_end(end_is_told: int) -> bool:
 def _become_leader(parent: int) -> None:
     os.setsid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # The parent died before the kernel was asked to tell.
+    if os.getppid() != parent:  # The parent died before the call of prctl.
         os._exit(1)
 
 
 def _clear(session: int, scratch: Path) -> None:
-    """Wait for the session's processes to end; kill those that do not."""
+    """Wait until the processes of the session end; kill those that do not."""
     give_up = time.monotonic() + _GRACE_SECONDS
     while time.monotonic() < give_up and any(True for _ in _members(session, scratch)):
         time.sleep(0.05)
@@ -97,12 +96,12 @@ def _clear(session: int, scratch: Path) -> None:
 
 
 def _members(session: int, scratch: Path) -> Iterator[int]:
-    """Processes of a session, or of the scratch folder, that have not ended."""
+    """Process ids of the session, or of the folder `scratch`, that have not ended."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            # proc(5): after the name in parentheses come state, parent, process group, session.
+            # See proc(5): the fields after the name in parentheses are state, parent, process group, session.
             fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
             is_member = int(fields[3]) == session or str(scratch).encode() in (entry / "cmdline").read_bytes()
             if is_member and fields[0] != b"Z":

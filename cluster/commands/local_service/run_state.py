@@ -1,4 +1,5 @@
-"""How commands in another shell find a running `phimoe serve`: one small file per HTTP port."""
+"""The files by which commands in another shell find a running `phimoe serve`: one small file per HTTP
+port."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ class RunState:
 
     pid: int
     started: str
-    """When the kernel says that the process began, so that a reused pid is not mistaken for it."""
+    """Start time of the process as the kernel reports it, so that a reused pid is not mistaken for the
+    process."""
     url: str
     port: int
     model: str
@@ -31,7 +33,7 @@ class RunState:
 
 
 class SeveralServicesError(ValueError):
-    """More than one service runs on this host and none was named; the text lists all of them."""
+    """Several services run on this host and none was named; the message lists all of them."""
 
     def __init__(self, states: Sequence[RunState], flags: str) -> None:
         super().__init__(states, flags)
@@ -42,7 +44,7 @@ class SeveralServicesError(ValueError):
 
 
 def write_state(pid: int, url: str, port: int, model: str) -> Path:
-    """Note a process; the file to remove at its end."""
+    """Write the state file of a process and return its path. The process removes the file at its end."""
     started = process_start(pid) or ""
     state = RunState(
         pid=pid, started=started, url=url, port=port, model=model, since_unix_seconds=time.time()
@@ -50,7 +52,7 @@ def write_state(pid: int, url: str, port: int, model: str) -> Path:
     folder = state_folder()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"serve-{port}.json"
-    # Whoever reads the file removes one that is not whole.
+    # A reader removes an incomplete file, so the file appears complete.
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(asdict(state)), encoding="utf-8")
     unfinished.replace(path)
@@ -58,7 +60,7 @@ def write_state(pid: int, url: str, port: int, model: str) -> Path:
 
 
 def running_states() -> list[RunState]:
-    """All services of this user on this host; notes of processes that are gone are removed."""
+    """All services of this user on this host. Files of processes that have ended are removed."""
     states = []
     for path in sorted(state_folder().glob("serve-*.json")):
         try:
@@ -74,7 +76,7 @@ def running_states() -> list[RunState]:
 
 
 def the_running_state() -> RunState | None:
-    """The only service of this user on this host, None where there is none. Raises SeveralServicesError."""
+    """The only service of this user on this host; None if there is none. Raises SeveralServicesError."""
     states = running_states()
     if len(states) > 1:
         raise SeveralServicesError(states, "--url")
@@ -82,7 +84,7 @@ def the_running_state() -> RunState | None:
 
 
 def without_path(url: str) -> str:
-    """A service's address as a user may write it, without `/v1` and the closing slash."""
+    """The URL of a service without `/v1` and a final slash, which users may add."""
     return url.rstrip("/").removesuffix("/v1")
 
 

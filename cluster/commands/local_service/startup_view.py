@@ -1,8 +1,9 @@
-"""What `phimoe serve` shows while it starts: each actor in a line that stays in its place, or plain lines without a terminal.
+"""Shows the start of `phimoe serve`: one line per actor, updated in place, or plain lines if there is no
+terminal.
 
-starting phimoe-tiny with 2 expert actors (4 s)
-phimoe-dense-0   ready                                          664.5 KiB
-phimoe-expert-0  loading   ━━━━━━━━━━━━━━━━━━━━━━━━          1.3/2.4 GiB
+    starting phimoe-tiny with 2 expert actors (4 s)
+    phimoe-dense-0   ready                            664.5 KiB
+    phimoe-expert-0  loading   ━━━━━━━━━━━━━━━━   1.3/2.4 GiB
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ _STYLES = {"ready": "green", "loaded": "green", "failed": "bold red"}
 
 
 class StartupView:
-    """A context manager. It shows the actors until it is left, or until `finish`."""
+    """A context manager that shows the actors until its end, or until `finish`."""
 
     def __init__(self, console: Console, title: str) -> None:
         self._console, self._title = console, title
         self._began = time.monotonic()
         self._startup = Startup(is_ready=False, actors=())
         self._states: dict[str, str] = {}
-        """What was last said of each actor, where there is no terminal."""
+        """The last printed state of each actor, if there is no terminal."""
         self._live = Live(
             console=console,
             get_renderable=self.frame,
@@ -54,15 +55,15 @@ class StartupView:
         self.finish()
 
     def finish(self) -> None:
-        """Leave the lines as they are: what is said later comes below them."""
+        """Stop the updates. Later lines appear below those of the actors."""
         self._live.stop()
 
     def say(self, line: str) -> None:
-        """One line, above those of the actors while they are shown."""
+        """Print one line, above those of the actors while they are shown."""
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, startup: Startup) -> None:
-        """Bring the actors up to date, or print the states that have changed."""
+        """Update the lines of the actors, or print the states that have changed."""
         self._startup = startup
         if not self._console.is_terminal:
             for actor in startup.actors:
@@ -72,7 +73,7 @@ class StartupView:
                     self.say(f"{actor.name}: {state}")
 
     def frame(self) -> Group:
-        """What a terminal shows now."""
+        """The present content of the terminal."""
         seconds, actors = time.monotonic() - self._began, self._startup.actors
         table = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
         names = [actor.name for actor in actors]
@@ -91,12 +92,13 @@ class StartupView:
         return Group(Text(f"{self._title} ({seconds:.0f} s)", overflow="fold"), table)
 
     def _state(self, actor: ActorStartup) -> str:
-        """An actor does not know of itself that all others are there as well."""
+        """The state to show. An actor does not know whether all others are ready, so "ready" comes from the
+        start-up state."""
         return "ready" if self._startup.is_ready else actor.progress.state
 
 
 def _amount(progress: Progress) -> str:
-    """Bytes of an actor's weights: all of them, and before them those that are loaded."""
+    """Bytes of an actor's weights, after the bytes already loaded while it loads."""
     total, unit = float(progress.bytes_total), 0
     while total >= 1024 and unit < len(_UNITS) - 1:
         total, unit = total / 1024, unit + 1

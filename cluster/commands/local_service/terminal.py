@@ -1,7 +1,7 @@
-"""Keeps everything that Ray and the processes below it write away from the user's terminal: it goes to a log file.
+"""Sends all output of Ray and its processes to a log file, away from the user's terminal.
 
-Ray writes from Python and from C++, in threads of its own and until the very end of a process. So the descriptors themselves
-are turned away, and what the user is to see is written to copies of the former ones.
+Ray writes from Python and from C++, in its own threads and until the very end of a process. So the file
+descriptors themselves are redirected, and text for the user is written to copies of the former descriptors.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ _TAIL_BYTES = 16 * 1024
 
 
 class LogError(Exception):
-    """A log cannot be written; the text names the log and says why."""
+    """A log cannot be written; the message names the log and says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terminal:
-    """Where the user reads."""
+    """The streams that the user sees."""
 
     out: TextIO
     err: TextIO
 
     def console(self) -> Console:
-        """A console on `err`. Its width is that of the user's terminal, which rich would look for at the log."""
+        """A console on `err` with the width of the user's terminal. Rich alone would ask the log for its
+        width."""
         width = None
         with contextlib.suppress(OSError):
             width = os.get_terminal_size(self.err.fileno()).columns
@@ -42,12 +43,12 @@ class Terminal:
 
 
 def log_path(name: str) -> Path:
-    """The log of the service or command of that name."""
+    """Path of the log of the service or command `name`."""
     return state_folder() / f"{name}.log"
 
 
 def open_log(path: Path) -> TextIO:
-    """A new log; the one before is kept beside it. Raises LogError."""
+    """Open a new log. The previous log is kept beside it. Raises LogError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
@@ -61,10 +62,10 @@ def open_log(path: Path) -> TextIO:
 
 @contextlib.contextmanager
 def output_to(log: TextIO) -> Iterator[Terminal]:
-    """While the block lasts, standard output and error of this process, and of those that it starts, are the log."""
+    """While the block lasts, standard output and error of this process and its children go to the log."""
     sys.stdout.flush()
     sys.stderr.flush()
-    # The copies are closed when a process executes another program: no process of Ray holds the terminal.
+    # The copies are closed on exec, so no process of Ray holds the terminal.
     with _copy(1) as out, _copy(2) as err:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -82,7 +83,7 @@ def _copy(descriptor: int) -> TextIO:
 
 
 def last_lines(path: Path, count: int) -> str:
-    """The end of a log, as far as it can be read."""
+    """The last `count` lines of a log, or the reason why it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))

@@ -1,4 +1,5 @@
-"""Tells whoever sees the terminal of `phimoe serve` when an actor is lost or comes back: Ray's own words go to the log."""
+"""Reports in the terminal of `phimoe serve` when an actor is lost or returns. Ray's own output goes to the
+log."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from cluster.supervisor.remote_actor import ActorLostError
 
 _POLL_SECONDS = 5.0
 _MAX_MISSED = 3
-"""Questions without an answer before the supervisor counts as silent: Ray takes some seconds to restart it."""
+"""Missed answers after which the supervisor counts as silent. Ray takes some seconds to restart it."""
 
 
 async def watch_actors(
@@ -19,7 +20,7 @@ async def watch_actors(
     say: Callable[[str], None],
     poll_seconds: float = _POLL_SECONDS,
 ) -> None:
-    """Say every change of an actor's state. It ends only by being cancelled.
+    """Report every change of an actor's state, until this task is cancelled.
 
     `ask` may raise ActorLostError and TimeoutError, as the supervisor's client does.
     """
@@ -44,7 +45,7 @@ async def watch_actors(
 
 
 def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """Names whose state is another one than before, or that are new."""
+    """Names whose state has changed, and new names."""
     return [name for name, state in after.items() if before.get(name) != state]
 
 
