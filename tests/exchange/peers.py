@@ -1,4 +1,4 @@
-"""Expert actors of one test process, behind real sockets, that misbehave at an exact request."""
+"""Expert actors in the test's process, behind real sockets, that misbehave at an exact request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FORMAT = MessageFormat(
 ALL = tuple(range(16))
 
 Act = Callable[[int], str]
-"""Number of the request -> "answer", or how it is not answered: see `ScriptedPeer`."""
+"""Number of a request -> what the peer does with it; see `ScriptedPeer`."""
 
 
 @cache
@@ -44,7 +44,7 @@ def experts() -> GroupedExperts:
 
 
 def wait_for(link: TcpLink, seconds: float = 5) -> Message:
-    """The next message on a link; what is unsent goes out meanwhile."""
+    """Wait for the next message on a link, and send unsent bytes meanwhile."""
     deadline = time.monotonic() + seconds
     poll = select.poll()
     poll.register(link, select.POLLIN)
@@ -57,12 +57,12 @@ def wait_for(link: TcpLink, seconds: float = 5) -> Message:
 
 
 class ScriptedPeer:
-    """Computes with all experts. What it does with its n-th request (from 0) is `act(n)`:
+    """A peer with all experts. `act(n)` says what it does with its n-th request, counted from 0:
 
-    answer     as it should
+    answer     answer correctly
     close      end the link instead
     half       send half of the answer, then end the link
-    hang       wait for `release`, then answer
+    hang       wait for `released`, then answer
     fail       say that it could not compute
     refuse     say that it does not hold the experts
     """
@@ -132,7 +132,7 @@ class ScriptedPeer:
 
 
 class Network:
-    """A dense side and its peers."""
+    """The exchange of a dense actor, and its peers."""
 
     def __init__(self, limits: WaitLimits) -> None:
         self.load = ExpertLoad(16)
@@ -141,7 +141,7 @@ class Network:
         self._epoch = 0
 
     def name(self, held: Mapping[int, Sequence[int]]) -> Membership:
-        """The next membership: index -> experts."""
+        """The next membership. `held` has the experts of each actor, by index."""
         self._epoch += 1
         members = tuple(ExpertMember(index=index, experts=tuple(own)) for index, own in held.items())
         return Membership(epoch=self._epoch, dense=(), experts=members)
@@ -168,7 +168,7 @@ def network(
     dead: float = 10.0,
     park: float = 10.0,
 ) -> Iterator[Network]:
-    """Peers by index, each linked; who is not in `acts` answers."""
+    """A network with a linked peer for each index of `held`. Peers without an entry in `acts` answer."""
     made = Network(WaitLimits(late=late, dead=dead, park=park))
     try:
         made.settle(held)
@@ -180,7 +180,7 @@ def network(
 
 
 class Case:
-    """Rows of one dispatch and what `local` makes of them."""
+    """The rows of one dispatch, and the results that `local` gives for them."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class Case:
         chosen: Sequence[int] = ALL,
         ids: torch.Tensor | None = None,
     ) -> None:
-        """Routes at random between the chosen experts, or `ids` [T, 2]."""
+        """Routes are random among the `chosen` experts, or given as `ids` [T, 2]."""
         self.layer = layer
         self.rows = torch.randn(num_tokens, CONFIG.hidden_size)
         places = torch.rand(num_tokens, len(chosen)).argsort(dim=1)[:, :2]
@@ -199,7 +199,7 @@ class Case:
         self.expected = local.combine(local.dispatch(layer, self.rows, self.ids, self.weights))
 
     def check(self, exchange: LinksExchange) -> float:
-        """Send, compare bit for bit; the seconds that it took."""
+        """Send the rows and compare the results bit for bit; return the seconds that this took."""
         started_at = time.monotonic()
         handle = exchange.dispatch(self.layer, self.rows, self.ids, self.weights)
         assert torch.equal(exchange.combine(handle), self.expected)

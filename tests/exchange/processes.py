@@ -1,4 +1,4 @@
-"""Expert actors in processes of their own, for tests: one set of processes takes one actor after another."""
+"""Expert actors in processes of their own, for tests. Each process runs one actor after another."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ _ANSWER_SECONDS = 60
 
 
 def spread(num_actors: int) -> list[tuple[int, ...]]:
-    """16 experts over so many actors, contiguous, as even as possible."""
+    """The 16 experts split over `num_actors` actors, contiguous and as even as possible."""
     bounds = [16 * actor // num_actors for actor in range(num_actors + 1)]
     return [tuple(range(start, end)) for start, end in pairwise(bounds)]
 
 
 def load_all(dtype: torch.dtype) -> tuple[ModelConfig, GroupedExperts]:
-    """The model that the processes hold parts of, all of it in this process."""
+    """The configuration and all experts of the model, in this process."""
     config = preset_config(PRESET)
     return config, GroupedExperts.load(DummyReader(config), config, range(16), dtype)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
-    """Make an actor in place of the one before and load it."""
+    """Replace the actor by a new actor and load it; the answer is Loaded."""
 
     settings: ExpertSettings
 
@@ -76,26 +76,26 @@ class Join:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hold:
-    """Hold these experts in addition; the answer is the final progress."""
+    """Hold these experts as well; the answer is the final state, or the error."""
 
     experts: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drop:
-    """Drop these experts."""
+    """Drop these experts; the answer is None."""
 
     experts: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """Answer with the actor's report."""
+    """Ask for the actor's report, which is the answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stop:
-    """Stop the actor."""
+    """Stop the actor; the answer is None."""
 
 
 Command: TypeAlias = Load | Join | Hold | Drop | Report | Stop
@@ -111,7 +111,7 @@ class ExpertProcess:
         self.process.start()
         theirs.close()
         self.incarnation = ""
-        """Of the actor that was loaded last."""
+        """The incarnation of the actor that was loaded last."""
 
     def send(self, command: Command) -> None:
         self._pipe.send(command)
@@ -134,14 +134,14 @@ class ExpertProcess:
         return report
 
     def hold(self, experts: tuple[int, ...]) -> object:
-        """Load experts in addition; the final progress."""
+        """Load experts as well; return the final state, or the error."""
         return self.ask(Hold(experts=experts))
 
     def drop(self, experts: tuple[int, ...]) -> None:
         assert self.ask(Drop(experts=experts)) is None
 
     def pause(self) -> None:
-        """Stop the process; returns when each of its threads stands still."""
+        """Stop the process; return when all of its threads stand still."""
         self._signal(signal.SIGSTOP)
         tasks = Path(f"/proc/{self.process.pid}/task")
         while any(_state(task) != "T" for task in tasks.iterdir()):
@@ -162,7 +162,7 @@ class ExpertProcess:
 
 @dataclass
 class ExpertProcesses:
-    """As many processes as a test asks for; dead ones are replaced."""
+    """As many processes as a test asks for. Dead processes are replaced."""
 
     _processes: list[ExpertProcess] = field(default_factory=list)
     _epoch: int = 0
@@ -185,7 +185,7 @@ class ExpertProcesses:
 
 
 class DenseSide:
-    """What a dense actor has of an exchange, without the actor."""
+    """A dense actor's end of an exchange, without the actor."""
 
     def __init__(self, settings: ExchangeSettings, dtype: str, index: int = 0) -> None:
         self.index = index
@@ -249,12 +249,15 @@ class Star:
         return self.exchanges[0]
 
     def load(self, place: int, experts: tuple[int, ...]) -> None:
-        """A new actor in a process, as after a restart; it is not linked until the next `join`."""
+        """Load a new actor in a process, as after a restart. It is not linked until the next `join`."""
         settings = expert_settings(self.settings, self.dtype, place, experts)
         assert self.experts[place].ask(Load(settings=settings)) == "loaded"
 
     def join(self, experts_of_actor: Sequence[tuple[int, ...]]) -> None:
-        """Everybody joins a new membership at the same time; place by place, who holds what. () leaves one out."""
+        """Let all actors join a new membership at the same time.
+
+        `experts_of_actor` has the experts of each process; a process without experts is left out.
+        """
         self.membership = Membership(
             epoch=self.next_epoch(),
             dense=tuple(side.member for side in self.dense),
@@ -283,7 +286,7 @@ def linked(
     experts_of_actor: Sequence[tuple[int, ...]],
     num_dense: int = 1,
 ) -> Iterator[Star]:
-    """Load actors, bring their links up, and end all of it afterwards."""
+    """Load actors, bring their links up, and stop everything afterwards."""
     experts = processes.take(len(experts_of_actor))
     for index, (process, owned) in enumerate(zip(experts, experts_of_actor, strict=True)):
         process.send(Load(settings=expert_settings(settings, dtype, index, owned)))
@@ -312,7 +315,10 @@ def linked(
 def expert_settings(
     settings: ExchangeSettings, dtype: str, index: int, experts: tuple[int, ...]
 ) -> ExpertSettings:
-    """On a CPU; with NCCL on the CUDA devices behind the first one, which is the dense side's, in turn."""
+    """Settings of an expert actor on a CPU; with NCCL on a CUDA device.
+
+    The first CUDA device belongs to the dense side, and expert actors use the others in turn.
+    """
     device = "cpu"
     if settings.backend == "nccl":
         device = f"cuda:{1 + index % (torch.cuda.device_count() - 1)}"
@@ -335,7 +341,7 @@ def context_of(settings: ExchangeSettings, dtype: str) -> ExchangeContext:
 
 
 def _state(task: Path) -> str:
-    """A thread's state letter; it follows the name, which is in parentheses."""
+    """The state letter of a thread. In the stat file it follows the name, which is in parentheses."""
     return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
@@ -360,7 +366,7 @@ def _serve_commands(pipe: Connection) -> None:
 
 
 def _on_its_own_device(settings: ExpertSettings) -> ExpertSettings:
-    """As in a cluster an actor sees no device but its own. A process keeps the first one that it is given."""
+    """Hide other devices from the actor, as a cluster does. A process keeps its first device."""
     if settings.device == "cpu":
         return settings
     os.environ["CUDA_VISIBLE_DEVICES"] = settings.device.removeprefix("cuda:")

@@ -1,4 +1,7 @@
-"""One body for every transport on a CPU: what comes back is bit for bit what `local` computes (NCCL: `test_nccl.py`)."""
+"""One test body for every transport on a CPU: results are bit for bit those of `local`.
+
+NCCL has `test_nccl.py`.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ TRANSPORTS = [
 ]
 
 Routes = Callable[[int], torch.Tensor]
-"""num_tokens -> expert_ids [T, 2], two different experts each."""
+"""num_tokens -> expert_ids [T, 2], two different experts for each token."""
 
 
 def spread_evenly(num_tokens: int) -> torch.Tensor:
@@ -102,7 +105,7 @@ def test_two_dense_actors_are_served_side_by_side(
 @pytest.mark.parametrize(
     ("transport", "backend"), [("links", "tcp"), ("links", "gloo"), ("all_to_all", "gloo")]
 )
-def test_an_idle_dense_actor_holds_up_no_other_and_wakes_in_its_turn(
+def test_an_idle_dense_actor_holds_up_no_other_and_can_send_again(
     processes: ExpertProcesses, transport: str, backend: str
 ) -> None:
     settings = ExchangeSettings(transport=transport, backend=backend, max_rows=MAX_ROWS)
@@ -115,7 +118,7 @@ def test_an_idle_dense_actor_holds_up_no_other_and_wakes_in_its_turn(
 
 
 def test_rows_spread_over_replicas_give_the_same_bits(processes: ExpertProcesses) -> None:
-    """With three holders of some experts, experts are split, too: the largest batch has thousands of rows."""
+    """Some experts have three holders, and the largest batch has enough rows to split them."""
     owned = [tuple(range(16)), (0, 1, 15), tuple(range(8, 16))]
     settings = ExchangeSettings(max_rows=MAX_ROWS)
     for dtype in DTYPES:
@@ -137,7 +140,7 @@ def test_a_long_pause_does_not_break_the_exchange(
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What is dispatched, and what `local` makes of it."""
+    """The rows of a dispatch, and the results that `local` gives for them."""
 
     name: str
     layer: int
@@ -182,7 +185,7 @@ def check(exchange: Exchange, one: Batch) -> None:
 
 
 def check_several_under_way(exchange: Exchange, three: list[Batch]) -> None:
-    """Dispatches of different sizes at the same time, combined in another order."""
+    """Dispatch different sizes at the same time, and combine them in another order."""
     handles = [exchange.dispatch(one.layer, one.rows, one.expert_ids, one.weights) for one in three]
     for place in (1, 0, 2):
         assert torch.equal(exchange.combine(handles[place]), three[place].expected)

@@ -1,4 +1,4 @@
-"""Rows that each expert got, counted here or by whoever adds to the table."""
+"""Rows of each expert, counted by ExpertLoad or by callers that add to its table."""
 
 from __future__ import annotations
 

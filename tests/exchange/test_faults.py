@@ -1,4 +1,4 @@
-"""Processes that die, hang, leave, come back or live in another epoch, and what that does to an exchange."""
+"""An exchange while processes die, hang, leave, come back or live in another epoch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DTYPE = "bfloat16"
 
 @cache
 def small() -> Batch:
-    """Rows for the first and the last expert."""
+    """A small batch, for the first and the last expert."""
     return next(one for one in batches(DTYPE) if one.name.startswith("17 tokens"))
 
 
@@ -52,7 +52,7 @@ def large() -> Batch:
 
 @contextmanager
 def traffic(exchange: Exchange) -> Iterator[list[float]]:
-    """Rows all the time in a thread, compared with what `local` makes of them; the seconds of each round."""
+    """Exchange rows in a thread all the time and check the results. Yields the seconds of each exchange."""
     seconds: list[float] = []
     is_ending = threading.Event()
 
@@ -150,7 +150,8 @@ def test_a_link_that_only_one_end_believes_in_is_made_anew(processes: ExpertProc
         assert star.dense[0].links is not None
         peers = star.dense[0].links.exchange.peers
         peer = peers.table.peers[1]
-        # The dense actor has given it up, but the news does not get through: a cut cable, then a mended one.
+        # The dense actor has dropped the peer, but the peer does not notice, as if a cable had been cut and
+        # mended.
         peer.link.end = lambda: None  # type: ignore[method-assign]
         peers.lose(peer)
         assert peers.lost() == ("expert-1",)
@@ -218,7 +219,7 @@ def test_an_expert_actor_sees_that_a_dense_actor_has_left(
 def test_the_collective_ends_when_a_peer_is_killed_in_mid_step(processes: ExpertProcesses) -> None:
     with collective(processes) as star:
         victim = star.experts[1]
-        victim.pause()  # So that it certainly has not answered when it dies.
+        victim.pause()  # It cannot answer before it dies.
         timer = threading.Timer(0.3, victim.kill)
         timer.start()
         started_at = time.monotonic()
@@ -272,7 +273,7 @@ def test_a_membership_that_is_not_newer_is_refused(
         check(star.exchange, small())
 
 
-def test_an_expert_actor_with_an_older_epoch_is_refused_at_the_door(processes: ExpertProcesses) -> None:
+def test_an_expert_actor_with_an_older_epoch_is_refused_by_the_listener(processes: ExpertProcesses) -> None:
     with linked(processes, ExchangeSettings(), DTYPE, spread(1)) as star:
         old = star.membership
         star.join(spread(1))
@@ -282,13 +283,13 @@ def test_an_expert_actor_with_an_older_epoch_is_refused_at_the_door(processes: E
         assert (error.epoch, error.current) == (old.epoch, star.membership.epoch)
 
 
-def test_an_expert_actor_that_the_membership_does_not_name_is_refused_at_the_door(
+def test_an_expert_actor_that_the_membership_does_not_name_is_refused_by_the_listener(
     processes: ExpertProcesses,
 ) -> None:
     with linked(processes, ExchangeSettings(), DTYPE, spread(1)) as star:
         present = star.membership
         star.load(0, ALL)
-        # It takes itself for the one that is meant; the dense actor knows better.
+        # The new actor believes that the membership means it; the dense actor knows better.
         error = star.experts[0].ask(Join(membership=renamed(present, star.experts[0].incarnation)))
         assert isinstance(error, LinkError)
         assert f"epoch {present.epoch} names no expert actor 0 of incarnation" in error.reason
@@ -330,7 +331,9 @@ def test_meeting_peers_can_be_given_up(transport: str, backend: str) -> None:
         assert time.monotonic() - started_at < 5
 
 
-def test_whoever_was_reached_is_in_use_although_another_did_not_come(processes: ExpertProcesses) -> None:
+def test_actors_that_were_reached_are_in_use_although_another_did_not_come(
+    processes: ExpertProcesses,
+) -> None:
     settings = ExchangeSettings(connect_deadline_seconds=1.0)
     with linked(processes, settings, DTYPE, [ALL, ALL]) as star:
         star.experts[1].kill()
@@ -375,7 +378,7 @@ def lonely(settings: ExchangeSettings) -> Iterator[tuple[DenseSide, Membership]]
 
 
 def renamed(membership: Membership, incarnation: str) -> Membership:
-    """The membership as an actor would have it that takes itself for expert actor 0."""
+    """The membership with another incarnation of expert actor 0."""
     (expert,) = membership.experts
     other = ExpertMember(index=0, experts=expert.experts, incarnation=incarnation)
     return Membership(epoch=membership.epoch, dense=membership.dense, experts=(other,))

@@ -1,6 +1,6 @@
-"""Exchanges over NCCL: what comes back is what `local` computes on one device.
+"""Exchanges over NCCL: results are those of `local` on one device.
 
-Not bit for bit: on CUDA the sizes of a product's tiles depend on how many rows there are.
+They are not the same bit for bit: on CUDA the sizes of a product's tiles depend on the number of rows.
 """
 
 from __future__ import annotations

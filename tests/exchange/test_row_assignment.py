@@ -20,7 +20,7 @@ NUM_EXPERTS = 16
 
 @st.composite
 def loads(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[list[int]]]:
-    """Rows of some experts, and who holds which."""
+    """Rows of some experts, and the holders of all experts."""
     num_holders = draw(st.integers(1, 5))
     rows = st.one_of(st.integers(1, 8), st.integers(1, 1000))
     counts = draw(st.dictionaries(st.integers(0, NUM_EXPERTS - 1), rows))
@@ -65,7 +65,7 @@ def test_an_expert_with_few_rows_stays_whole_and_parts_are_worth_reading_weights
 def test_no_holder_could_hand_a_whole_part_to_an_idler_one(
     case: tuple[list[tuple[int, int]], list[list[int]]],
 ) -> None:
-    """As even as a greedy choice makes it: what is above the least busy holder of an expert is one part at most."""
+    """The work is as even as a greedy choice makes it: holders differ by one part at most."""
     counts, _ = case
     num_holders = 4
     holders = [list(range(num_holders))] * NUM_EXPERTS

@@ -1,4 +1,4 @@
-"""The table of transports: what the configuration offers, and what each transport has."""
+"""The table of transports, and the choices that the configuration offers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.exchange.processes import context_of
 
 
 class NoExperts:
-    """What a transport that has no expert actors must not ask."""
+    """Experts that must not be used, since the transport has no expert actors."""
 
     def __init__(self) -> None:
         self.on_change = lambda: None

@@ -1,8 +1,8 @@
-"""What quantized experts cost the embedded model: `python -m tests.expert.quantization_quality`.
+"""Measures how much quality quantization costs: `python -m tests.expert.quantization_quality`.
 
-Conversations with fresh questions (training never showed them), in bfloat16. The perplexity is over the tokens that
-the assistant says; agreement is how often the most likely token there is the one of the unquantized model, and how many
-greedy answers are the same to the last token.
+The embedded model answers conversations with fresh questions, which were not in its training, in bfloat16.
+The perplexity is that of the assistant's tokens. Agreement with the unquantized model is the share of these
+tokens with the same most likely token, and the number of greedy answers that are the same to the last token.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ KINDS = (
     ("int4", "int8"),
     ("int4", "int4"),
 )
-"""Of the experts, and of attention's projections and the head."""
+"""Quantization of the experts, and of attention's projections and the head."""
 _TURNS = (1, 2, 3, 4, 30)
-"""Questions of a conversation, in turn; 30 are far behind the crossing."""
+"""Number of questions, conversation by conversation; 30 questions reach far beyond the crossing."""
 _MAX_ANSWER_TOKENS = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """What one way of holding the experts makes of all conversations."""
+    """The results of one way of quantization, over all conversations."""
 
     logprobs: tuple[float, ...]
-    """Of every token of every answer."""
+    """The logprob of every token of every answer."""
     likeliest: tuple[int, ...]
-    """At the same places."""
+    """The most likely token at the same places."""
     answers: tuple[tuple[int, ...], ...]
-    """Greedy ones to each conversation's last question."""
+    """The greedy answer to the last question of each conversation."""
 
     @property
     def perplexity(self) -> float:
@@ -51,7 +51,7 @@ class Quality:
 
 
 def measure(quantization: str | None, dense_kind: str | None, num_conversations: int) -> Quality:
-    """The embedded model over the same conversations every time."""
+    """Run the embedded model over conversations, which are the same in every call."""
     directory = embedded_directory()
     encoder = ChatEncoder(Tokenizer.from_file(str(directory / "tokenizer.json")))
     engine = LocalEngine(
@@ -102,8 +102,10 @@ def main() -> None:
         same_tokens = sum(a == b for a, b in zip(found.likeliest, whole.likeliest, strict=True))
         same_answers = sum(a == b for a, b in zip(found.answers, whole.answers, strict=True))
         print(
-            f"experts {kind or 'bfloat16'}, dense {dense_kind or 'bfloat16'}: perplexity {found.perplexity:.4f} over {len(found.logprobs)} tokens, likeliest token "
-            f"the same {same_tokens / len(whole.likeliest):.2%}, greedy answers the same {same_answers} of {len(whole.answers)}",
+            f"experts {kind or 'bfloat16'}, dense {dense_kind or 'bfloat16'}: "
+            f"perplexity {found.perplexity:.4f} over {len(found.logprobs)} tokens, "
+            f"likeliest token the same {same_tokens / len(whole.likeliest):.2%}, "
+            f"greedy answers the same {same_answers} of {len(whole.answers)}",
             flush=True,
         )
 

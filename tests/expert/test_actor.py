@@ -1,4 +1,4 @@
-"""What the supervisor sees of an expert actor; how it serves is in tests/exchange."""
+"""An expert actor as the supervisor sees it; tests/exchange has the tests of how it serves."""
 
 from __future__ import annotations
 
@@ -119,7 +119,10 @@ def test_two_actors_have_two_incarnations() -> None:
 
 
 def test_a_newer_membership_waits_for_no_dense_actor_that_vanished_while_it_was_reached() -> None:
-    """It accepts the connection and says nothing, as one that is killed in between: torch's store then tries for a minute."""
+    """The dense actor accepts the connection and says nothing, as if it was killed then.
+
+    torch's store tries for a minute in that case.
+    """
     actor = loaded(make_actor())
     caught: list[BaseException] = []
 

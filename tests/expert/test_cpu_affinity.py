@@ -1,4 +1,4 @@
-"""Cores are claimed by one actor at a time and are free when it is gone."""
+"""A core is claimed by one actor at a time, and is free when the actor is gone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ print(sorted(claim.cores), flush=True)
 sys.stdin.read()
 """
 
-# A service that runs on this host has its own.
+# A service that runs on this host has another namespace.
 NAMESPACE = f"test-{os.getpid()}"
 
 

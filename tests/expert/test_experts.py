@@ -1,4 +1,4 @@
-"""The grouped FFN against a plain formula, and bit for bit against itself in other company."""
+"""The grouped FFN against a plain formula, and bit for bit against itself beside other experts."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_progress_ends_with_everything_done() -> None:
 
 
 class CountingReader(DummyReader):
-    """Snapshot what is read of it."""
+    """A reader that records the names of the tensors that are read."""
 
     def __init__(self) -> None:
         super().__init__(config())

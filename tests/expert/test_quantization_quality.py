@@ -1,4 +1,4 @@
-"""The embedded model with quantized experts and dense part, served by an engine, against itself without."""
+"""The embedded model with quantized experts and dense layers, against the same model without quantization."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Links whose peers end, hang, fail or come late: the results are those of `local`, bit for bit, or there are none."""
+"""Links whose peers end, hang, fail or answer late: results are the bits of `local`, or an error."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_without_a_replica_the_layer_waits_for_the_next_link_and_wakes_at_once(n
         woken_at = time.monotonic()
         timer.join()
         assert 0 < woken_at - attached_at[0] < 0.25
-        assert net.peers[0].num_requests == 1  # What was there was not computed again.
+        assert net.peers[0].num_requests == 1  # Results that had come were not computed again.
         assert net.exchange.is_ready
 
 
@@ -115,7 +115,7 @@ def test_a_late_answer_is_overtaken_by_a_replica_and_never_taken_for_a_fresh_one
         assert 0.08 < seconds < 1
         assert net.exchange.peers.suspected() == ("expert-0",)
         for _ in range(5):
-            assert Case(7).check(net.exchange) < 0.5  # The suspect is not asked.
+            assert Case(7).check(net.exchange) < 0.5  # The suspected peer is not asked.
         num_before = net.peers[0].num_requests
         net.peers[0].released.set()
         deadline = time.monotonic() + 5
@@ -133,11 +133,11 @@ def test_without_a_replica_a_late_peer_is_suspected_and_waited_for() -> None:
             Case(4).check(net.exchange)
         seen: list[tuple[str, ...]] = []
 
-        def look() -> None:
+        def release() -> None:
             seen.append(net.exchange.peers.suspected())
             net.peers[0].released.set()
 
-        timer = threading.Timer(0.5, look)
+        timer = threading.Timer(0.5, release)
         timer.start()
         assert Case(4).check(net.exchange) >= 0.4
         timer.join()
@@ -190,7 +190,7 @@ def test_who_refuses_an_expert_is_not_asked_for_it_until_the_next_membership() -
 
 
 def test_a_peer_that_takes_no_bytes_holds_up_nobody() -> None:
-    """Rows for a stuck peer are far larger than the socket's buffers; those of the others are on their way at once."""
+    """Rows for a stuck peer are far larger than the socket's buffers; rows for other peers leave at once."""
     with network({0: ALL, 1: ALL}, {0: at(0, "hang")}, late=0.2) as net:
         cases = [Case(4000, layer=number % 2) for number in range(2)]
         for case in cases:

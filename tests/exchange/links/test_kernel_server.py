@@ -1,4 +1,4 @@
-"""What the kernels answer by themselves is what the interpreter would have answered, and they stop where it has to decide."""
+"""Kernels that serve alone answer as the interpreter does, and stop where the interpreter must decide."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SECONDS = 10.0
 
 
 class Interpreter:
-    """Computes like the kernels and counts how often it had to."""
+    """Computes like the kernels, and counts its calls."""
 
     def __init__(self) -> None:
         self.num_calls = 0
@@ -49,7 +49,7 @@ class Interpreter:
 
 @contextmanager
 def serving(interpreter: Interpreter, num_links: int = 1) -> Iterator[tuple[LinkServer, list[TcpLink]]]:
-    """The server, and the dense ends of its links."""
+    """A server, and the dense ends of its links."""
     server = LinkServer(interpreter, _SECONDS, interpreter.give_tables)
     dense: list[TcpLink] = []
     try:
@@ -59,7 +59,7 @@ def serving(interpreter: Interpreter, num_links: int = 1) -> Iterator[tuple[Link
                 theirs, _ = listener.accept()
             dense.append(TcpLink("expert-0", 1, ours, FORMAT, _SECONDS))
             server.add(TcpLink(f"dense-{index}", 1, theirs, FORMAT, _SECONDS))
-        time.sleep(0.1)  # Until the server has taken the links: its kernels then wait on all of them.
+        time.sleep(0.1)  # By then the server has adopted the links, and its kernels wait on all of them.
         yield server, dense
     finally:
         server.close()
@@ -68,7 +68,7 @@ def serving(interpreter: Interpreter, num_links: int = 1) -> Iterator[tuple[Link
 
 
 class Question:
-    """Rows for one layer, and the answer that is right."""
+    """Rows for one layer, and the right answer."""
 
     def __init__(self, seed: int, num_tokens: int, layer: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -133,7 +133,7 @@ def test_a_message_that_comes_in_pieces_is_answered_when_it_is_whole() -> None:
                 link._socket.sendall(data[before:end])
                 before = end
                 time.sleep(0.02)
-                server.wake()  # Whatever is there of it changes hands.
+                server.wake()  # The kernels return the incomplete message to the interpreter.
                 time.sleep(0.02)
             question.check(wait_for(link))
 
@@ -190,8 +190,8 @@ def test_an_answer_that_is_not_taken_waits_and_comes_whole() -> None:
 def test_links_that_speak_at_once_all_get_their_own_answers() -> None:
     interpreter = Interpreter()
     with serving(interpreter, 3) as (_, links):
-        for turn in range(30):
-            questions = [Question(3 * turn + index, 1 + 5 * index, turn % 2) for index in range(3)]
+        for repeat in range(30):
+            questions = [Question(3 * repeat + index, 1 + 5 * index, repeat % 2) for index in range(3)]
             for question, link in zip(questions, links, strict=True):
                 question.ask(link)
             for question, link in zip(questions, links, strict=True):
@@ -213,7 +213,7 @@ def test_what_is_stale_is_dropped_and_what_is_no_message_ends_the_link_alone() -
         question.check(wait_for(good))
 
 
-def test_new_tables_are_taken_when_the_bell_is_rung_and_without_any_the_interpreter_serves() -> None:
+def test_new_tables_are_used_after_a_wake_and_without_tables_the_interpreter_serves() -> None:
     interpreter = Interpreter()
     kept = interpreter.tables
     with serving(interpreter) as (server, (link,)):

@@ -1,4 +1,4 @@
-"""One link and the server behind it: what is stale, what is no message, who is served when."""
+"""One link and the server behind it: stale messages, bytes that are no message, and the order of service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORMAT = MessageFormat(
 
 
 class Doubler:
-    """An expert whose result is twice the row; keeps the numbers of rows that it was called with."""
+    """An expert whose result is twice the row. It keeps the number of rows of each call."""
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -48,7 +48,7 @@ class Doubler:
 
 @contextmanager
 def link_pair(message_format: MessageFormat = FORMAT) -> Iterator[tuple[TcpLink, TcpLink]]:
-    """The dense end and the expert end."""
+    """The dense end and the expert end of one link."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ours = socket.create_connection(listener.getsockname())
         theirs, _ = listener.accept()
@@ -137,8 +137,8 @@ def test_what_is_computed_together_has_the_bits_of_what_is_computed_alone() -> N
     assert torch.equal(together, torch.cat(alone))
 
 
-def test_links_take_turns() -> None:
-    """One that always has rows waiting gets every other pass beside another such."""
+def test_two_busy_links_are_served_alternately() -> None:
+    """Both links always have rows waiting."""
     order: list[int] = []
 
     def serve(
@@ -206,7 +206,7 @@ def test_who_does_not_read_its_answers_holds_up_nobody_and_is_dropped_in_the_end
             assert is_doubled(wait_for(link, 2), rows)
         time.sleep(1.2)
         with pytest.raises(LinkError, match="closed"):
-            wait_for(deaf)  # Only what was on its way already.
+            wait_for(deaf)  # Only bytes that were on their way already come.
         send(link, rows)
         assert is_doubled(wait_for(link), rows)
 
@@ -228,7 +228,7 @@ def test_a_dense_actor_that_dies_with_rows_waiting_disturbs_nobody() -> None:
 
 
 def test_many_large_messages_at_once_do_not_block_each_other() -> None:
-    """Each is far larger than the socket's buffers, and the answers twice as large."""
+    """Each message is far larger than the socket's buffers, and its answer is twice as large."""
     with serving(Doubler(), 1) as (link,):
         rows = random_rows(200_000)
         for sequence in range(4):

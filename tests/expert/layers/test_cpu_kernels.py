@@ -1,4 +1,4 @@
-"""The kernels' layer against the loop of products."""
+"""The layer of CPU kernels against the layer that loops over products."""
 
 from __future__ import annotations
 

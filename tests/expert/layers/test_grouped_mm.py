@@ -1,4 +1,4 @@
-"""The product that CUDA uses, on whatever device is there: `grouped_mm` exists on a CPU, too."""
+"""The grouped product of CUDA, tested on any device, since `grouped_mm` exists on a CPU as well."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantized experts: rounding, the kernels against float64, and a row's bits whatever is computed beside it."""
+"""Quantized experts: rounding, kernels against float64, and the same bits of a row beside any other rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from actors.expert.layers.onednn import PackedLayer
 
 HIDDEN, WIDTH, HELD = 96, 160, (1, 4, 5, 9)
 KINDS = [pytest.param("int8", 32), pytest.param("int4", 32), pytest.param("int8", 0), pytest.param("int4", 0)]
-"""With the inputs that share a scale; 0 is all."""
+"""The kind, and how many inputs share a scale; 0 stands for all inputs."""
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -158,7 +158,7 @@ def test_a_value_is_rounded_to_the_nearest_multiple_of_its_scale(kind: str, scal
     weight[2, 32:64] = 0
     quantized = quantize(weight, kind, 32)
     steps = quantized.scales.float().abs().repeat_interleave(32, dim=1)
-    # The value opposite the extreme one may lie beyond the highest of int4.
+    # A value opposite in sign to the largest may lie beyond the highest value of int4, which is 7.
     limit = 0.51 if kind == "int8" else 1.05
     assert ((dequantize(quantized) - weight).abs() <= limit * steps).all()
     assert quantized.values.amax() <= (127 if kind == "int8" else 7)

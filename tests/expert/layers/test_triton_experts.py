@@ -1,4 +1,4 @@
-"""Products of rows with their experts against the loop over experts."""
+"""The Triton layer against the layer that loops over experts."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ UNEVEN = dataclasses.replace(TINY, hidden_size=72, intermediate_size=200)
 TOLERANCE = {torch.float32: 1e-5, HALF: 1e-2}
 ALL = tuple(range(16))
 KINDS = ["int8", "fp8"] if DEVICE.type == "cuda" else ["int8"]
-"""The interpreter does not know fp8."""
+"""Triton's interpreter does not know fp8."""
 
 
 def two_layers(
     config: ModelConfig, experts: tuple[int, ...], dtype: torch.dtype
 ) -> tuple[PackedLayer, TritonLayer]:
-    """The loop on a CPU, the kernels on the device."""
+    """The looping layer on a CPU, and the layer of kernels on the device."""
     reader = DummyReader(config)
     table = slot_table(experts, config.num_experts)
     stored = [read_expert(reader, config, 0, expert) for expert in experts]
@@ -119,7 +119,7 @@ def test_many_rows_go_through_grouped_products(experts: tuple[int, ...]) -> None
 @pytest.mark.parametrize("num_tokens", [1, 9, 90, 700])
 @pytest.mark.parametrize("kind", KINDS)
 def test_quantized_experts_agree_with_the_loop(kind: str, num_tokens: int) -> None:
-    """int8 has a scale per group of inputs, fp8 one per output."""
+    """int8 has a scale for each group of inputs, fp8 has one scale for each output."""
     reader = DummyReader(TINY)
     sizes = TINY.hidden_size, TINY.intermediate_size
     stored = [read_expert(reader, TINY, 0, expert) for expert in ALL]
