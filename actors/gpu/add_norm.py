@@ -1,4 +1,4 @@
-"""A residual sum and the LayerNorm of it in one kernel.
+"""Computes a residual sum and its LayerNorm in one kernel.
 
 Legend: T tokens, H hidden.
 """
@@ -15,7 +15,7 @@ from actors.checkpoint.weights import Norm
 def add_norm(
     x: torch.Tensor, added: torch.Tensor, norm: Norm, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x + added and its LayerNorm, each [T, H] in x's dtype; the sum is rounded before it is normalised."""
+    """Return x + added and its LayerNorm, each [T, H] in x's dtype; the sum is rounded before the norm."""
     x, added = x.contiguous(), added.contiguous()
     total, normed = torch.empty_like(x), torch.empty_like(x)
     num_rows, hidden = x.shape
@@ -53,7 +53,7 @@ def _add_norm(
 
 @triton.jit
 def normalised(x, added, weight, bias, total, normed, row, eps, HIDDEN: tl.constexpr, SIZE: tl.constexpr):
-    """Within a kernel: one row; its norm [SIZE] as it is stored."""
+    """Compute and store one row within a kernel; return its norm [SIZE], rounded as it is stored."""
     at = tl.arange(0, SIZE)
     mask = at < HIDDEN
     place = row * HIDDEN + at
@@ -63,10 +63,10 @@ def normalised(x, added, weight, bias, total, normed, row, eps, HIDDEN: tl.const
     tl.store(total + place, rounded, mask=mask)
     value = rounded.to(tl.float32)
     mean = tl.sum(value, axis=0) / HIDDEN
-    apart = tl.where(mask, value - mean, 0.0)
-    scale = 1.0 / tl.sqrt(tl.sum(apart * apart, axis=0) / HIDDEN + eps)
+    centred = tl.where(mask, value - mean, 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / HIDDEN + eps)
     gain = tl.load(weight + at, mask=mask, other=0.0).to(tl.float32)
     shift = tl.load(bias + at, mask=mask, other=0.0).to(tl.float32)
-    result = (apart * scale * gain + shift).to(normed.dtype.element_ty)
+    result = (centred * scale * gain + shift).to(normed.dtype.element_ty)
     tl.store(normed + place, result, mask=mask)
     return result

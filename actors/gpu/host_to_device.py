@@ -1,4 +1,4 @@
-"""From the host to the device without waiting for what the device is doing."""
+"""Copies tensors from the host to the device without waiting for the work that the device does."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import torch
 
 _NUM_PLACES = 8
-"""Copies of a thread that may be under way at once."""
+"""Number of copies of a thread that may be in progress at the same time."""
 _LEAST_BYTES = 1 << 16
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor itself on a CPU, else a copy of what it holds now.
+    """Return the tensor itself if the device is a CPU, else a copy of its present content.
 
-    A copy from ordinary memory would make the host wait for all work under way. One from pinned memory is queued. The pinned
-    memory is kept and used in turn: to ask torch for some takes longer than all the rest.
+    A copy from ordinary memory would make the host wait for all work that is queued. A copy from pinned
+    memory is only queued itself. The pinned memory is kept and used again in turn, since allocating it takes
+    longer than the copy.
     """
     if device.type == "cpu":
         return tensor
@@ -25,14 +26,14 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 @dataclass(slots=True)
 class _Place:
-    """Pinned memory, and what says that the last copy from it is done."""
+    """Pinned memory, and the event that the last copy from it has finished."""
 
     memory: torch.Tensor
     done: torch.cuda.Event
 
 
 class _Staging(threading.local):
-    """The places of one thread."""
+    """The pinned memory of one thread."""
 
     def __init__(self) -> None:
         self._places: list[_Place | None] = [None] * _NUM_PLACES

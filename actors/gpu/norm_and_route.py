@@ -1,9 +1,10 @@
-"""Between attention and experts, for few tokens: residual sum, LayerNorm, gate and sparse mixer in one kernel.
+"""Computes everything between attention and experts in one kernel: residual sum, LayerNorm, gate, sparse
+mixer.
 
 Legend: T tokens, H hidden, E experts, K = 2 experts per token.
 
-A program takes one token and reads the whole gate, which all of them find in the L2 cache. For many tokens the three operations
-one by one are faster.
+A program takes one token and reads the whole gate, which stays in the L2 cache for all programs. This is fast
+for few tokens; for many tokens separate operations are faster.
 """
 
 from __future__ import annotations
@@ -19,20 +20,22 @@ from actors.gpu.route import choose_two
 MOST_TOKENS = 64
 
 _MOST_WEIGHTS = 1 << 16
-"""Of a gate, filled up to powers of two, that fits the registers of a program."""
+"""Number of weights of the largest gate, padded to powers of two, that fits the registers of a program."""
 
 
 def fits(num_experts: int, hidden_size: int) -> bool:
-    """Whether a program holds the whole gate."""
+    """Return whether the registers of a program hold the whole gate."""
     return triton.next_power_of_2(num_experts) * triton.next_power_of_2(hidden_size) <= _MOST_WEIGHTS
 
 
 def norm_and_route(
     x: torch.Tensor, added: torch.Tensor, norm: Norm, eps: float, gate: torch.Tensor, jitter: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x + added and its LayerNorm, each [T, H] in x's dtype; expert ids [T, 2] int64 and weights [T, 2] float32.
+    """Return x + added, its LayerNorm, expert ids and weights of each token.
 
-    gate [E, H] contiguous, which fits the registers: see `fits`. All is rounded where the operations one by one round.
+    The sum and the norm are [T, H] in x's dtype, the ids [T, 2] int64, the weights [T, 2] float32. `gate` [E,
+    H] is contiguous and fits the registers (see `fits`). Values are rounded wherever the separate operations
+    round.
     """
     x, added = x.contiguous(), added.contiguous()
     num_tokens, hidden = x.shape
@@ -81,12 +84,12 @@ def _norm_and_route(
 ):
     token = tl.program_id(0).to(tl.int64)
     expert, at = tl.arange(0, EXPERTS), tl.arange(0, SIZE)
-    # The gate comes first: it is on its way while the row is summed.
+    # The gate is loaded first, so that it arrives while the row is summed.
     mask = (expert < NUM_EXPERTS)[:, None] & (at < HIDDEN)[None, :]
     w = tl.load(gate + expert[:, None] * HIDDEN + at[None, :], mask=mask, other=0.0)
     row = normalised(x, added, gain, shift, total, normed, token, eps, HIDDEN, SIZE)
     products = w.to(tl.float32) * tl.where(at < HIDDEN, row.to(tl.float32), 0.0)[None, :]
-    # The gate's product has the row's dtype.
+    # Separate operations round the gate's product to the row's dtype.
     score = tl.sum(products, axis=1).to(normed.dtype.element_ty).to(tl.float32)
     score = tl.where(expert < NUM_EXPERTS, score, float("-inf"))[None, :]
     first, first_weight, second, second_weight = choose_two(score, window, expert)

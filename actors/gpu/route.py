@@ -1,4 +1,4 @@
-"""The sparse mixer in one kernel (`actors.dense.layers.router`, which defines it).
+"""The sparse mixer in one kernel; `actors.dense.layers.router` defines it.
 
 Legend: T tokens, E experts, K = 2 experts per token.
 """
@@ -14,7 +14,7 @@ _ROWS = 16
 
 
 def route(scores: torch.Tensor, jitter: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `actors.dense.layers.router.route`."""
+    """Return the same as `actors.dense.layers.router.route`."""
     num_tokens, num_experts = scores.shape
     expert_ids = torch.empty((num_tokens, 2), dtype=torch.int64, device=scores.device)
     weights = torch.empty((num_tokens, 2), dtype=torch.float32, device=scores.device)
@@ -58,7 +58,10 @@ def _route(
 
 @triton.jit
 def choose_two(score, window, expert):
-    """Within a kernel: ids and weights of both rounds [T] for scores [T, E] float32, -inf behind the last expert."""
+    """Return, within a kernel, id and weight of the best expert and of the second one, each [T].
+
+    The scores [T, E] are float32, and -inf after the last expert.
+    """
     first, first_weight = _best(score, score, window, expert)
     rest = tl.where(expert[None, :] == first[:, None], float("-inf"), score)
     second, second_weight = _best(rest, score, window, expert)
@@ -67,11 +70,13 @@ def choose_two(score, window, expert):
 
 @triton.jit
 def _best(candidates, score, window, expert):
-    """The best candidate of each row, and its softmax among those that the original scores leave in the window."""
+    """Return the best candidate of each row, and its softmax among the candidates whose score is in the
+    window."""
     best = tl.max(candidates, axis=1)
     is_best = candidates == best[:, None]
     chosen = tl.min(tl.where(is_best, expert[None, :], 2147483647), axis=1)
-    # The quotient is rounded as torch rounds it: it decides who is in the window. 0 / 0 is no number, and not greater.
+    # The quotient decides which candidates are in the window, so it is rounded as torch rounds it. 0 / 0 is
+    # NaN, which is not greater than the window.
     reach = tl.maximum(tl.abs(score), best[:, None])
     is_outside = tl.div_rn(best[:, None] - score, reach) > window
     shares = tl.where(is_outside, 0.0, tl.exp(candidates - best[:, None]))

@@ -1,6 +1,8 @@
-"""Compiles every Triton kernel for an H100 (sm_90) without a GPU, in the sizes of two presets; launches nothing.
+"""Compiles every Triton kernel for an H100 (sm_90) without a GPU, in the sizes of two presets, and launches
+none.
 
-`python -m tests.gpu.compile_kernels` prints one line per kernel: shared memory in bytes and what the launcher asked for.
+`python -m tests.gpu.compile_kernels` prints one line per kernel: its shared memory in bytes, warps and
+stages.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ H100 = GPUTarget("cuda", 90, 32)
 
 
 class NoDevice:
-    """What Triton asks its driver before it compiles."""
+    """Answers the questions that Triton asks its driver before it compiles."""
 
     def get_current_target(self) -> GPUTarget:
         return H100
@@ -51,21 +53,22 @@ class NoDevice:
 
 
 def compile_only(kernel: Any, grid: tuple[int, ...]) -> Callable[..., None]:
-    """In place of a launch."""
+    """Return a function that compiles the kernel and prints a line, in place of a launch."""
 
     def launch(*args: Any, **options: Any) -> None:
         compiled = kernel.warmup(*args, grid=grid, **options)
         metadata = compiled.metadata
         assert "cubin" in compiled.asm
         print(
-            f"{kernel.__name__}: {metadata.shared} bytes, {metadata.num_warps} warps, {metadata.num_stages} stages"
+            f"{kernel.__name__}: {metadata.shared} bytes, {metadata.num_warps} warps, "
+            f"{metadata.num_stages} stages"
         )
 
     return launch
 
 
 def compile_all(config: ModelConfig, dtype: torch.dtype) -> None:
-    """By the launchers, over tensors on a CPU."""
+    """Compile the kernels by calling their launchers with tensors on a CPU."""
     rows = Rows(dataclasses.replace(config, num_layers=1))
     chunks = [last_token(rows.sequence(num_tokens)) for num_tokens in (300, 20)]
     batch = build_batch(chunks, BLOCK_SIZE, config.sliding_window)
@@ -84,7 +87,7 @@ def compile_all(config: ModelConfig, dtype: torch.dtype) -> None:
     one_row(x[:1], gate, None)
     parts, sums = torch.zeros(2, 4, 64, dtype=dtype), torch.zeros(4, 2)
     merge(parts, sums, parts, sums)
-    # Nobody reads them: sizes and address are enough.
+    # No kernel reads the tensors; their sizes and addresses are enough.
     number = torch.zeros(1, 1, 1, dtype=dtype)
     shapes = (num_experts, 2 * inner, hidden), (num_experts, hidden, inner)
     whole = Stacks(*(Stack(number.expand(shape)) for shape in shapes))

@@ -1,6 +1,7 @@
-"""Where the Triton kernels are tried: on CUDA, or on a CPU in Triton's interpreter where the package is installed.
+"""The device on which Triton kernels are tested: CUDA, or else a CPU in Triton's interpreter.
 
-Import this before Triton and any module with kernels: the interpreter is chosen when they are defined.
+Import this module before Triton and any module with kernels: Triton chooses the interpreter when kernels are
+defined.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ if torch.cuda.is_available():
     DEVICE, HALF = torch.device("cuda"), torch.bfloat16
     MARKS = [pytest.mark.gpu]
 else:
-    # The interpreter multiplies bfloat16 matrices as if they were whole numbers.
+    # The interpreter multiplies bfloat16 matrices as if they were integers.
     DEVICE, HALF = torch.device("cpu"), torch.float16
-    # It takes minutes, and computes with NumPy, which warns of what is no number.
+    # The interpreter takes minutes, and it computes with NumPy, which warns of NaN.
     MARKS = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -25,7 +26,7 @@ triton = pytest.importorskip("triton", reason="needs Triton, which comes with CU
 
 
 def _let_numpy_read_loop_bounds() -> None:
-    """The interpreter makes an int of an array with one element, which NumPy 2.4 refuses."""
+    """Let the interpreter convert an array of one element to an int, which NumPy 2.4 refuses."""
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor

@@ -1,4 +1,4 @@
-"""The sum and its norm in one kernel against torch's."""
+"""Compares the kernel for a sum and its norm with torch."""
 
 from __future__ import annotations
 

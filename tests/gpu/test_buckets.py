@@ -1,4 +1,4 @@
-"""Sizes to which steps are padded."""
+"""Tests the sizes to which steps are padded."""
 
 from __future__ import annotations
 

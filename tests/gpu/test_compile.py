@@ -1,4 +1,4 @@
-"""Whatever a machine has, the kernels compile for the GPU that they were written for."""
+"""On any machine, the kernels compile for the GPU for which they were written."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.gpu import (
-    device,  # noqa: F401  Skips where there is no Triton, and comes before it where there is.
+    device,  # noqa: F401  Skips without Triton, and must be imported before Triton.
 )
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_SHARED_BYTES = 227 * 1024
-"""Of a program on sm_90."""
+"""Largest shared memory of a program on sm_90, in bytes."""
 
 
 @pytest.mark.slow

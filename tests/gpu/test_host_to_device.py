@@ -1,4 +1,4 @@
-"""Copies to a device while those before them are still under way."""
+"""Tests copies to a device while earlier copies are still in progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_on_a_cpu_it_is_the_tensor_itself() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_no_copy_is_overwritten_by_a_later_one() -> None:
-    """Many of them behind a long product, of all sizes, from one tensor that changes."""
+    """Copy one changing tensor many times, in all sizes, while the device computes a long product."""
     busy = torch.randn(4096, 4096, device=CUDA)
     for _ in range(20):
         busy = busy @ busy / 100

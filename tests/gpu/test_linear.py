@@ -1,4 +1,4 @@
-"""Matrix times vector against torch."""
+"""Compares the product of matrix and vector with torch."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def test_one_row(num_outputs: int, num_inputs: int, has_bias: bool, dtype: torch
     expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     y = one_row(x.to(DEVICE), weight.to(DEVICE), None if bias is None else bias.to(DEVICE))
     assert y.dtype == dtype
-    # Of a single output the terms may cancel.
+    # The terms of a single output may cancel.
     size = expected.norm() + x.double().norm() * weight.double().norm() / num_inputs**0.5
     assert (y.cpu() - expected).norm() <= (1e-6 if dtype == torch.float32 else 4e-3) * size

@@ -1,4 +1,4 @@
-"""Sum, norm, gate and router in one kernel against the operations one by one."""
+"""Compares the kernel for sum, norm, gate and router with the separate operations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_it_agrees_with_the_operations_one_by_one(
     assert (normed.float() - expected).norm() <= tolerance * expected.norm()
     scores = F.linear(normed.double(), gate.double())
     expected_ids, expected_weights = route(scores.to(dtype), 0.01)
-    # In half precision the last bit of a sum may choose the other of two experts that score alike.
+    # In half precision the last bit of a sum may decide between two experts with nearly equal scores.
     is_same = (ids == expected_ids).all(dim=1)
     regret = scores.gather(1, expected_ids) - scores.gather(1, ids)
     assert (regret.abs() <= (1e-4 if dtype == torch.float32 else 0.02) * scores.abs().amax()).all()

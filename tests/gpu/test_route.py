@@ -1,4 +1,4 @@
-"""The routing kernel against the router's definition."""
+"""Compares the routing kernel with the router's definition."""
 
 from __future__ import annotations
 

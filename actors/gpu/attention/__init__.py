@@ -1,4 +1,4 @@
-"""Kernels of attention over the block cache, and how a context is cut into parts.
+"""Kernels of attention over the block cache, and the rule that cuts a context into parts.
 
-Open `paged_attention.py` first: it attends for decoding sequences.
+Open `paged_attention.py` first: it computes attention for decoding sequences.
 """

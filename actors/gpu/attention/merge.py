@@ -1,4 +1,4 @@
-"""One attention from two over different keys.
+"""Merges the results of two attentions over different keys into the attention over all of them.
 
 Legend: T queries, A heads, D head dimension.
 """
@@ -13,7 +13,11 @@ import triton.language as tl
 def merge(
     left: torch.Tensor, left_sums: torch.Tensor, right: torch.Tensor, right_sums: torch.Tensor
 ) -> torch.Tensor:
-    """[T, A * D] for results [T, A, D] contiguous and logarithms [A, T] float32 of the sums that they were divided by."""
+    """Return the merged result [T, A * D] of two results [T, A, D], both contiguous.
+
+    `left_sums` and `right_sums` [A, T] float32 are the logarithms of the sums of exponentials that divided
+    the results.
+    """
     num_queries, num_heads, head_dim = left.shape
     result = torch.empty((num_queries, num_heads * head_dim), dtype=left.dtype, device=left.device)
     _merge_two[(num_queries, num_heads)](
@@ -45,8 +49,9 @@ def _merge_two(
     at = tl.arange(0, DIM)
     mask = at < HEAD_DIM
     place = (query.to(tl.int64) * tl.num_programs(1) + head) * HEAD_DIM + at
-    apart = tl.load(left_sums + head * num_queries + query) - tl.load(right_sums + head * num_queries + query)
-    right_share = 1.0 / (1.0 + tl.exp(apart))
+    left_sum = tl.load(left_sums + head * num_queries + query)
+    right_sum = tl.load(right_sums + head * num_queries + query)
+    right_share = 1.0 / (1.0 + tl.exp(left_sum - right_sum))
     from_left = tl.load(left + place, mask=mask, other=0.0).to(tl.float32)
     from_right = tl.load(right + place, mask=mask, other=0.0).to(tl.float32)
     merged = from_left + (from_right - from_left) * right_share

@@ -1,15 +1,20 @@
-"""Kernels that write keys and values to the block cache and attend to it in place, by block table, for decoding sequences.
+"""Kernels that write keys and values to the block cache and compute attention over it for decoding sequences.
 
-`actors.dense.layers.paged_attention` launches them.
+They find the blocks by block table and read them in place. `actors.dense.layers.paged_attention` launches
+them.
 
-Legend: T tokens of a step, B decoding sequences, A query heads, G key-value heads, Q = A / G, D head dimension, R cache rows,
-M blocks of the longest sequence, P parts of a context (`splits.py`).
+Legend: T tokens of a step, B decoding sequences, A query heads, G key-value heads, Q = A / G, D head
+dimension, R cache rows, M blocks of the longest sequence, P parts of a context (`splits.py`).
 
-    rotate_and_write     queries rotated [T, A, D]; the step's keys, rotated, and values go to their cache rows
-    attend               one program per (sequence, key-value head, part): its Q query heads over the part's positions
-    merge_parts          one program per (sequence, query head): the parts' sums, weighed by their largest scores
+    rotate_and_write     returns the rotated queries [T, A, D]; writes the step's rotated keys and its values
+                         to their cache rows
+    attend               one program per (sequence, key-value head, part): its Q query heads attend to the
+                         positions of the part
+    merge_parts          one program per (sequence, query head): adds the parts' sums, weighed by their
+                         largest scores
 
-A row whose slot is -1 and whose end is 0 is padding: it reads and writes nothing of the cache, and its output is 0.
+A row whose slot is -1 and whose end is 0 is padding: it reads and writes nothing of the cache, and its output
+is 0.
 """
 
 from __future__ import annotations
@@ -156,7 +161,7 @@ def merge_parts(
     total = tl.load(totals + places, mask=is_part, other=0.0)
     mask = is_part[:, None] & (at < HEAD_DIM)[None, :]
     weighed = tl.load(sums + places[:, None] * HEAD_DIM + at[None, :], mask=mask, other=0.0)
-    # A padding row has no part: its largest score is -inf, and -inf less itself is no number.
+    # A padding row has no part, so its largest score is -inf; the bound avoids -inf - -inf, which is NaN.
     largest = tl.maximum(tl.max(top, axis=0), -1.0e38)
     shares = tl.exp2(top - largest)
     whole = tl.sum(total * shares, axis=0)

@@ -1,7 +1,8 @@
-"""How a decoding sequence's context is cut into parts that are attended to side by side. Pure.
+"""Cuts a decoding sequence's context into parts whose attention is computed in parallel. Pure.
 
-A part has 128 positions or more, and a sequence at most 32 parts. The cut depends on the sequence's own number of visible
-positions alone, so that its sums, and its bits, do not depend on what else is in the batch.
+A part has at least 128 positions, and a sequence at most 32 parts. The cut depends only on the sequence's own
+number of visible positions, so that its sums, and the bits of its result, do not depend on the rest of the
+batch.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 LEAST_PART = 128
 MOST_PARTS = 32
 TILE = 64
-"""Positions that a kernel takes at a time; parts are multiples of it."""
+"""Number of positions that a kernel takes at a time; the length of a part is a multiple of it."""
 
 
 def part_length(num_visible: int) -> int:
-    """Positions per part of a sequence that sees num_visible of them. The kernels compute the same."""
+    """Return the positions per part of a sequence that sees `num_visible` positions, as the kernels compute
+    it."""
     tiles = -(-num_visible // (MOST_PARTS * TILE))
     return max(LEAST_PART, tiles * TILE)
 

@@ -1,4 +1,4 @@
-"""Kernels of a layer's experts: sort the rows by expert, multiply, weigh and add.
+"""Kernels of a layer's experts: they sort the rows by expert, multiply, weigh and add.
 
-Open `products.py` first: the two products of each expert.
+Open `products.py` first: it computes the two products of each expert.
 """

@@ -1,11 +1,13 @@
-"""A single token's experts: matrix times vector, with nothing sorted and both choices added at once.
+"""Computes the experts of a single token: matrix times vector, without sorting, and with both choices added
+at once.
 
 Legend: H hidden, F expert width, S slots, K = 2 experts per token, C inputs that share a scale.
 
-    first      w2's inputs [K, F] = silu(w1 x) * (w3 x)
-    second     the two results, weighed and added, [1, H]
+    first      computes w2's inputs [K, F] = silu(w1 x) * (w3 x)
+    second     computes the two results, weighs and adds them: [1, H]
 
-The numbers are those of `experts.py`: rounded where torch rounds, added in the order of the choices.
+The results are those of `products.py` and `weigh.py`: rounded where torch rounds, added in the order of the
+choices.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ import triton.language as tl
 
 from actors.gpu.experts.stacks import Stack, Stacks
 
-# Outputs and inputs at a time and warps: the fastest of 28 combinations on an H200 with the shapes of Phi-3.5-MoE.
+# Outputs at a time, inputs at a time and warps; the fastest of 28 combinations on an H200 with the shapes of
+# Phi-3.5-MoE.
 _FIRST, _SECOND = (2, 1024, 4), (4, 512, 2)
 
 
 def suits(stacks: Stacks) -> bool:
-    """Whether scales lie so that a tile's are all its own."""
+    """Return whether a tile consists of whole groups of inputs that share a scale, for both stacks."""
     return all(
         not stack.is_grouped
         or ((size := stack.num_inputs_per_scale) & (size - 1) == 0 and size <= min(_FIRST[1], _SECOND[1]))
@@ -34,9 +37,10 @@ def suits(stacks: Stacks) -> bool:
 def one_token(
     row: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, slots: torch.Tensor, stacks: Stacks
 ) -> torch.Tensor:
-    """[1, H] for row [1, H], expert_ids [1, 2] int64, weights [1, 2] float32; slots [E + 1] int64: expert id -> slot.
+    """Return the token's result [1, H] for row [1, H], expert_ids [1, 2] int64 and weights [1, 2] float32.
 
-    The stacks, which must suit, hold both experts.
+    `slots` [E + 1] int64 maps an expert id to its slot. The stacks must hold both experts and satisfy
+    `suits`.
     """
     _, hidden, width = stacks.down.values.shape
     between = torch.empty((2, width), dtype=row.dtype, device=row.device)
@@ -91,10 +95,11 @@ def _weights(
     INPUTS_FIT: tl.constexpr,
     OUTPUTS_FIT: tl.constexpr,
 ):
-    """[OUTPUTS, INPUTS] from input `start` on of the matrix [NUM_OUTPUTS, NUM_INPUTS] at values."""
+    """Load a tile [OUTPUTS, INPUTS], from input `start` on, of the matrix [NUM_OUTPUTS, NUM_INPUTS] at
+    `values`."""
     at = start + tl.arange(0, INPUTS)
     source = values + output[:, None] * NUM_INPUTS + at[None, :]
-    # A mask that is not needed costs registers, and so loads that are under way at once.
+    # An unnecessary mask costs registers, and so reduces the number of loads in progress.
     mask = (at < NUM_INPUTS)[None, :]
     if not OUTPUTS_FIT:
         mask &= (output < NUM_OUTPUTS)[:, None]
@@ -115,9 +120,14 @@ def _products(
     NUM_PARTS: tl.constexpr,
     IS_GROUPED: tl.constexpr,
 ):
-    """[OUTPUTS, NUM_PARTS] float32: weights times x [INPUTS], those that share one of several scales added up and scaled."""
+    """Return the products of a tile's weights with x [INPUTS], as [OUTPUTS, NUM_PARTS] float32.
+
+    If an output has several scales, the products that share one are added and scaled; else each input is a
+    part.
+    """
     if w.dtype == tl.int8:
-        # By way of the row's dtype, which holds them: Triton widens whole numbers to bfloat16 by their bits.
+        # The values go by way of the row's dtype, which holds them exactly. Triton converts integers to
+        # bfloat16 by bit operations.
         w = w.to(x.dtype)
     products = w.to(tl.float32) * x.to(tl.float32)[None, :]
     if IS_GROUPED:
@@ -134,7 +144,7 @@ def _products(
 def _total(
     parts, scales, output, NUM_INPUTS: tl.constexpr, NUM_OUTPUTS: tl.constexpr, PER_SCALE: tl.constexpr
 ):
-    """[OUTPUTS]"""
+    """Return the sums [OUTPUTS] of the parts, scaled if each output has one scale."""
     total = tl.sum(parts, axis=1)
     if PER_SCALE == NUM_INPUTS:
         total *= tl.load(scales + output, mask=output < NUM_OUTPUTS, other=0.0).to(tl.float32)
@@ -177,7 +187,7 @@ def _first(
     gate = tl.zeros((OUTPUTS, NUM_PARTS), tl.float32)
     up = tl.zeros((OUTPUTS, NUM_PARTS), tl.float32)
     for start in range(0, NUM_INPUTS, INPUTS):
-        # The weights before all else: so their loads are all under way at once.
+        # The weights are loaded before anything else, so that all their loads are in progress at once.
         gate_tile = _weights(w_gate, output, start, NUM_INPUTS, NUM_OUTPUTS, INPUTS, INPUTS_FIT, OUTPUTS_FIT)
         up_tile = _weights(w_up, output, start, NUM_INPUTS, NUM_OUTPUTS, INPUTS, INPUTS_FIT, OUTPUTS_FIT)
         x = _input(row, start, NUM_INPUTS, INPUTS, INPUTS_FIT)

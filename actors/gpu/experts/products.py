@@ -1,16 +1,17 @@
-"""Products of rows with the experts that they chose; weights of no other expert are read.
+"""Multiplies rows by the matrices of the experts that they chose, and reads the weights of no other expert.
 
-Legend: T tokens, H hidden, K experts per token, F expert width, S slots, N = T * K entries (token, choice), C inputs that share
-a scale.
+Legend: T tokens, H hidden, K experts per token, F expert width, S slots, N = T * K entries (token, choice),
+C inputs that share a scale.
 
-    first      w2's inputs [N, F] = silu(w1 x) * (w3 x), in the order of `sort.py`; x is gathered as it is read
-    second     results = (w2 ...) * weight, each at its entry's place
+    first      computes w2's inputs [N, F] = silu(w1 x) * (w3 x), in the order of `sort.py`, and gathers x
+    second     computes results = (w2 ...) * weight, each at its entry's target
 
-A program takes some rows of one slot and some outputs. How many row blocks a slot has is known on the device alone, so
-there are as many programs as could be needed, and the others end at once: nobody asks the device.
+A program takes some rows of one slot and some outputs. Only the device knows how many row blocks a slot has,
+and asking it would make the host wait. So the launch has as many programs as could be needed, and those
+without a block end at once.
 
-Weights of few bits become numbers of the rows' dtype, which holds them exactly, as they are multiplied; the sums of C inputs are
-then scaled in float32.
+Quantized weights are converted to the rows' dtype, which holds them exactly, when they are multiplied; the
+sums over C inputs are then scaled in float32.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ def products(
     targets: torch.Tensor,
     stacks: Stacks,
 ) -> torch.Tensor:
-    """Results [num_results, H], the one at each of the entries' places at its target [N].
+    """Return the weighed results [num_results, H]; the result of the entry at each place is at its target.
 
-    rows [T, H], weights [T, K]. Where fewer entries are valid than num_results says, the others' results are left as they are.
+    rows [T, H], weights [T, K], targets [N]. If fewer entries are valid than `num_results`, the other results
+    are not written.
     """
     between = first_products(rows, entries, stacks)
     _, tile = _tiles(rows, entries, stacks)
@@ -56,7 +58,7 @@ def products(
 
 
 def first_products(rows: torch.Tensor, entries: Entries, stacks: Stacks) -> torch.Tensor:
-    """silu(w1 x) * (w3 x) [N, F] for rows [T, H], each at its entry's place."""
+    """Return silu(w1 x) * (w3 x) [N, F] for rows [T, H], each at its entry's place."""
     tile, _ = _tiles(rows, entries, stacks)
     width = stacks.down.values.shape[2]
     between = torch.empty((len(entries.order), width), dtype=rows.dtype, device=rows.device)
@@ -79,14 +81,14 @@ def _tiles(rows: torch.Tensor, entries: Entries, stacks: Stacks) -> tuple[Tile, 
 
 
 def _grid(entries: Entries, num_outputs: int, tile: Tile) -> tuple[int, int]:
-    """(row blocks that there may be, output blocks)."""
+    """Return the largest possible number of row blocks and the number of output blocks."""
     num_entries = len(entries.order)
     num_blocks = min(num_entries, entries.num_slots) + num_entries // tile.rows
     return num_blocks, triton.cdiv(num_outputs, tile.outputs)
 
 
 def _sizes(stack: Stack, num_outputs: int, tile: Tile) -> dict[str, Any]:
-    """What a kernel is compiled for. A tile's inputs share a scale."""
+    """Return the constants for which a kernel is compiled. The inputs of a tile share a scale."""
     num_slots, _, num_inputs = stack.values.shape
     per_scale = stack.num_inputs_per_scale
     return {
@@ -105,7 +107,7 @@ def _sizes(stack: Stack, num_outputs: int, tile: Tile) -> dict[str, Any]:
 
 
 def _largest_within(most: int, per_scale: int) -> int:
-    """The largest power of two up to `most` that divides per_scale, a multiple of 32."""
+    """Return the largest power of two up to `most` that divides `per_scale`, which is a multiple of 32."""
     while per_scale % most:
         most //= 2
     return most
@@ -113,7 +115,10 @@ def _largest_within(most: int, per_scale: int) -> int:
 
 @triton.jit
 def _block(ends, NUM_SLOTS: tl.constexpr, SLOTS: tl.constexpr, ROWS: tl.constexpr):
-    """(slot, first row, end of the slot's rows) of this program's row block; slot SLOTS or more where there is none."""
+    """Return slot, first row and end of the slot's rows for this program's row block.
+
+    The slot is SLOTS or more if the program has no row block.
+    """
     number = tl.arange(0, SLOTS)
     end = tl.load(ends + number, mask=number < NUM_SLOTS, other=0)
     start = tl.load(ends + number - 1, mask=(number > 0) & (number < NUM_SLOTS), other=0)
@@ -180,7 +185,7 @@ def _first(
     if PER_SCALE == NUM_INPUTS:
         gate *= tl.load(gate_scales, mask=is_output, other=0.0).to(tl.float32)[None, :]
         up *= tl.load(gate_scales + NUM_OUTPUTS, mask=is_output, other=0.0).to(tl.float32)[None, :]
-    # Rounded where torch rounds, whose products have the rows' dtype.
+    # Values are rounded where torch rounds: its products have the rows' dtype.
     kind = between.dtype.element_ty
     gate = gate.to(kind).to(tl.float32)
     gate = (gate / (1.0 + tl.exp(-gate))).to(kind).to(tl.float32)

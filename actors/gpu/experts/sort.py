@@ -1,4 +1,4 @@
-"""Entries by the expert that they go to, on the device alone.
+"""Sorts entries by the expert that they go to, on the device alone.
 
 Legend: T tokens, K experts per token, N = T * K entries (token, choice), E experts, S slots.
 """
@@ -16,16 +16,19 @@ _MOST_AT_A_TIME = 2048
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entries:
-    """Those with an expert here, by slot and then by position; places behind them hold anything."""
+    """Local entries, whose expert is on this device, sorted by slot and then by position.
+
+    The places after the last local entry are undefined.
+    """
 
     order: torch.Tensor
     """[N] int32: the entry at each place."""
     targets: torch.Tensor
-    """[N] int32: of the entry at each place, its number among those with an expert here."""
+    """[N] int32: for the entry at each place, its number among the local entries by position."""
     places: torch.Tensor
-    """[N] int32: the reverse of `order`; -1 for an entry without an expert here."""
+    """[N] int32: the place of each entry, or -1 if the entry is not local."""
     ends: torch.Tensor
-    """[S] int32: the place behind each slot's last one."""
+    """[S] int32: the end of each slot's places, exclusive."""
     num_choices: int
     """K."""
 
@@ -35,7 +38,10 @@ class Entries:
 
 
 def sort_entries(expert_ids: torch.Tensor, slots: torch.Tensor, num_slots: int) -> Entries:
-    """expert_ids [T, K] int64, -1 for one that is elsewhere; slots [E + 1] int64: expert id -> slot, with id -1 at the end."""
+    """Sort the entries of expert_ids [T, K] int64, which are -1 for an expert that is elsewhere.
+
+    `slots` [E + 1] int64 maps an expert id to its slot; its last element is for id -1.
+    """
     num_entries = expert_ids.numel()
     order, targets, places = torch.empty((3, num_entries), dtype=torch.int32, device=slots.device)
     ends = torch.empty(num_slots, dtype=torch.int32, device=slots.device)
@@ -57,7 +63,7 @@ def sort_entries(expert_ids: torch.Tensor, slots: torch.Tensor, num_slots: int) 
 
 @triton.jit
 def _slots_of(expert_ids, slots, entry, num_entries, NUM_EXPERTS: tl.constexpr):
-    """Negative for an entry without an expert here, and behind the last one."""
+    """Return the slot of each entry; negative for an entry that is not local, and after the last entry."""
     expert = tl.load(expert_ids + entry, mask=entry < num_entries, other=-1)
     slot = tl.load(slots + tl.where(expert < 0, NUM_EXPERTS, expert))
     return tl.where(expert < 0, -1, slot).to(tl.int32)
@@ -75,7 +81,10 @@ def _sort(
     NUM_EXPERTS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """One program per slot: it counts the entries of the slots before its own, then numbers its own."""
+    """Number the entries of one slot.
+
+    Each program takes a slot and first counts the entries of the slots before it.
+    """
     own = tl.program_id(0)
     place = 0
     for start in range(0, num_entries, TILE):

@@ -1,4 +1,5 @@
-"""The experts of one layer as two stacks on a device: one tensor for all slots' gates and ups, one for their downs.
+"""The experts of one layer as two stacks on a device: one for the gate and up matrices, one for the down
+matrices.
 
 Legend: S slots, N outputs, K inputs, F expert width, H hidden, C inputs that share a scale.
 """
@@ -17,7 +18,7 @@ from actors.checkpoint.weights import ExpertWeights
 Expert: TypeAlias = ExpertWeights | QuantizedExpert
 
 _NUM_BITS = 8
-"""Of quantized values: one each in a number of the stack."""
+"""Bits of a quantized value; each element of a stack holds one value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,18 +26,18 @@ class Stack:
     """One matrix per slot."""
 
     values: torch.Tensor
-    """[S, N, K], of the rows' dtype or of few bits."""
+    """[S, N, K], in the rows' dtype or quantized."""
     scales: torch.Tensor | None = None
-    """[S, N, K / C]; None where values are the weights themselves."""
+    """[S, N, K / C]; None if the values are not quantized."""
 
     @property
     def num_inputs_per_scale(self) -> int:
-        """C; 0 without scales."""
+        """Number C of inputs that share a scale; 0 without scales."""
         return 0 if self.scales is None else self.values.shape[2] // self.scales.shape[2]
 
     @property
     def is_grouped(self) -> bool:
-        """Whether an output has more scales than one."""
+        """Whether an output has more than one scale."""
         return self.num_inputs_per_scale not in (0, self.values.shape[2])
 
 
@@ -45,9 +46,9 @@ class Stacks:
     """All matrices of a layer's experts."""
 
     gate_up: Stack
-    """N = 2 F, K = H: gate, then up."""
+    """The gate matrix above the up matrix: N = 2 F, K = H."""
     down: Stack
-    """N = H, K = F."""
+    """The down matrix: N = H, K = F."""
 
     @property
     def num_slots(self) -> int:
@@ -58,7 +59,7 @@ class Stacks:
         return self.down.scales is not None
 
     def expert(self, slot: int) -> Expert:
-        """Views of the stacks, in the form in which they came."""
+        """Return the expert as views of the stacks, in the form in which it was given."""
         gate, up = self.gate_up.values[slot].chunk(2)
         down = self.down.values[slot]
         if self.gate_up.scales is None or self.down.scales is None:
@@ -72,20 +73,22 @@ class Stacks:
 
 
 class StackedLayer:
-    """Weights of all slots in two stacks."""
+    """Keeps the weights of all slots of a layer in two stacks."""
 
     def __init__(self, slots: torch.Tensor, experts: Iterable[Expert]) -> None:
-        """slots [E + 1] int64 on the device: expert id -> slot, with id -1 at the end."""
+        """`slots` [E + 1] int64 on the device maps an expert id to its slot; its last element is for id
+        -1."""
         self._slots = slots
         self._stacks = _stack(int((slots >= 0).sum()), experts)
 
     def expert(self, slot: int) -> Expert:
-        """As LayerExperts.expert."""
+        """Return the same as `LayerExperts.expert`."""
         return self._stacks.expert(slot)
 
 
 def _stack(num_slots: int, experts: Iterable[Expert]) -> Stacks:
-    """Copies one expert at a time into stacks that are allocated once, on the device that the first is on. At least one expert."""
+    """Copy at least one expert, one at a time, into stacks that are allocated once, on the first expert's
+    device."""
     stacks: Stacks | None = None
     for slot, expert in enumerate(experts):
         if stacks is None:
@@ -108,7 +111,7 @@ def _fill(stack: Stack, slot: int, outputs: slice, weight: torch.Tensor | Quanti
 
 
 def _room(num_slots: int, expert: Expert) -> Stacks:
-    """Stacks for experts like this one, not filled."""
+    """Return uninitialised stacks for experts like this one."""
 
     def room(weight: torch.Tensor | QuantizedWeight, num_parts: int) -> Stack:
         if isinstance(weight, QuantizedWeight):

@@ -1,7 +1,8 @@
-"""How large the pieces are in which experts' matrices are multiplied. Pure.
+"""Chooses the sizes of the tiles in which experts' matrices are multiplied. Pure.
 
-The sizes were chosen on an H200 with the shapes of Phi-3.5-MoE (`actors/gpu_check/README.md`). With few rows per expert
-only the number of weight bytes under way counts; with more rows, several rows share each weight that is read.
+The sizes were chosen on an H200 with the shapes of Phi-3.5-MoE (`actors/gpu_check/README.md`). With few rows
+per expert only the number of weight bytes that are being loaded counts; with more rows, several rows share
+each weight that is read.
 """
 
 from __future__ import annotations
@@ -9,27 +10,28 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 _FEW, _SOME, _MANY = 8, 16, 64
-"""Entries per slot, on average."""
+"""Average numbers of entries per slot up to which each choice of tiles applies."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tile:
-    """What one program multiplies at a time."""
+    """Rows, outputs and inputs that one program multiplies at a time."""
 
     rows: int
     outputs: int
     inputs: int
     num_stages: int
-    """Tiles under way at once."""
+    """Number of tiles that are loaded at the same time."""
     num_warps: int
 
 
 def choose_tiles(
     num_entries: int, num_slots: int, item_bytes: int, is_quantized: bool = False
 ) -> tuple[Tile, Tile]:
-    """Of the first product, which has two weights per output, and of the second.
+    """Return the tile of the first product, which has two weights per output, and of the second product.
 
-    item_bytes: of a row's number. Quantized weights are widened by the program that reads them, so that it can keep fewer of them.
+    `item_bytes` is the size of a row's element. A program that reads quantized weights converts them to the
+    rows' dtype, so that it can keep fewer of them.
     """
     wide, narrow = 256 // item_bytes, 128 // item_bytes
     if num_entries <= _FEW * num_slots:

@@ -1,4 +1,4 @@
-"""From the experts' products, in the order of `sort.py`, to results: weighed, and at their tokens.
+"""Turns the experts' products, in the order of `sort.py`, into weighed results in the order of the tokens.
 
 Legend: T tokens, H hidden, K experts per token, N = T * K entries (token, choice).
 """
@@ -12,11 +12,14 @@ import triton.language as tl
 from actors.gpu.experts.sort import Entries
 
 _FEATURES = 1024
-"""Per program."""
+"""Features per program."""
 
 
 def weigh(products: torch.Tensor, entries: Entries, weights: torch.Tensor) -> torch.Tensor:
-    """Results [num_results, H] as `GroupedExperts.forward`, of products [num_results, H] and weights [T, K]."""
+    """Return results [num_results, H], as `GroupedExperts.forward` does, for products of the same shape.
+
+    The weights are [T, K].
+    """
     results = torch.empty_like(products)
     num_results, hidden = products.shape
     _weigh[(num_results, triton.cdiv(hidden, _FEATURES))](
@@ -33,9 +36,9 @@ def weigh(products: torch.Tensor, entries: Entries, weights: torch.Tensor) -> to
 
 
 def weigh_and_add(products: torch.Tensor, entries: Entries, weights: torch.Tensor) -> torch.Tensor:
-    """[T, H]: what the results of all tokens add up to, in the order of K; of products [N, H] and weights [T, K].
+    """Return the sum of each token's results [T, H] for products [N, H] and weights [T, K].
 
-    An entry without an expert here adds nothing.
+    The results are added in the order of the choices. An entry that is not local adds nothing.
     """
     num_tokens, hidden = weights.shape[0], products.shape[1]
     total = torch.empty((num_tokens, hidden), dtype=products.dtype, device=products.device)

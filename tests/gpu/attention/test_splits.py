@@ -1,4 +1,4 @@
-"""How a context is cut into parts."""
+"""Tests how a context is cut into parts."""
 
 from __future__ import annotations
 

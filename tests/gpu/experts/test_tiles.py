@@ -1,4 +1,4 @@
-"""Sizes of the pieces in which experts' matrices are multiplied."""
+"""Tests the sizes of the tiles in which experts' matrices are multiplied."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from actors.gpu.experts.tiles import choose_tiles
 
 MOST_SHARED_BYTES = 227 * 1024
-"""Of a program on an H100."""
+"""Largest shared memory of a program on an H100, in bytes."""
 
 
 @given(st.integers(1, 20_000), st.integers(1, 64), st.sampled_from([2, 4]), st.booleans())
