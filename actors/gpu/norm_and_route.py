@@ -1,5 +1,4 @@
-"""Computes everything between attention and experts in one kernel: residual sum, LayerNorm, gate, sparse
-mixer.
+"""Computes residual sum, LayerNorm, gate and sparse mixer, between attention and experts, in one kernel.
 
 Legend: T tokens, H hidden, E experts, K = 2 experts per token.
 

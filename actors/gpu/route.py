@@ -70,8 +70,7 @@ def choose_two(score, window, expert):
 
 @triton.jit
 def _best(candidates, score, window, expert):
-    """Return the best candidate of each row, and its softmax among the candidates whose score is in the
-    window."""
+    """Return the best candidate of each row, and its softmax among the candidates in the window."""
     best = tl.max(candidates, axis=1)
     is_best = candidates == best[:, None]
     chosen = tl.min(tl.where(is_best, expert[None, :], 2147483647), axis=1)

@@ -1,4 +1,4 @@
-"""`python -m actors.gpu_check`: is the model right on a device, and how close is it to its limits?
+"""`python -m actors.gpu_check` checks the model's results on a device and compares its speed with the limits.
 
 Open `__main__.py` first: it runs the comparisons, then the timings.
 """

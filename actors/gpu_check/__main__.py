@@ -1,4 +1,5 @@
-"""Options -> a model on the device -> comparisons -> timings -> a report and its exit status."""
+"""Runs the command: options -> a model on the device -> comparisons -> timings -> a report and an exit
+status."""
 
 from __future__ import annotations
 
@@ -22,11 +23,14 @@ from actors.gpu_check.options import parse_options
 from actors.gpu_check.peer import Peer
 
 Figures: TypeAlias = dict[str, object]
-"""One row of the report, as JSON has it."""
+"""One row of the report, as it stands in JSON."""
 
 
 def main(arguments: list[str]) -> int:
-    """The exit status: 0, or 1 when a comparison failed, or 2 when the device is not there or does not serve what is asked for."""
+    """Run the command and return its exit status.
+
+    It is 1 if a comparison failed, 2 if the device is missing or cannot serve what was asked for, else 0.
+    """
     options = parse_options(arguments)
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -46,7 +50,7 @@ def main(arguments: list[str]) -> int:
     report["checks"] = checks
     if not {"decode", "prefill"} <= set(options.skip):
         report |= _time(options, built)
-        del built  # Before transformers' model comes: the two need not fit side by side.
+        del built  # So that this model and that of transformers need not fit into memory together.
         gc.collect()
         _release(device)
         report["transformers"] = _time_peer(options, config, dtype, device)
@@ -62,8 +66,8 @@ def _head(options: argparse.Namespace, config: ModelConfig, device: torch.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
     _say(
         f"{options.preset}, {config.num_layers} layers, {options.dtype}"
-        f"{', experts ' + options.expert_quantization if options.expert_quantization else ''}, on {name} ({device}), "
-        f"torch {torch.__version__}"
+        f"{', experts ' + options.expert_quantization if options.expert_quantization else ''}, "
+        f"on {name} ({device}), torch {torch.__version__}"
     )
     return {
         "preset": options.preset,
@@ -79,8 +83,8 @@ def _head(options: argparse.Namespace, config: ModelConfig, device: torch.device
 def _check(built: Built) -> list[Figures]:
     checks: list[Figures] = []
     for check in run_checks(built):
-        verdict = "ok    " if check.is_passed else "FAILED"
-        _say(f"{verdict} {check.name}: error {check.error:.2e}, at most {check.tolerance:.0e}")
+        outcome = "ok    " if check.is_passed else "FAILED"
+        _say(f"{outcome} {check.name}: error {check.error:.2e}, at most {check.tolerance:.0e}")
         checks.append(asdict(check) | {"is_passed": check.is_passed})
     return checks
 
@@ -131,7 +135,7 @@ def _time_peer(
 
 
 def _wanted(options: argparse.Namespace) -> list[tuple[str, int]]:
-    """(work, size) in order."""
+    """Return all (work, size) that are to be timed, in order."""
     decode = [] if "decode" in options.skip else options.batches
     prefill = [] if "prefill" in options.skip else options.prefill
     return [*(("decode", size) for size in decode), *(("prefill", size) for size in prefill)]
@@ -161,7 +165,8 @@ def _say_timing(row: Figures) -> None:
     text = f"{head} {1e3 * seconds:10.3f} ms"
     if "limit_seconds" in row:
         text += (
-            f", limit {1e3 * float(str(row['limit_seconds'])):9.3f} ms ({float(str(row['share_of_limit'])):6.1%}), "
+            f", limit {1e3 * float(str(row['limit_seconds'])):9.3f} ms "
+            f"({float(str(row['share_of_limit'])):6.1%}), "
             f"{float(str(row['tokens_per_second'])):10.1f} tokens/s"
         )
     _say(text)

@@ -1,4 +1,4 @@
-"""A preset with random weights on the device, experts in the same process, and batches over made-up sequences.
+"""Builds a preset with random weights on the device, its experts in the same process, and random sequences.
 
 Legend: G key-value heads, D head dimension, R cache rows.
 """
@@ -29,12 +29,12 @@ from actors.expert.experts import GroupedExperts
 from actors.protocol.messages import SamplingParams
 
 BLOCK_SIZE = 16
-"""The default of `DenseSettings`."""
+"""Tokens per KV block, the default of `DenseSettings`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Built:
-    """A model that computes on one device without any process beside it."""
+    """A whole model that computes on one device, in one process."""
 
     config: ModelConfig
     reader: DummyReader
@@ -43,15 +43,15 @@ class Built:
     dtype: torch.dtype
     device: torch.device
     quantization: str | None
-    """Of the experts."""
+    """Kind of quantization of the experts, or None."""
 
     @property
     def expert_item_bytes(self) -> float:
-        """Of one weight of an expert."""
+        """Bytes of one weight of an expert."""
         return self.dtype.itemsize if self.quantization is None else KINDS[self.quantization].num_bits / 8
 
     def expert(self, layer: int, number: int) -> list[torch.Tensor]:
-        """w1, w3 and w2 of an expert in float32, as they are served."""
+        """Return w1, w3 and w2 of an expert in float32, with the values that are served."""
         matrices = expert_matrices(self.config, layer, number).items()
         whole = [self.reader.read(*matrix) for matrix in matrices]
         if self.quantization is None:
@@ -61,7 +61,7 @@ class Built:
         return [dequantize(quantize(weight, self.quantization, size)) for weight in whole]
 
     def batch(self, chunks: list[Chunk]) -> StepBatch:
-        """The step of these chunks, on the host."""
+        """Return the batch of a step with these chunks, on the host."""
         window = self.config.sliding_window
         return build_batch(chunks, BLOCK_SIZE, window)
 
@@ -69,9 +69,10 @@ class Built:
 def build(
     preset: str, num_layers: int | None, dtype: torch.dtype, device: torch.device, quantization: str | None
 ) -> Built:
-    """The preset's first num_layers layers (all where None), its experts quantized where a kind is named.
+    """Build the preset's first `num_layers` layers, or all with None; quantize its experts if a kind is
+    named.
 
-    Raises ValueError for an unknown preset, and for a kind that the device does not serve.
+    Raises ValueError for an unknown preset, and for a kind that the device cannot serve.
     """
     config = preset_config(preset)
     if num_layers is not None:
@@ -94,7 +95,7 @@ def build(
 
 
 class Rows:
-    """Gives sequences blocks of a cache, one after the other."""
+    """Makes random sequences and gives them blocks of a cache, one after the other."""
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         self._config = config
@@ -102,7 +103,10 @@ class Rows:
         self.num_blocks = 0
 
     def sequence(self, num_tokens: int, is_long: bool | None = None) -> Sequence:
-        """One of num_tokens random tokens, with room for all of them. The LongRoPE list is its length's, unless it is given."""
+        """Return a sequence of `num_tokens` random tokens, with blocks for all of them.
+
+        `is_long` chooses LongRoPE's long factors; with None the length decides.
+        """
         config = self._config
         token_ids = torch.randint(config.vocab_size, (num_tokens,), generator=self._draw).tolist()
         threshold = config.rope.original_max_position_embeddings
@@ -119,7 +123,7 @@ class Rows:
         )
 
     def cache(self, dtype: torch.dtype, device: torch.device) -> KVCache:
-        """A cache for all sequences so far, filled with random keys and values."""
+        """Return a cache for all sequences made so far, filled with random keys and values."""
         config = self._config
         cache = KVCache(config, self.num_blocks, BLOCK_SIZE, dtype, device)
         rows = torch.arange(self.num_blocks * BLOCK_SIZE, device=device)
@@ -131,5 +135,5 @@ class Rows:
 
 
 def last_token(sequence: Sequence) -> Chunk:
-    """The step that decodes a sequence whose other tokens are in the cache."""
+    """Return the chunk that decodes a sequence whose other tokens are in the cache."""
     return Chunk(sequence, sequence.num_tokens - 1, sequence.num_tokens)

@@ -1,10 +1,12 @@
-"""What the device computes against float32 references, part by part.
+"""Compares the device's results with float32 references, part by part.
 
-Legend: T tokens, H hidden, A query heads, G key-value heads, D head dimension, E experts, K = 2 experts per token.
+Legend: T tokens, H hidden, A query heads, G key-value heads, D head dimension, E experts, K = 2 experts per
+token.
 
-An error is |result - reference| / |reference| over all elements, in the Euclidean norm. A layer is compared by what it adds to
-its input. Where two experts score nearly alike, rounding may choose the other one: so a layer's reference takes the layer's
-own routes, and these may lose but a small share of the best score.
+An error is |result - reference| / |reference| over all elements, in the Euclidean norm. For a layer, the
+values that it adds to its input are compared. If two experts have nearly the same score, rounding may choose
+the other one. So the reference of a layer uses the layer's own routes, and a separate check bounds how much
+worse than the best scores theirs may be (the regret).
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Check:
 
     name: str
     error: float
-    """NaN where the result holds one."""
+    """NaN if the result holds a NaN."""
     tolerance: float
 
     @property
@@ -47,7 +49,7 @@ class Check:
 
 
 def run_checks(built: Built) -> Iterator[Check]:
-    """All of them, one after the other."""
+    """Run all comparisons, one after the other."""
     with torch.inference_mode():
         yield from _check_attention(built)
         yield from _check_router(built)
@@ -56,13 +58,13 @@ def run_checks(built: Built) -> Iterator[Check]:
 
 
 def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
-    """|result - expected| / |expected|, of any shape and device; NaN where there is one."""
+    """Return |result - expected| / |expected| for any shape and device; NaN if either tensor holds a NaN."""
     expected = expected.float()
     return float((result.float() - expected).norm() / expected.norm())
 
 
 def _check_attention(built: Built) -> Iterator[Check]:
-    """Sequences of different lengths and both rope lists that decode, a whole prompt, and a later part of one."""
+    """Check decoding with different lengths and rope factors, a whole prompt, and a later part of one."""
     config, device, dtype = built.config, built.device, built.dtype
     rows = Rows(config)
     cases = {
@@ -91,7 +93,7 @@ def _check_attention(built: Built) -> Iterator[Check]:
 
 
 def _context(cache: KVCache, chunk: Chunk, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values [start, G, D] float32 of the positions before a chunk."""
+    """Return keys and values [start, G, D] float32 of the positions before a chunk."""
     blocks = torch.tensor(chunk.sequence.blocks, device=device)
     slots = (blocks[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE, device=device)).flatten()[: chunk.start]
     keys, values = cache.read(0, slots)
@@ -116,7 +118,8 @@ def _attention_reference(
 
 
 def _check_router(built: Built) -> Iterator[Check]:
-    """Wide and close scores, equal ones and negative ones; the choice must be the same, not just near."""
+    """Check the router with distant, close, equal and negative scores; it must choose exactly the same
+    experts."""
     config = built.config
     scores = torch.randn(512, config.num_experts, device=built.device) * 4
     scores[128:256] = (scores[128:256] * 0.01 + 3).round(decimals=2)
@@ -142,7 +145,7 @@ def _check_experts(built: Built) -> Check:
 def _experts_reference(
     built: Built, rows: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Of layer 0, one expert's weights in float32 at a time."""
+    """Return the experts' output in layer 0, with the float32 weights of one expert at a time in memory."""
     out = torch.zeros_like(rows)
     for number in range(built.config.num_experts):
         tokens, choices = (ids == number).nonzero(as_tuple=True)
@@ -152,7 +155,8 @@ def _experts_reference(
 
 
 def _check_layer(built: Built) -> Iterator[Check]:
-    """The first layer as the model computes it: a prompt at once, and then its last token by decoding."""
+    """Check the first layer as the model computes it: whole prompts first, then their last tokens by
+    decoding."""
     config = replace(built.config, num_layers=1)
     weights = read_dense(built.reader, config, built.dtype, built.device)
     model = DenseModel(config, weights)
@@ -181,14 +185,15 @@ def _check_layer(built: Built) -> Iterator[Check]:
         yield Check(f"layer, {name}: routes", regret, _LARGEST_REGRET[built.dtype])
         error = relative_error(out.float() - before, added)
         yield Check(f"layer, {name}: output", error, 2 * _LARGEST_ERROR[built.dtype])
-    # `out` is of the decoding step, launch by launch; this is the way that serving takes, twice: first made, then repeated.
+    # `out` is the result of the decoding step, launched kernel by kernel. On CUDA, serving uses a CUDA graph
+    # instead: the first call captures it, the second one replays it.
     for _ in range(2):
         again = model.forward(built.batch(chunks), cache, built.exchange)
     yield Check("layer, decode: as it is served", relative_error(again, out), _LARGEST_ERROR[built.dtype])
 
 
 def _attention_branch(built: Built, layer: LayerWeights, x: torch.Tensor) -> torch.Tensor:
-    """What attention adds to one sequence x [T, H]."""
+    """Return what attention adds to one sequence x [T, H]."""
     config = built.config
     normed = _norm(built, x, layer.input_norm)
     queries, keys, values = (
@@ -209,7 +214,8 @@ def _linear(x: torch.Tensor, linear: Linear) -> torch.Tensor:
 
 
 def _regret(scores: torch.Tensor, ids: torch.Tensor) -> float:
-    """How much worse the worst choice is than the best one, by scores [T, E], relative to the largest."""
+    """Return by how much the worst choice misses the best scores [T, E], relative to a token's largest
+    score."""
     best = scores.topk(2, dim=1).values
     lost = best - scores.gather(1, ids)
     regret = float((lost.abs().amax(dim=1) / scores.abs().amax(dim=1)).max())

@@ -1,4 +1,4 @@
-"""Durations on a device, and what the device can do at most."""
+"""Measures durations on a device, and the device's peak rates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def median_seconds(work: Callable[[], object], device: torch.device, num_repeats: int) -> float:
-    """Of work from its call to the end of everything that it gave the device, after warm-ups."""
+    """Return the median time of `work` after warm-ups, from its call until the device has finished."""
     for _ in range(_WARM_UPS):
         work()
     seconds = []
@@ -36,9 +36,10 @@ def median_seconds(work: Callable[[], object], device: torch.device, num_repeats
 def measure_device(
     dtype: torch.dtype, device: torch.device, bandwidth_gbps: float | None, tflops: float | None
 ) -> Device:
-    """What is not given is measured: a copy (bytes read and written) and a square product of random numbers.
+    """Return the device's rates, and measure those that are not given.
 
-    bandwidth_gbps is in 10^9 bytes per second, tflops in 10^12 per second.
+    The bandwidth is that of a copy (bytes read and written), in 10^9 bytes per second. The rate of operations
+    is that of a product of square matrices of random numbers, in 10^12 per second.
     """
     return Device(
         bytes_per_second=_copy_rate(device) if bandwidth_gbps is None else bandwidth_gbps * _GIGA,

@@ -1,4 +1,4 @@
-"""How long decoding steps and prompts take, beside what they take at least."""
+"""Measures how long decoding steps and prompts take, and how long they must take at least."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Timing:
 
     name: str
     num_tokens: int
-    """That the work computes."""
+    """Number of tokens that the work computes."""
     seconds: float
     limit_seconds: float
     num_experts_per_layer: float | None
-    """With rows, on average over the layers; None for prompts."""
+    """Average number of experts with rows in a layer; None for prompts."""
     kernels: list[KernelTime]
-    """Of one repetition, the longest first; empty where they were not asked for."""
+    """Kernels of one repetition, the longest first; empty if they were not asked for."""
 
     def as_json(self) -> dict[str, object]:
         rate = self.num_tokens / self.seconds
@@ -35,8 +35,11 @@ class Timing:
 def time_decode(
     built: Built, device: Device, batch: int, context: int, num_repeats: int, with_kernels: bool
 ) -> Timing:
-    """A step in which `batch` sequences decode the token behind `context` others: from the host's lists of tokens to the
-    sampled ids on the host, greedy. It is computed over and over with the same tokens."""
+    """Time a greedy step in which each of `batch` sequences decodes one token after `context` others.
+
+    The time is from the host's lists of tokens to the sampled ids on the host. Every repetition has the same
+    tokens.
+    """
     rows = Rows(built.config)
     chunks = [last_token(rows.sequence(context + 1)) for _ in range(batch)]
     cache = rows.cache(built.dtype, built.device)
@@ -66,7 +69,7 @@ def time_decode(
 def time_prefill(
     built: Built, device: Device, num_tokens: int, chunk_tokens: int, num_repeats: int, with_kernels: bool
 ) -> Timing:
-    """One prompt, chunk by chunk, and the first token's id on the host."""
+    """Time one prompt, computed chunk by chunk, until the first token's id is on the host."""
     rows = Rows(built.config)
     sequence = rows.sequence(num_tokens)
     cache = rows.cache(built.dtype, built.device)
@@ -79,7 +82,7 @@ def time_prefill(
             x = model.forward(batch, cache, built.exchange)
         sample(model.logits(x[-1:]), [sequence], built.config.eos_token_ids)
 
-    # A chunk of many tokens has rows for every expert.
+    # A chunk has many tokens, so every expert has rows.
     num_experts = built.config.num_experts * built.config.num_layers
     work = Work(num_bytes=0, flops=0)
     for start, end in spans:

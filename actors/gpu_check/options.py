@@ -1,4 +1,4 @@
-"""The flags of `python -m actors.gpu_check`, checked."""
+"""Parses and checks the flags of `python -m actors.gpu_check`."""
 
 from __future__ import annotations
 
@@ -13,37 +13,63 @@ PARTS = ("checks", "decode", "prefill", "transformers")
 
 
 def parse_options(arguments: list[str]) -> argparse.Namespace:
-    """Ends the process with status 2 and a message that names flag and value where something is wrong."""
+    """Parse the flags. A wrong flag ends the process with status 2 and a message that names flag and
+    value."""
     parser = argparse.ArgumentParser(
         prog="python -m actors.gpu_check",
         description=(
-            "Build a model with random weights on a device, compare its layers with float32 references, and time decoding "
-            "and prompts beside the device's limits and beside transformers, where that is installed. One process, no "
-            "network, no Ray, no checkpoint. Exit status 1 when a comparison failed."
+            "Build a model with random weights on a device and compare its layers with float32 references. "
+            "Then time decoding and prompts, and compare the times with the device's limits and, if it is "
+            "installed, with transformers. The command is one process and needs no network, no Ray and no "
+            "checkpoint. Its exit status is 1 if a comparison failed."
         ),
     )
     parser.add_argument("--preset", choices=PRESETS, default="phi-3.5-moe")
     parser.add_argument("--device", default="cuda", help="(default: cuda)")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="(default: bfloat16)")
     parser.add_argument(
-        "--expert-quantization", choices=tuple(KINDS), help="hold the experts in few bits (default: none)"
+        "--expert-quantization", choices=tuple(KINDS), help="quantize the experts (default: no quantization)"
     )
-    parser.add_argument("--layers", type=_positive, metavar="N", help="build the first N layers only")
-    parser.add_argument("--batches", type=_sizes, default=[1, 8, 64, 256], help="(default: 1,8,64,256)")
-    parser.add_argument("--context", type=_positive, metavar="TOKENS", help="(default: 1024)", default=1024)
-    parser.add_argument("--prefill", type=_sizes, default=[2048, 8192], help="(default: 2048,8192)")
+    parser.add_argument("--layers", type=_positive, metavar="N", help="build only the first N layers")
     parser.add_argument(
-        "--chunk-tokens", type=_positive, default=2048, help="of a prompt per step (default: 2048)"
+        "--batches",
+        type=_sizes,
+        default=[1, 8, 64, 256],
+        help="numbers of sequences that decode together (default: 1,8,64,256)",
     )
     parser.add_argument(
-        "--repeats", type=_positive, default=20, help="of which the median counts (default: 20)"
+        "--context",
+        type=_positive,
+        metavar="TOKENS",
+        help="tokens before the decoded one (default: 1024)",
+        default=1024,
     )
-    parser.add_argument("--bandwidth-gbps", type=float, help="10^9 bytes per second (default: measured)")
-    parser.add_argument("--tflops", type=float, help="10^12 operations per second (default: measured)")
     parser.add_argument(
-        "--skip", action="append", choices=PARTS, default=[], help="may be given several times"
+        "--prefill", type=_sizes, default=[2048, 8192], help="lengths of prompts (default: 2048,8192)"
     )
-    parser.add_argument("--kernels", action="store_true", help="print what each kernel takes (CUDA only)")
+    parser.add_argument(
+        "--chunk-tokens", type=_positive, default=2048, help="tokens of a prompt per step (default: 2048)"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=_positive,
+        default=20,
+        help="repetitions of a step, a quarter as many for a prompt; the median counts (default: 20)",
+    )
+    parser.add_argument(
+        "--bandwidth-gbps", type=float, help="bandwidth limit in 10^9 bytes per second (default: measured)"
+    )
+    parser.add_argument(
+        "--tflops", type=float, help="compute limit in 10^12 operations per second (default: measured)"
+    )
+    parser.add_argument(
+        "--skip",
+        action="append",
+        choices=PARTS,
+        default=[],
+        help="leave this part out; may be given several times",
+    )
+    parser.add_argument("--kernels", action="store_true", help="print the time of each kernel (CUDA only)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     options = parser.parse_args(arguments)
     config = preset_config(options.preset)

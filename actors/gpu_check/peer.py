@@ -1,4 +1,4 @@
-"""The same work by transformers, where it is installed."""
+"""Times the same work with transformers, if it is installed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from actors.gpu_check.clock import median_seconds
 
 
 class Peer:
-    """PhimoeForCausalLM with random weights, attention by torch's SDPA, everything else as transformers has it by default."""
+    """PhimoeForCausalLM with random weights and attention by torch's SDPA; all else is transformers'
+    default."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
-        """Raises ImportError where transformers is not installed or does not know the model."""
+        """Raises ImportError if transformers is not installed or does not know the model."""
         if importlib.util.find_spec("transformers") is None:
             raise ImportError("transformers is not installed")
         transformers: Any = importlib.import_module("transformers")
@@ -40,7 +41,10 @@ class Peer:
 
     @torch.inference_mode()
     def decode_seconds(self, batch: int, context: int, num_repeats: int) -> float:
-        """Of a step of `batch` sequences with `context` cached tokens each, and the best tokens' ids on the host."""
+        """Return the time of a step of `batch` sequences, each with `context` cached tokens.
+
+        The step ends when the ids of the best tokens are on the host.
+        """
         cache, config = self._make_cache(), self._config
         shape = (batch, config.num_kv_heads, context, config.head_dim)
         for layer in range(config.num_layers):
@@ -57,7 +61,7 @@ class Peer:
 
     @torch.inference_mode()
     def prefill_seconds(self, num_tokens: int, num_repeats: int) -> float:
-        """Of one prompt at once, and the first token's id on the host."""
+        """Return the time of one prompt, computed at once, until the first token's id is on the host."""
         ids = torch.randint(self._config.vocab_size, (1, num_tokens), device=self._device)
 
         def prompt() -> None:

@@ -1,4 +1,4 @@
-"""Where a step's time on the device goes, kernel by kernel."""
+"""Measures how much of a step's time on the device each kernel takes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class KernelTime:
 
 
 def kernel_times(work: Callable[[], object], device: torch.device) -> list[KernelTime]:
-    """Of the kernels that take longest, in order; empty where the device is a CPU."""
+    """Return the kernels that take longest, the longest first; on a CPU the list is empty."""
     if device.type != "cuda":
         return []
     for _ in range(_WARM_UPS):

@@ -1,4 +1,4 @@
-"""An exchange that remembers where rows went."""
+"""An exchange that records where rows went."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from actors.exchange.interface import Exchange, Handle
 
 @dataclass(slots=True)
 class Recorder:
-    """Hands everything on to another exchange."""
+    """Records the routes of each dispatch and passes every call on to another exchange."""
 
     inner: Exchange
     routes: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     """Expert ids [T, K] and weights [T, K] of every dispatch."""
 
     kernels = None
-    """The kernels' own exchanges would not pass here."""
+    """None, since exchanges by the C kernels would bypass this class."""
 
     @property
     def is_ready(self) -> bool:

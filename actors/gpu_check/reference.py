@@ -1,7 +1,9 @@
-"""The parts of a layer in float32, written down as plainly as possible: what the device's results are compared with.
+"""The parts of a layer in float32, written as plainly as possible, as the reference for the device's results.
 
-Legend: T tokens, S keys, H hidden, A query heads, G key-value heads, D head dimension, E experts, K = 2 experts per token.
-Nothing here is shared with the code that serves.
+This file shares no code with the code that serves.
+
+Legend: T tokens, S keys, H hidden, A query heads, G key-value heads, D head dimension, E experts,
+K = 2 experts per token.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from actors.checkpoint.config import ModelConfig
 
 
 def rotated(x: torch.Tensor, positions: torch.Tensor, config: ModelConfig, is_long: bool) -> torch.Tensor:
-    """x [T, heads, D] float32 at positions [T], by LongRoPE's long or short list."""
+    """Return x [T, heads, D] float32 rotated to positions [T] with LongRoPE's long or short factors."""
     rope, half = config.rope, config.head_dim // 2
     factors = torch.tensor(rope.long_factor if is_long else rope.short_factor, device=x.device)
     mscale = rope.long_mscale if is_long else rope.short_mscale
@@ -27,7 +29,11 @@ def rotated(x: torch.Tensor, positions: torch.Tensor, config: ModelConfig, is_lo
 def attention(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, window: int | None
 ) -> torch.Tensor:
-    """[T, A * D] for queries [T, A, D] of the last T of S positions, keys and values [S, G, D], all float32."""
+    """Return the attention [T, A * D] of queries [T, A, D], the last T of S positions, to keys and values [S,
+    G, D].
+
+    All tensors are float32.
+    """
     num_queries, num_heads, head_dim = queries.shape
     num_keys, num_groups, _ = keys.shape
     keys, values = (part.repeat_interleave(num_heads // num_groups, dim=1) for part in (keys, values))
@@ -42,7 +48,7 @@ def attention(
 
 
 def sparse_mixer(scores: torch.Tensor, jitter: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Expert ids [T, 2] and weights [T, 2] for scores [T, E] float32, token by token."""
+    """Return expert ids [T, 2] and weights [T, 2] for scores [T, E] float32, computed token by token."""
     ids, weights = [], []
     for row in scores.tolist():
         values = torch.tensor(row)
@@ -59,5 +65,5 @@ def sparse_mixer(scores: torch.Tensor, jitter: float) -> tuple[torch.Tensor, tor
 
 
 def expert(rows: torch.Tensor, w1: torch.Tensor, w3: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
-    """[n, H] for rows [n, H], all float32."""
+    """Return an expert's output [n, H] for rows [n, H], all float32."""
     return F.linear(F.silu(F.linear(rows, w1)) * F.linear(rows, w3), w2)

@@ -1,4 +1,4 @@
-"""What a step has to read and to multiply at least, and so how long it takes at least. Pure.
+"""Computes the least work of a step, and so the shortest time in which a device can do it. Pure.
 
 bytes   every weight that the step uses, once, and the keys and values that its tokens see
 flops   2 per weight and token, and 4 per query head feature and visible position
@@ -14,7 +14,7 @@ from actors.checkpoint.config import ModelConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Device:
-    """What the device can do."""
+    """The peak rates of a device."""
 
     bytes_per_second: float
     flops: float
@@ -22,7 +22,7 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """Of one step, or of several together."""
+    """The work of one step, or of several steps together."""
 
     num_bytes: float
     flops: float
@@ -42,10 +42,11 @@ def step_work(
     num_logits: int,
     num_experts: int,
 ) -> Work:
-    """Work of a step over spans (start, end) of positions, one per sequence; num_logits rows go to the head.
+    """Return the work of a step over spans (start, end) of positions, one span per sequence.
 
-    num_experts: experts with rows, summed over the layers. item_bytes: of one weight, key or value; expert_item_bytes: of an
-    expert's weight.
+    `num_logits` rows go to the head. `num_experts` is the number of experts with rows, summed over the
+    layers. `item_bytes` are the bytes of one weight, key or value, `expert_item_bytes` those of one weight of
+    an expert.
     """
     num_tokens = sum(end - start for start, end in spans)
     expert = 3 * config.hidden_size * config.intermediate_size
@@ -62,13 +63,13 @@ def step_work(
 
 
 def _dense_weights(config: ModelConfig) -> int:
-    """Of one layer's projections and gate."""
+    """Return the number of weights of one layer's projections and gate."""
     hidden = config.hidden_size
     return hidden * (2 * hidden + 2 * config.kv_size) + config.num_experts * hidden
 
 
 def _num_seen(config: ModelConfig, start: int, end: int) -> int:
-    """Pairs of a position and one that it sees."""
+    """Return the number of pairs of a position of the span and a position that it sees."""
     window = config.sliding_window
     return sum(
         position + 1 if window is None else min(position + 1, window) for position in range(start, end)
@@ -76,6 +77,6 @@ def _num_seen(config: ModelConfig, start: int, end: int) -> int:
 
 
 def _context(config: ModelConfig, start: int, end: int) -> int:
-    """Positions whose keys and values the span reads."""
+    """Return the number of positions whose keys and values the span reads."""
     window = config.sliding_window
     return end if window is None else end - max(0, start + 1 - window)

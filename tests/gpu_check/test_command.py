@@ -1,4 +1,5 @@
-"""`python -m actors.gpu_check` on a CPU: the same comparisons and the same report, of the tiny model."""
+"""Runs `python -m actors.gpu_check` on a CPU with the tiny model: the same comparisons and the same
+report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The limits, against numbers that can be worked out by hand."""
+"""Compares the limits with numbers that can be calculated by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ H200 = Device(bytes_per_second=4.3e12, flops=790e12)
 
 
 def test_a_single_token_reads_the_active_weights() -> None:
-    """6.6B active parameters in bf16, so 3.1 ms at 4.3 TB/s."""
+    """With 6.6B active parameters in bf16 a token takes 3.1 ms at 4.3 TB/s."""
     work = step_work(FULL, BF16, BF16, [(0, 1)], 1, 2 * FULL.num_layers)
     assert work.num_bytes == pytest.approx(13.0e9, rel=0.02)
     assert work.limit_seconds(H200) == pytest.approx(3.1e-3, rel=0.03)

@@ -14,8 +14,7 @@ TILE = 64
 
 
 def part_length(num_visible: int) -> int:
-    """Return the positions per part of a sequence that sees `num_visible` positions, as the kernels compute
-    it."""
+    """Return the positions per part of a sequence that sees `num_visible` positions; kernels do the same."""
     tiles = -(-num_visible // (MOST_PARTS * TILE))
     return max(LEAST_PART, tiles * TILE)
 

@@ -1,5 +1,4 @@
-"""Computes the experts of a single token: matrix times vector, without sorting, and with both choices added
-at once.
+"""Computes a single token's experts: matrix times vector, without sorting, both choices added at once.
 
 Legend: H hidden, F expert width, S slots, K = 2 experts per token, C inputs that share a scale.
 
@@ -95,8 +94,7 @@ def _weights(
     INPUTS_FIT: tl.constexpr,
     OUTPUTS_FIT: tl.constexpr,
 ):
-    """Load a tile [OUTPUTS, INPUTS], from input `start` on, of the matrix [NUM_OUTPUTS, NUM_INPUTS] at
-    `values`."""
+    """Load a tile [OUTPUTS, INPUTS] of the matrix [NUM_OUTPUTS, NUM_INPUTS] at `values`."""
     at = start + tl.arange(0, INPUTS)
     source = values + output[:, None] * NUM_INPUTS + at[None, :]
     # An unnecessary mask costs registers, and so reduces the number of loads in progress.

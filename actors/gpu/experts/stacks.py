@@ -1,5 +1,4 @@
-"""The experts of one layer as two stacks on a device: one for the gate and up matrices, one for the down
-matrices.
+"""One layer's experts as two stacks on a device: one of gate and up matrices, one of down matrices.
 
 Legend: S slots, N outputs, K inputs, F expert width, H hidden, C inputs that share a scale.
 """
@@ -76,8 +75,7 @@ class StackedLayer:
     """Keeps the weights of all slots of a layer in two stacks."""
 
     def __init__(self, slots: torch.Tensor, experts: Iterable[Expert]) -> None:
-        """`slots` [E + 1] int64 on the device maps an expert id to its slot; its last element is for id
-        -1."""
+        """`slots` [E + 1] int64 on the device maps expert ids to slots; its last element is for id -1."""
         self._slots = slots
         self._stacks = _stack(int((slots >= 0).sum()), experts)
 
@@ -87,8 +85,7 @@ class StackedLayer:
 
 
 def _stack(num_slots: int, experts: Iterable[Expert]) -> Stacks:
-    """Copy at least one expert, one at a time, into stacks that are allocated once, on the first expert's
-    device."""
+    """Copy one or more experts, one at a time, into stacks allocated on the first expert's device."""
     stacks: Stacks | None = None
     for slot, expert in enumerate(experts):
         if stacks is None:
