@@ -18,7 +18,8 @@ from tests.commands.bench.server import Behaviour, Running, serving
 
 RUN = (
     "import argparse, signal, sys; from cluster.commands import chat; parser = argparse.ArgumentParser(); "
-    "signal.signal(signal.SIGINT, signal.default_int_handler); "  # Where tests run in the background it is ignored.
+    # A process in the background ignores SIGINT by default.
+    "signal.signal(signal.SIGINT, signal.default_int_handler); "
     "chat.add_arguments(parser); sys.exit(chat.run(parser.parse_args(sys.argv[1:])))"
 )
 REPLY = ("Hello", ", ", "wörld")

@@ -17,7 +17,8 @@ from tests.support.local_ingress import make_certificate
 
 
 class Echo(http.server.BaseHTTPRequestHandler):
-    """Answers /moved with a redirect, /silent never, and everything else with the body and the key that came."""
+    """Answers /moved with a redirect, /silent never, and everything else with the body and the key that
+    came."""
 
     def do_GET(self) -> None:
         if self.path == "/silent":

@@ -1,4 +1,5 @@
-"""`phimoe scale`, `rebalance`, `restart`, `drain` and `status` as their users run them, against the real HTTP application."""
+"""`phimoe scale`, `rebalance`, `restart`, `drain` and `status` as their users run them, against the real HTTP
+application."""
 
 from __future__ import annotations
 

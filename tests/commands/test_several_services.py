@@ -48,7 +48,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def reap(processes: list[subprocess.Popen[bytes]], count: int) -> list[bool]:
-    """Which processes have ended, once `count` have; `phimoe stop` waits for a process that its parent has waited for."""
+    """Which processes have ended, once `count` have; `phimoe stop` waits for a process that its parent has
+    waited for."""
     give_up = time.monotonic() + 20
     while sum(process.poll() is not None for process in processes) < count and time.monotonic() < give_up:
         time.sleep(0.02)

@@ -1,4 +1,5 @@
-"""A small OpenAI-compatible server whose tokens come at times that a test sets, in a thread of the test's process."""
+"""A small OpenAI-compatible server whose tokens come at times that a test sets, in a thread of the test's
+process."""
 
 from __future__ import annotations
 

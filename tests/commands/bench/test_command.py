@@ -86,7 +86,8 @@ def test_failures_are_counted_shown_and_make_the_status_1(
 def test_a_connection_that_the_server_has_closed_meanwhile_is_no_failure(tmp_path: Path) -> None:
     with serving(Behaviour(keep_alive_seconds=0)) as server:
         status, content = _bench(
-            tmp_path, "--url", server.url, "--num-requests", "40", "--concurrency", "2", "--output-tokens", "2",
+            tmp_path, "--url", server.url, "--num-requests", "40", "--concurrency", "2",
+            "--output-tokens", "2",
             "--warmup", "0",
         )  # fmt: skip
     load = content["rounds"][0][0]["load"]
@@ -185,7 +186,8 @@ def test_chat_datasets_extra_fields_and_whole_answers(tmp_path: Path) -> None:
     with serving() as server:
         status, content = _bench(
             tmp_path, "--url", server.url + "/v1", "--endpoint", "chat", "--dataset", str(dataset),
-            "--num-requests", "3", "--warmup", "0", "--no-stream", "--no-ignore-eos", "--extra-body", '{"top_k": 5}',
+            "--num-requests", "3", "--warmup", "0", "--no-stream", "--no-ignore-eos",
+            "--extra-body", '{"top_k": 5}',
         )  # fmt: skip
     load = content["rounds"][0][0]["load"]
     assert status == 0 and load["output_tokens"] == 3 + 32 + 3
@@ -203,7 +205,8 @@ def test_the_decode_rate_is_batch_times_new_over_the_time_without_prefill(tmp_pa
         )  # fmt: skip
     one, four = content["rounds"][0][0]["decode"]
     assert status == 0 and (one["batch"], four["batch"]) == (1, 4)
-    # 10 tokens of 0.05 s each; a busy machine makes it slower, and never much faster: only the prefill's jitter can.
+    # 10 tokens of 0.05 s each; a busy machine makes it slower, and never much faster: only the prefill's
+    # jitter can.
     assert 8 < one["decode_tokens_per_second"] < 25
     assert 32 < four["decode_tokens_per_second"] < 100
     assert 8 < one["steady_tokens_per_second"] <= 20.5

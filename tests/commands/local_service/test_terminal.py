@@ -1,4 +1,5 @@
-"""What reaches the user's terminal and what goes to the log, with real descriptors: in a process of its own."""
+"""What reaches the user's terminal and what goes to the log, with real descriptors: in a process of its
+own."""
 
 from __future__ import annotations
 

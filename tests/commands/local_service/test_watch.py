@@ -43,7 +43,11 @@ LOST = ActorLostError("supervisor", "gone")
             ["a: lost", "a: starting", "a: ready"],
             id="lost-and-back",
         ),
-        pytest.param([view(a="ready"), view(a="ready", b="starting"), view(b="ready")], ["b: starting", "b: ready"], id="scaled"),
+        pytest.param(
+            [view(a="ready"), view(a="ready", b="starting"), view(b="ready")],
+            ["b: starting", "b: ready"],
+            id="scaled",
+        ),
         pytest.param([view(a="ready"), LOST, asyncio.TimeoutError(), view(a="ready")], [], id="short-silence"),
         pytest.param(
             [view(a="ready"), LOST, LOST, LOST, LOST, view(a="lost")],

@@ -63,9 +63,11 @@ def test_shapes_are_those_of_the_checkpoint() -> None:
 def test_one_sequence_over_two_expert_actors_by_hand() -> None:
     layout = Layout(dense_actors=1, expert_actors=2)
     cost = step_cost(SMALL, PLAIN, layout, 1, 10)
-    # Dense: 100 weights and 10 positions of 2 * 2 features, 2 bytes each, 280 bytes; 2 * 100 + 4 * 4 * 10 operations.
+    # Dense: 100 weights and 10 positions of 2 * 2 features, 2 bytes each, 280 bytes; 2 * 100 + 4 * 4 * 10
+    # operations.
     assert cost.dense_seconds == pytest.approx(0.28)
-    # Two of 16 experts meet on one of two actors with probability 7 / 15: the busiest reads 1 + 7 / 15 of 100 bytes.
+    # Two of 16 experts meet on one of two actors with probability 7 / 15: the busiest reads 1 + 7 / 15 of 100
+    # bytes.
     assert cost.expert_seconds == pytest.approx(0.1 * 22 / 15)
     # Two rows of 4 features.
     assert cost.link_seconds == pytest.approx(0.5 + 16 / 100)
