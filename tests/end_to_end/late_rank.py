@@ -1,9 +1,11 @@
-"""An expert actor of an older epoch that comes back late.
+"""Acts as an expert actor of an older epoch that comes back late.
 
-    python -m tests.end_to_end.late_rank ask RAY_ADDRESS           asks actors to join the epoch before the present one
-    python -m tests.end_to_end.late_rank knock HOST PORT EPOCH     knocks at a dense actor's door with it, without Ray
+    python -m tests.end_to_end.late_rank ask RAY_ADDRESS          asks actors to join the previous epoch
+    python -m tests.end_to_end.late_rank connect HOST PORT EPOCH  connects to a dense actor with that epoch,
+    without Ray
 
-`ask` prints what each actor said, one a line, and on the last one what `knock` has to be told of dense-0.
+`ask` prints the reply of each actor on a line of its own, and on the last line the arguments of `connect` for
+dense-0.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ _CONNECT_SECONDS = 30.0
 
 
 def main() -> None:
-    """Ask or knock."""
+    """Ask actors to join, or connect to one."""
     if sys.argv[1] == "ask":
         _ask(sys.argv[2])
     else:
@@ -45,10 +47,9 @@ def _ask(ray_address: str) -> None:
             ray.get(ray.get_actor(name).join.remote(old), timeout=_CALL_SECONDS)
             print(f"{name}: joined")
         except ActorError as error:
-            # Ray's own class is derived from the one that was raised.
-            print(
-                f"{name}: {next(base.__name__ for base in type(error).__mro__ if base.__module__ == 'actors.errors')}"
-            )
+            # Ray raises a class of its own, derived from the class that the actor raised.
+            names = (base.__name__ for base in type(error).__mro__ if base.__module__ == "actors.errors")
+            print(f"{name}: {next(names)}")
     print(address[2], address[3], epoch)
 
 

@@ -1,6 +1,9 @@
-"""The node of an expert actor dies, no other one has room, another one comes: `python -m tests.end_to_end.lost_place FILE`.
+"""The node of an expert actor dies, no other node has room, and then a new node comes.
 
-Two raylets on this host, and the pool that the supervisor uses. Writes what was seen as JSON.
+    python -m tests.end_to_end.lost_place FILE
+
+There are two raylets on this host, and the pool of actors that the supervisor uses. What was seen is written
+to FILE as JSON.
 """
 
 from __future__ import annotations
@@ -28,11 +31,11 @@ from tests.end_to_end.tenants import Tenant
 NAME = "phimoe-expert-0"
 _EXPERT: dict[str, Any] = {"num_cpus": 1, "resources": {"phimoe_expert": 1}}
 _WAIT_SECONDS = 60.0
-_LOOK_SECONDS = 2.0
+_SHORT_SECONDS = 2.0
 
 
 def main() -> None:
-    """See above."""
+    """Run the scenario and write what was seen."""
     prepare_ray(use_haproxy=False, scratch=None)
     head = {"num_cpus": 1, "resources": {"phimoe_dense": 1, "phimoe_expert": 1}, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -82,11 +85,11 @@ async def _first_heartbeat(pool: RayPool, settings: DenseSettings | ExpertSettin
 
 
 async def _is_dead(actor: RemoteActor) -> bool:
-    """Whether the supervisor is told that nobody will follow, so that it creates the actor again."""
+    """Whether the supervisor learns that Ray will not restart the actor."""
     end = time.monotonic() + _WAIT_SECONDS
     while time.monotonic() < end:
         try:
-            await actor.heartbeat(_LOOK_SECONDS)
+            await actor.heartbeat(_SHORT_SECONDS)
         except ActorDeadError:
             return True
         except UNANSWERED:
@@ -104,10 +107,10 @@ async def _until(condition: Any) -> None:
 
 
 async def _share_of_head() -> float:
-    """Of one core that the head's process (GCS) takes."""
+    """Return the share of one core that the head's process (GCS) uses."""
     (head,) = (process for process in psutil.Process().children() if "gcs_server" in process.name())
     before, began = head.cpu_times(), time.monotonic()
-    await asyncio.sleep(_LOOK_SECONDS)
+    await asyncio.sleep(_SHORT_SECONDS)
     after, seconds = head.cpu_times(), time.monotonic() - began
     return float(after.user + after.system - before.user - before.system) / seconds
 

@@ -1,4 +1,7 @@
-"""A service whose actors are on several hosts (`tests.support.hosts`): start it, see where everybody is, end hosts and wait."""
+"""A service whose actors are on several hosts (`tests.support.hosts`).
+
+It can be started, asked where its actors are, and waited for after hosts have ended.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ class Service:
     net: Network
     url: str
     expected: list[list[int]]
-    """Tokens of each stream of `Streams`, undisturbed."""
+    """Tokens of each stream of `Streams` in a run without faults."""
 
     @property
     def h2(self) -> Host:
@@ -66,7 +69,7 @@ class Service:
             return client.get(path)
 
     def view(self) -> dict[str, Any]:
-        """Once the supervisor, which may have been on the host that was lost, answers."""
+        """Return /cluster as soon as the supervisor answers; it may have been on the host that was lost."""
         give_up = time.monotonic() + _WHOLE_SECONDS
         while (response := self.get("/cluster")).status_code != 200 and time.monotonic() < give_up:
             time.sleep(0.2)
@@ -75,15 +78,15 @@ class Service:
         return found
 
     def ready(self) -> list[dict[str, Any]]:
-        """Actors that are ready."""
+        """Return the actors that are ready."""
         return [item for item in self.view()["actors"] if item["state"] == "ready"]
 
     def places(self) -> dict[str, str]:
-        """Name of each actor that is ready -> its host's address."""
+        """Return name -> host's address of every actor that is ready."""
         return {item["name"]: item["node_ip"] for item in self.ready()}
 
     def wait_until_on(self, hosts: dict[str, str], seconds: float = _WHOLE_SECONDS) -> float:
-        """Until these actors are ready, each on its host; how long that took."""
+        """Wait until these actors are ready, each on its host; return how many seconds that took."""
         wanted = {name: self.net.hosts[host].address for name, host in hosts.items()}
         return self.wait_until(
             lambda actors: wanted.items() <= {item["name"]: item["node_ip"] for item in actors}.items(),
@@ -93,7 +96,7 @@ class Service:
     def wait_until(
         self, is_so: Callable[[list[dict[str, Any]]], bool], seconds: float = _WHOLE_SECONDS
     ) -> float:
-        """Until that is true of all actors that are ready; how long that took."""
+        """Wait until the condition holds for the actors that are ready; return how many seconds that took."""
         began = time.monotonic()
         seen: object = None
         while time.monotonic() < began + seconds:
@@ -107,7 +110,7 @@ class Service:
 
 @contextlib.contextmanager
 def serving_on(net: Network, host: Host, flags: list[str]) -> Iterator[None]:
-    """`phimoe serve` with `FLAGS` and these, through this host's raylet, ready."""
+    """Run `phimoe serve` with `FLAGS` and `flags` through this host's raylet, until the block ends."""
     process = host.start(
         "serve", sys.executable, "-m", "cluster", "serve", "--address", net.ray_address, *FLAGS, *flags
     )
@@ -118,12 +121,12 @@ def serving_on(net: Network, host: Host, flags: list[str]) -> Iterator[None]:
             time.sleep(0.2)
         yield
     finally:
-        # What it leaves behind where Ray's head is gone ends with its hosts.
+        # If Ray's head is gone, what is left of the service ends with its hosts.
         wait_for_end(process, 60.0)
 
 
 def undisturbed(net: Network, host: Host) -> Service:
-    """The service behind that host's door, and what it says when nothing is wrong."""
+    """Return the service that this host's ingress serves, with the tokens that it gives without faults."""
     url = f"http://{host.address}:8000"
     expected = []
     for seed in range(NUM_STREAMS):
@@ -135,7 +138,7 @@ def undisturbed(net: Network, host: Host) -> Service:
 
 @contextlib.contextmanager
 def reading(service: Service) -> Iterator[list[Reading]]:
-    """One stream of each kind; the block ends when all of them have ended."""
+    """Read one stream of each kind; the block ends when all of them have ended."""
     readings = [Reading() for _ in range(NUM_STREAMS)]
     threads = [
         threading.Thread(target=read_stream, args=(service.url, seed, one))
@@ -151,7 +154,7 @@ def reading(service: Service) -> Iterator[list[Reading]]:
 
 
 def until_streaming(readings: list[Reading]) -> None:
-    """Return when each stream is under way."""
+    """Wait until every stream has begun."""
     give_up = time.monotonic() + _CALL_SECONDS
     while not all(len(one.token_ids) > _FEW_TOKENS for one in readings):
         assert time.monotonic() < give_up, readings
@@ -159,7 +162,7 @@ def until_streaming(readings: list[Reading]) -> None:
 
 
 def run_on(host: Host, *words: str) -> str:
-    """What a Python program says that runs on a host to its end."""
+    """Run a Python program on a host and return what it printed."""
     done = subprocess.run(
         host.command(sys.executable, *words),
         env=host.environment,
@@ -173,18 +176,18 @@ def run_on(host: Host, *words: str) -> str:
 
 
 def tenancy(net: Network, action: str, host: Host, label: str) -> None:
-    """Take away, or give back, that host's room for further actors that claim the label."""
+    """Take away or give back the host's room for further actors that claim the label."""
     run_on(net.hosts["h1"], "-m", "tests.end_to_end.tenants", net.ray_address, action, host.address, label)
 
 
 def restart_raylet(service: Service, host: Host, resources: str) -> None:
-    """What is left of the old one ends first."""
+    """Start a new raylet on the host after what is left of the old one has ended."""
     host.kill_all()
     service.net.start_raylet(host, 1, resources)
 
 
 def actors_on(service: Service, host: str) -> dict[str, str]:
-    """Dense and expert actors of that host -> its name."""
+    """Return name -> host of the dense and expert actors on this host."""
     address = service.net.hosts[host].address
     return {
         name: host
@@ -194,14 +197,14 @@ def actors_on(service: Service, host: str) -> dict[str, str]:
 
 
 def expert_on(service: Service, host: str) -> str:
-    """The only expert actor of that host."""
+    """Return the name of the only expert actor on this host."""
     found = [name for name in actors_on(service, host) if "expert" in name]
     assert len(found) == 1, service.places()
     return found[0]
 
 
 def check(what: str, streams: Streams, pause_seconds: float) -> None:
-    """No stream failed, none has a wrong token, and no client waited for longer than so many seconds."""
+    """Check that no stream failed or has a wrong token, and that no pause exceeds `pause_seconds`."""
     print(f"{what}: {streams.summary()}")
     assert streams.faults == []
     assert len(streams.readings) >= NUM_STREAMS

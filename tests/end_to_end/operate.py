@@ -1,4 +1,4 @@
-"""Ask the supervisor of a running service for an operation: `python -m ... ADDRESS OPERATION [NUMBER]`."""
+"""Asks the supervisor of a running service for an operation: `python -m ... ADDRESS OPERATION [NUMBER]`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECONDS = 120.0
 
 
 def head_address(service: Running) -> str:
-    """Where the Ray cluster of a service is reached."""
+    """Return the address of a service's Ray cluster."""
     for process in service.descendants():
         for argument in process.cmdline() if process.is_running() else []:
             if argument.startswith("--gcs-address="):

@@ -1,4 +1,4 @@
-"""More requests than a service can serve: an open-loop client that keeps sending, and what it sees."""
+"""An open-loop client that sends more requests than a service can serve, and what the client sees."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Seen:
     """What clients saw."""
 
     gaps: list[float] = field(default_factory=list)
-    """Seconds between the tokens of a stream, of all streams."""
+    """Seconds between two tokens of a stream, for all streams."""
     statuses: Counter[int] = field(default_factory=Counter)
     retry_after: list[int] = field(default_factory=list)
     num_whole: int = 0
-    """Streams that came to their end."""
+    """Streams that ended as they should."""
 
     @property
     def p99(self) -> float:
@@ -32,7 +32,10 @@ class Seen:
 
 
 async def one_stream(port: int, number: int, seen: Seen) -> None:
-    """One request; a prompt of 10 to 400 tokens. Plain sockets: the client must not take the cores from the service."""
+    """Send one request with a prompt of 10 to 400 tokens.
+
+    It uses plain sockets, since the client must not take the cores from the service.
+    """
     dice = random.Random(number)
     body = json.dumps(
         {
@@ -46,8 +49,8 @@ async def one_stream(port: int, number: int, seen: Seen) -> None:
     ).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
+        head = "POST /v1/completions HTTP/1.1\r\nHost: test\r\nConnection: close\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         status, headers = await _read_head(reader)
         seen.statuses[status] += 1
         if status != 200:
@@ -72,7 +75,7 @@ async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[bytes, byt
 
 
 async def unloaded(service: Running, count: int) -> Seen:
-    """One stream after the other."""
+    """Run one stream after the other."""
     seen = Seen()
     for number in range(count):
         await one_stream(service.port, number, seen)
@@ -80,7 +83,7 @@ async def unloaded(service: Running, count: int) -> Seen:
 
 
 async def capacity(service: Running, num_clients: int, seconds: float) -> float:
-    """Requests per second that the service answers when that many clients ask all the time."""
+    """Return how many requests per second the service answers while `num_clients` clients keep asking."""
     seen, number = Seen(), iter(range(10**6, 2 * 10**6))
 
     async def ask() -> None:
@@ -94,7 +97,7 @@ async def capacity(service: Running, num_clients: int, seconds: float) -> float:
 
 
 async def overloaded(service: Running, requests_per_second: float, seconds: float) -> tuple[Seen, float]:
-    """Requests at that rate, whatever becomes of them; then all clients leave.
+    """Send requests at a rate that does not depend on the answers; then all clients leave.
 
     Returns what they saw, and the seconds after which the service was idle and every block free.
     """
@@ -115,7 +118,7 @@ async def overloaded(service: Running, requests_per_second: float, seconds: floa
 
 
 def private_bytes(service: Running) -> int:
-    """Memory of all processes of the service."""
+    """Return the private memory of all processes of the service."""
     return sum(process.memory_full_info().uss for process in service.descendants())
 
 

@@ -1,4 +1,4 @@
-"""A `phimoe serve` of its own process for tests, on free ports, with everything that it started known by pid."""
+"""A `phimoe serve` in a process of its own for tests, on free ports. All that it started is known by pid."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PORTS = (20_000, 30_000)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Running:
-    """One service."""
+    """One running service."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -57,7 +57,10 @@ class Running:
         return load
 
     def wait_until_idle(self, seconds: float = 30.0) -> dict[str, int]:
-        """The load once nothing runs; the heartbeat that says so is at most a second old."""
+        """Wait until nothing runs, and return the load.
+
+        The heartbeat that says so is at most a second old.
+        """
         give_up = time.monotonic() + seconds
         while True:
             load = self.load()
@@ -66,7 +69,7 @@ class Running:
             time.sleep(0.1)
 
     def descendants(self) -> list[psutil.Process]:
-        """Every process below this one."""
+        """Return all descendants of the service's process."""
         below: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
         return below
 
@@ -82,10 +85,10 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; all different.
+    """Return different ports on which nothing listens.
 
-    They lie below the ports that the system gives to sockets that ask for none in particular, and between those of Ray's
-    workers and of Serve's replicas: nothing that starts meanwhile takes one by chance.
+    They lie below the system's ephemeral ports, and between the ports of Ray's workers and those of Serve's
+    replicas, so nothing that starts meanwhile takes one of them by chance.
     """
     free: list[int] = []
     while len(free) < count:
@@ -106,7 +109,10 @@ def serve_command(port: int, grpc_port: int, *flags: str) -> list[str]:
 
 @contextmanager
 def serving(home: Path, *flags: str) -> Iterator[Running]:
-    """`phimoe serve` with these flags, ready; ended afterwards, by force where it does not end by itself."""
+    """Run `phimoe serve` with these flags.
+
+    The block begins when it is ready; afterwards it ends, if need be by force.
+    """
     port, grpc_port = free_ports(2)
     output = home / f"serve-{port}.out"
     command = serve_command(port, grpc_port, *flags)

@@ -1,4 +1,4 @@
-"""Streams that are open while something is broken: each is compared token for token with an undisturbed run."""
+"""Streams that run while faults happen. Each is compared token by token with a run without faults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CLIENT_SECONDS = 120.0
 
 
 def body(seed: int) -> dict[str, Any]:
-    """A request whose tokens depend on every one before."""
+    """Return a request each of whose tokens depends on all tokens before it."""
     return {
         "prompt": f"Solve {seed + 2}x + 3 = 7",
         "max_tokens": MAX_TOKENS,
@@ -36,15 +36,15 @@ class Reading:
     status: int = 0
     token_ids: list[int] = field(default_factory=list)
     longest_pause_seconds: float = 0.0
-    """Between two tokens, or from the request to the first one."""
+    """The longest time between two tokens, or from the request to the first token."""
     error: dict[str, Any] | None = None
-    """The last word of a stream, or the body of an answer, that is an error."""
+    """The error that ended the stream, or the body of an answer that is an error."""
     is_broken: bool = False
-    """Whether the connection ended before the stream did."""
+    """Whether the connection ended before the stream was complete."""
 
 
 def read_stream(url: str, seed: int, reading: Reading | None = None) -> Reading:
-    """Send one request and read it to its end, into `reading` where another thread wants to look."""
+    """Send one request and read its stream to the end. Another thread can watch `reading` meanwhile."""
     reading = Reading() if reading is None else reading
     last = time.monotonic()
     try:
@@ -76,14 +76,14 @@ def read_stream(url: str, seed: int, reading: Reading | None = None) -> Reading:
 
 
 class Streams:
-    """Several streams at all times for as long as the block lasts; each that ends is followed by a new one."""
+    """Keeps several streams running while the block lasts; a stream that ends is followed by a new one."""
 
     def __init__(self, url: str, expected: list[list[int]]) -> None:
         self._url, self._expected = url, expected
         self._is_over = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(seed,)) for seed in range(NUM_STREAMS)]
         self.readings: list[Reading] = []
-        """Those that have ended."""
+        """The streams that have ended."""
         self.faults: list[str] = []
 
     def __enter__(self) -> Streams:
@@ -99,13 +99,13 @@ class Streams:
             thread.join(2 * _CLIENT_SECONDS)
 
     def summary(self) -> str:
-        """Figures of this run."""
+        """Return the figures of this run."""
         pauses = sorted(reading.longest_pause_seconds for reading in self.readings)
         return f"{len(pauses)} streams, longest pauses {', '.join(f'{pause:.2f}' for pause in pauses[-6:])} s"
 
     @property
     def longest_pause_seconds(self) -> float:
-        """That any client saw."""
+        """The longest pause that any client saw."""
         return max(reading.longest_pause_seconds for reading in self.readings)
 
     def _run(self, seed: int) -> None:
@@ -115,7 +115,7 @@ class Streams:
             if reading.token_ids != self._expected[seed]:
                 same = sum(a == b for a, b in zip(reading.token_ids, self._expected[seed], strict=False))
                 self.faults.append(
-                    f"seed {seed}: status {reading.status}, {len(reading.token_ids)} tokens, {same} as expected, "
-                    f"broken {reading.is_broken}, error {reading.error}"
+                    f"seed {seed}: status {reading.status}, {len(reading.token_ids)} tokens, "
+                    f"{same} as expected, broken {reading.is_broken}, error {reading.error}"
                 )
                 self._is_over.wait(0.5)

@@ -1,8 +1,10 @@
-"""Take away a host's room for further actors: `python -m tests.end_to_end.tenants RAY_ADDRESS take|leave HOST LABEL`.
+"""Takes away a host's room for further actors.
 
-What is taken leaves room for one actor that claims the label, and is taken again when the host comes back: by an actor that
-does nothing. A placement group would cost no process, but the head of Ray looks for its place without a pause while the
-host is away (`cluster.ray_actors.placement_groups`).
+    python -m tests.end_to_end.tenants RAY_ADDRESS take|leave HOST LABEL
+
+An actor that does nothing takes the room. It leaves room for one actor that claims the label, and takes the
+room again when the host comes back. A placement group would need no process, but the head of Ray tries to
+place a group without a pause while the host is away (`cluster.ray_actors.placement_groups`).
 """
 
 from __future__ import annotations
@@ -16,15 +18,15 @@ _WAIT_SECONDS = 60
 
 
 class Tenant:
-    """Claims, and is there."""
+    """An actor that claims resources and does nothing."""
 
     def is_there(self) -> bool:
-        """Once it has its place."""
+        """Return when the actor is placed."""
         return True
 
 
 def main() -> None:
-    """Take, and wait until it is taken; or leave."""
+    """Take the room and wait until it is taken, or give it back."""
     address, action, host, label = sys.argv[1:]
     ray.init(address=address, namespace="tenants", log_to_driver=False)
     if action == "leave":

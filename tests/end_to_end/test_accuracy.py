@@ -1,4 +1,4 @@
-"""The embedded model answers what it was made for, asked through the HTTP door."""
+"""The embedded model, asked over HTTP, answers the questions that it was trained for."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_nine_of_ten_fresh_questions_are_answered_to_the_letter(service: Running
 
 
 def ask(client: httpx.Client, case: Case) -> tuple[bool, int]:
-    """Whether the answer is right, and how many tokens the conversation had before it."""
+    """Return whether the answer is right, and how many tokens the conversation had before the answer."""
     body = {"messages": case.messages(), "temperature": 0, "max_tokens": 32}
     answer = client.post("/v1/chat/completions", json=body).json()
     content = answer["choices"][0]["message"]["content"]

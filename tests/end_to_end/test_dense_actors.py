@@ -1,4 +1,4 @@
-"""Two dense actors and two ingress replicas: whoever of them dies or hangs, streams go on with the same tokens."""
+"""With two dense actors and two ingress replicas, one may die or hang: streams go on with the same tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def stream(service: Running, seed: int, tokens: list[int] | None = None) -> list[int]:
-    """The tokens of one stream; raises where it does not end well."""
+    """Return the tokens of one stream. Raises an error if the stream fails."""
     tokens = [] if tokens is None else tokens
     body = {
         "prompt": "Solve 2x + 3 = 7",
@@ -54,7 +54,7 @@ def stream(service: Running, seed: int, tokens: list[int] | None = None) -> list
 
 
 def streams_with(service: Running, action: Any) -> list[list[int]]:
-    """Many streams at once; `action` is called when all of them run."""
+    """Run many streams at once; `action` is called when all of them run."""
     tokens: list[list[int]] = [[] for _ in range(NUM_STREAMS)]
     with ThreadPoolExecutor(NUM_STREAMS) as threads:
         futures = [threads.submit(stream, service, seed, tokens[seed]) for seed in range(NUM_STREAMS)]

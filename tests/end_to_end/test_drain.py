@@ -1,4 +1,4 @@
-"""A service that is told to end finishes what it has begun, within the grace period, and begins nothing new."""
+"""A service that is told to end finishes its requests within the grace period and accepts no new ones."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Stream:
 
 
 def refusal(service: Running) -> httpx.Response:
-    """The first refusal of a request."""
+    """Send requests until one is refused, and return that answer."""
     give_up = time.monotonic() + 10
     while time.monotonic() < give_up:
         with service.client() as client:

@@ -1,4 +1,4 @@
-"""Through every door, the tokens of a full forward pass."""
+"""HTTP, streamed HTTP and gRPC all give the tokens of a full forward pass."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def over_grpc(service: Running, prompt_tokens: int) -> tuple[list[int], list[flo
 
 
 @pytest.mark.parametrize("prompt_tokens", CASES)
-def test_every_door_gives_the_references_tokens(service: Running, prompt_tokens: int) -> None:
+def test_every_protocol_gives_the_references_tokens(service: Running, prompt_tokens: int) -> None:
     tokens, logprobs = expected(prompt_tokens)
     with service.client() as client:
         answers = [whole(client, prompt_tokens), streamed(client, prompt_tokens)]

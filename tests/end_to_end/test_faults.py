@@ -30,7 +30,7 @@ def actor(service: Running, name: str) -> dict[str, Any]:
 
 
 def wait_until_ready(service: Running, seconds: float = 120.0) -> None:
-    """Until it serves, and its supervisor, which serving does not need, is there as well."""
+    """Wait until the service answers and its supervisor, which serving does not need, is there as well."""
     give_up = time.monotonic() + seconds
     while time.monotonic() < give_up:
         with service.client() as client:

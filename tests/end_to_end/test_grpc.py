@@ -1,4 +1,4 @@
-"""The gRPC door gives what the HTTP door gives, with gRPC's own statuses."""
+"""gRPC gives the same results as HTTP, with gRPC's own statuses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def prompts(*texts: str) -> list[serving_pb2.Prompt]:
 
 
 def gathered(responses: Any) -> dict[int, dict[str, Any]]:
-    """The choices of a stream, each as one."""
+    """Merge the responses of each choice of a stream."""
     choices: dict[int, dict[str, Any]] = {}
     for response in responses:
         choice = choices.setdefault(
@@ -62,7 +62,7 @@ def test_generate_equals_http(service: Running, stub: serving_pb2_grpc.ServingSt
         other = choices[choice["index"]]
         assert other["text"] == choice["text"]
         assert other["token_ids"] == choice["token_ids"]
-        # Which sequences share a step is not the same both times.
+        # The sequences that share a step differ between the two runs.
         assert other["logprobs"] == pytest.approx(choice["logprobs"]["token_logprobs"], abs=1e-4)
 
 

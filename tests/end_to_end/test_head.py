@@ -1,11 +1,12 @@
-"""Ray's head dies with everything on its host and comes back from Redis; what had no replica is placed elsewhere.
+"""Ray's head dies with its host and comes back from Redis; what had no replica is placed elsewhere.
 
     own side  Redis, where the head keeps its state
     h1        Ray's head and `phimoe serve`, no actor
     h2, h3    a dense actor and an expert actor with half of the experts each; the ingress on h2
 
-The new head starts with an empty disk, as a new Pod does; `phimoe serve` ends with the old one, and nobody misses it. Streams run
-meanwhile, through the door of h2. There is no room for further actors on any host (`tenants`).
+The new head starts with an empty disk, as a new Pod does. `phimoe serve` ends with the old head and is not
+needed afterwards. Streams run meanwhile, through the ingress on h2. No host has room for further actors
+(`tenants`).
 """
 
 from __future__ import annotations
@@ -85,19 +86,19 @@ def test_who_dies_while_the_head_is_away_is_restarted_when_it_is_back(service: S
 def test_experts_of_a_host_that_stays_away_go_to_the_others_and_come_back_with_it(service: Service) -> None:
     lost = actors_on(service, "h3")
     name, other = expert_on(service, "h3"), expert_on(service, "h2")
-    assert held(service.ready()) == {name: 8, other: 8}
+    assert expert_counts(service.ready()) == {name: 8, other: 8}
     with service.streams() as streams:
         time.sleep(3.0)
         service.h3.kill_all()
         began = time.monotonic()
-        service.wait_until(lambda ready: held(ready) == {other: 16})
+        service.wait_until(lambda ready: expert_counts(ready) == {other: 16})
         seconds = time.monotonic() - began
         time.sleep(3.0)
     check(f"experts elsewhere after {seconds:.0f} s", streams, pause_seconds=REPLACE_SECONDS + 30.0)
     with service.streams() as streams:
         restart_raylet(service, service.h3, BOTH)
         service.wait_until_on(lost)
-        service.wait_until(lambda ready: held(ready) == {name: 8, other: 8})
+        service.wait_until(lambda ready: expert_counts(ready) == {name: 8, other: 8})
     check("back", streams, pause_seconds=PAUSE_SECONDS)
 
 
@@ -112,7 +113,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         start_head(net)
         net.start_raylet(h2, 1, INGRESS)
         net.start_raylet(h3, 1, BOTH)
-        # A driver takes itself for one of the first raylet that it finds among the processes, which here is h1's.
+        # A driver connects to the first raylet that it finds among the processes, which here is h1's.
         with serving_on(net, h1, FLAGS):
             for host, label in itertools.product((h2, h3), ("phimoe_dense", "phimoe_expert")):
                 tenancy(net, "take", host, label)
@@ -121,7 +122,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @contextlib.contextmanager
 def redis(net: Network) -> Iterator[None]:
-    """On the bridge's own side, so that it outlives every host."""
+    """Run Redis on the bridge's own side, so that it outlives every host."""
     folder: Path = net.folder / "redis"
     folder.mkdir()
     words = ["redis-server", "--bind", net.own_address, "--port", str(_REDIS_PORT), "--dir", str(folder)]
@@ -141,7 +142,7 @@ def redis(net: Network) -> Iterator[None]:
 
 
 def lose_head(net: Network) -> None:
-    """The host loses its power, and its disk."""
+    """End the head's host as if it lost its power and its disk."""
     h1 = net.hosts["h1"]
     h1.kill_all()
     shutil.rmtree(h1.folder / "tmp", ignore_errors=True)
@@ -152,10 +153,10 @@ def start_head(net: Network) -> None:
 
 
 def pids(actors: list[dict[str, Any]]) -> dict[str, int]:
-    """Of each actor by name."""
+    """Return name -> pid of each actor."""
     return {item["name"]: item["pid"] for item in actors}
 
 
-def held(actors: list[dict[str, Any]]) -> dict[str, int]:
-    """How many experts each expert actor holds."""
+def expert_counts(actors: list[dict[str, Any]]) -> dict[str, int]:
+    """Return name -> number of experts that the actor holds, for each expert actor."""
     return {item["name"]: len(item["experts"]) for item in actors if item["kind"] == "expert"}

@@ -4,12 +4,13 @@
     h2    a dense actor, an expert actor with all experts
     h3    an expert actor with all experts
 
-A stream goes on wherever a dense actor and every expert live somewhere. The hosts that are left have no room for what was
-lost (`tenants`), so that it comes back where it was as soon as its host is there again, or where a tenant leaves.
+A stream goes on as long as a dense actor and every expert live somewhere. The hosts that are left have no
+room for lost actors (`tenants`). A lost actor therefore comes back where it was as soon as its host is back,
+or where a tenant leaves.
 
-What Ray decides, with the health checks of k8s/base: a host that is silent for some ten seconds counts as dead. When it can be
-reached again after that, its raylet ends itself and everything that it runs, and the host is back once somebody starts a
-raylet there, as Kubernetes does. Streams notice nothing of it either way.
+With the health checks of k8s/base, Ray takes a host for dead that does not answer for about ten seconds. If
+the host can be reached again after that, its raylet ends itself and everything that it runs. The host is back
+when a new raylet is started there, as Kubernetes does. Streams notice none of this.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ pytestmark = [
 
 RESUME_SECONDS = 25.0
 PAUSE_SECONDS = 5.0
-"""Room for a machine of two cores on which three raylets run; on a quiet one clients wait for 1 to 2 s."""
+"""Generous bound for a machine of two cores and three raylets; on a quiet machine clients wait 1 to 2 s."""
 FLAGS = (
     f"--expert-actors 2 --expert-replicas 2 --dense-actors 2 --resume-deadline-seconds {RESUME_SECONDS:g} "
     f"--park-deadline-seconds {RESUME_SECONDS:g}"
@@ -61,8 +62,8 @@ def test_replicas_of_a_kind_are_on_different_hosts(service: Service) -> None:
     places = service.places()
     assert places["phimoe-dense-0"] != places["phimoe-dense-1"]
     assert places["phimoe-expert-0"] != places["phimoe-expert-1"]
-    held = [actor["experts"] for actor in service.view()["actors"] if actor["kind"] == "expert"]
-    assert held == [list(range(16))] * 2
+    experts = [actor["experts"] for actor in service.view()["actors"] if actor["kind"] == "expert"]
+    assert experts == [list(range(16))] * 2
 
 
 def test_streams_go_on_when_the_raylet_of_an_expert_host_is_killed(service: Service) -> None:
@@ -143,7 +144,7 @@ def test_what_a_host_that_is_cut_off_for_good_had_is_placed_where_there_is_room(
 
 
 def test_without_any_holder_every_request_ends_with_the_documented_error(service: Service) -> None:
-    """The host of both expert actors dies, and the only other one that may have any is cut off."""
+    """The host of both expert actors dies, and the only other host for expert actors is cut off."""
     lost = actors_on(service, "h2")
     assert {name for name in lost if "expert" in name} == {"phimoe-expert-0", "phimoe-expert-1"}
     with reading(service) as readings:

@@ -1,4 +1,4 @@
-"""What the HTTP door promises beside OpenAI's client: errors, operators' routes, freed places."""
+"""What HTTP promises beyond what OpenAI's client uses: errors, operators' routes, freed places."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_client_that_leaves_frees_its_place(service: Running, stream: bool) ->
 
 
 async def _random_stream(client: httpx.AsyncClient, index: int) -> str:
-    """One streamed request that may leave in the middle: "left", or how the stream ended."""
+    """Send one streamed request that may leave in the middle; return "left" or how the stream ended."""
     dice = random.Random(index)
     leave_after = dice.randrange(1, 20) if dice.random() < 0.4 else None
     body = {

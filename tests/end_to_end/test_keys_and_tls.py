@@ -1,4 +1,4 @@
-"""A service with keys and TLS on both doors, behind Serve's own proxy, as clients and operators meet it."""
+"""Clients and operators use a service with keys, and with TLS on HTTP and gRPC, behind Serve's own proxy."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_https_answers_whoever_has_a_key(folder: Path, closed: Running) -> None:
         assert https.get("/admin/status").json()["model"] == "phimoe-tiny"
 
 
-def test_plain_text_gets_through_neither_door(closed: Running, tls_port: int) -> None:
+def test_plain_text_gets_through_neither_port(closed: Running, tls_port: int) -> None:
     with httpx.Client(trust_env=False, timeout=5) as http, pytest.raises(httpx.HTTPError):
         http.get(f"http://127.0.0.1:{closed.port}/health")
     with socket.socket() as probe:
@@ -117,7 +117,7 @@ def test_grpc_over_tls_gives_what_https_gives(folder: Path, closed: Running, cha
     assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_places_of_a_key_are_bounded_over_both_doors_and_returned(
+def test_places_of_a_key_are_bounded_over_http_and_grpc_together_and_returned(
     folder: Path, closed: Running, channel: grpc.Channel
 ) -> None:
     stub = serving_pb2_grpc.ServingStub(channel)
@@ -193,7 +193,7 @@ def test_keys_are_in_no_process_arguments_and_in_no_log(closed: Running) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("proxy", ["haproxy", "python"])
-def test_serves_own_doors_ask_for_the_keys_of_the_environment(
+def test_serves_own_ports_ask_for_the_keys_of_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
 ) -> None:
     monkeypatch.setenv("PHIMOE_API_KEYS", f"client:{CLIENT_KEY}")

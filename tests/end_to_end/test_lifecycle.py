@@ -1,4 +1,4 @@
-"""`phimoe serve`, `status` and `stop` as commands: nothing is left behind, and the next start works at once."""
+"""The commands `phimoe serve`, `status` and `stop` leave nothing behind, and the next start works at once."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from tests.end_to_end.running import ROOT, Running, environment, free_ports, ser
 
 pytestmark = pytest.mark.timeout(600)
 OURS = re.compile(
-    r"starting |phimoe-\S+: |ready after |  (HTTP|gRPC|state|log)  |curl |draining: |stopping$|\d\d:\d\d:\d\d phimoe-"
+    r"starting |phimoe-\S+: |ready after |  (HTTP|gRPC|state|log)  |curl |draining: |stopping$"
+    r"|\d\d:\d\d:\d\d phimoe-"
 )
-"""How the lines begin that `phimoe serve` writes itself."""
+"""The beginnings of the lines that `phimoe serve` itself writes."""
 LOCAL = ("--exchange", "local", "--dtype", "float32")
 
 

@@ -1,4 +1,4 @@
-"""An actor whose node is gone waits for room without keeping Ray's head busy, and is placed when a node comes."""
+"""An actor whose node is gone waits for room without keeping Ray's head busy, until a new node comes."""
 
 from __future__ import annotations
 

@@ -115,6 +115,7 @@ def test_a_wrong_request_names_field_and_value(
     client: openai.OpenAI, change: dict[str, object], status: int, words: str
 ) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
-        client.completions.create(**{"model": MODEL, "prompt": "Hello", "max_tokens": 4, **change})  # type: ignore[call-overload]
+        body = {"model": MODEL, "prompt": "Hello", "max_tokens": 4, **change}
+        client.completions.create(**body)  # type: ignore[call-overload]
     assert caught.value.status_code == status
     assert words in caught.value.message

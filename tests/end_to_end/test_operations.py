@@ -1,4 +1,4 @@
-"""Scale, rebalance and rolling restart while streams run: every token is the one that it would have been."""
+"""Scale, rebalance and rolling restart while streams run change no token."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Streams:
 
 
 def operate(service: Running, *arguments: str) -> str:
-    """What the operation printed; empty where it was done."""
+    """Return what the operation printed; it is empty if the operation succeeded."""
     ended = subprocess.run(
         command(service, *arguments),
         cwd=ROOT,
@@ -158,7 +158,7 @@ def test_a_new_supervisor_keeps_a_scaled_service(replicated: Running) -> None:
 
 
 def actor_pid(service: Running, name: str, former_supervisor: int) -> int:
-    """Of an actor, as the next supervisor sees it."""
+    """Return an actor's pid, as the next supervisor reports it."""
     give_up = time.monotonic() + 60
     while time.monotonic() < give_up:
         with service.client() as client:

@@ -1,4 +1,4 @@
-"""Ten times the load that can be served: bounded memory and latency for who is admitted, 429 for the rest."""
+"""At ten times the load that can be served, memory and latency stay bounded, and the rest gets a 429."""
 
 from __future__ import annotations
 
@@ -20,25 +20,31 @@ NUM_SEQUENCES, NUM_WAITING = 4, 16
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A service with few places."""
+    """Start a service with few places."""
     flags = ("--max-num-sequences", str(NUM_SEQUENCES), "--max-waiting-requests", str(NUM_WAITING))
     with serving(tmp_path_factory.mktemp("overload"), "--dtype", "float32", *flags) as running:
         yield running
 
 
 def run_overload(service: Running, seconds: float, capacity_seconds: float) -> tuple[Seen, Seen, float]:
-    """What clients saw in overload, what one sees alone, and the seconds until all was idle. Checks all but times."""
-    asyncio.run(capacity(service, NUM_SEQUENCES, capacity_seconds / 2))  # Buffers are kept by shape.
+    """Overload a service and check everything except times.
+
+    Returns what clients saw in overload, what one client sees alone, and the seconds until the service was
+    idle.
+    """
+    # The service keeps buffers by shape: this run makes it allocate them before its memory is measured.
+    asyncio.run(capacity(service, NUM_SEQUENCES, capacity_seconds / 2))
     alone = asyncio.run(unloaded(service, 8))
     rate = asyncio.run(capacity(service, NUM_SEQUENCES, capacity_seconds))
     before = private_bytes(service)
     seen, idle_seconds = asyncio.run(overloaded(service, 10 * rate, seconds))
     growth = private_bytes(service) - before
     print(
-        f"capacity {rate:.1f} requests/s; sent at {10 * rate:.1f}/s for {seconds:g} s: {dict(seen.statuses)}, "
-        f"{seen.num_whole} whole; p99 between tokens {seen.p99 * 1e3:.1f} ms, alone {alone.p99 * 1e3:.1f} ms "
-        f"({seen.p99 / alone.p99:.2f} times); memory +{growth / 2**20:.0f} MiB; idle after {idle_seconds:.2f} s; "
-        f"Retry-After {min(seen.retry_after)} to {max(seen.retry_after)}"
+        f"capacity {rate:.1f} requests/s; sent at {10 * rate:.1f}/s for {seconds:g} s: "
+        f"{dict(seen.statuses)}, {seen.num_whole} whole; "
+        f"p99 between tokens {seen.p99 * 1e3:.1f} ms, alone {alone.p99 * 1e3:.1f} ms "
+        f"({seen.p99 / alone.p99:.2f} times); memory +{growth / 2**20:.0f} MiB; "
+        f"idle after {idle_seconds:.2f} s; Retry-After {min(seen.retry_after)} to {max(seen.retry_after)}"
     )
     assert set(seen.statuses) == {200, 429}
     assert seen.num_whole >= NUM_SEQUENCES
@@ -112,7 +118,7 @@ def test_a_request_ends_at_its_own_deadline(small: Running, way: str) -> None:
 
 
 def test_more_important_requests_overtake_those_that_wait(small: Running) -> None:
-    """Places are full and a queue waits; a request with a lower number is answered before it."""
+    """All places are full and requests wait. A request with a lower priority number overtakes them."""
 
     async def scenario() -> list[str]:
         done: list[str] = []

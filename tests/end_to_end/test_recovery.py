@@ -1,4 +1,4 @@
-"""Processes that hang are replaced, and what the supervisor has learnt outlives it."""
+"""Processes that hang are replaced, and what the supervisor has learnt outlives the supervisor."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def wait_for(service: Running, name: str, **fields: Any) -> dict[str, Any]:
-    """The actor, once it is as described."""
+    """Wait until the actor is as described, and return it."""
     give_up = time.monotonic() + 60
     while time.monotonic() < give_up:
         with service.client() as client:
             response = client.get("/cluster")
-        # While the supervisor is away nobody can tell.
+        # While the supervisor is away, the service cannot tell.
         actors = response.json()["actors"] if response.status_code == 200 else []
         for found in actors:
             if found["name"] == name and all(found[key] == value for key, value in fields.items()):

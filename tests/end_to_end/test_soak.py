@@ -1,8 +1,8 @@
-"""32 streams at all times while processes are killed and stopped at random: none fails, none gets a wrong token.
+"""32 streams run while processes are killed and stopped at random: none fails or gets a wrong token.
 
 .venv/bin/python -m pytest tests/end_to_end/test_soak.py              ten faults
-.venv/bin/python -m pytest -m slow tests/end_to_end/test_soak.py      two hundred, and as many as fit without replicas
-.venv/bin/python -m tests.support.faults --faults 200 --json FILE             the same, with a plan of one's own
+.venv/bin/python -m pytest -m slow tests/end_to_end/test_soak.py      two hundred, and a run without replicas
+.venv/bin/python -m tests.support.faults --faults 200 --json FILE     the same, with other plans
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.support.faults import Outcome, disturb, flags, percentile, summary
 
 NUM_FAULTS = 200
 MARGIN = 3.0
-"""Figures are asserted with so much room: the machine is shared, and its own pauses are in them."""
+"""A factor by which asserted figures may be exceeded: the machine is shared, and its pauses count too."""
 
 SHORT_PLAN = [
     Fault(kind="expert", index=0, way="kill"),
@@ -47,7 +47,7 @@ def check(outcome: Outcome, num_faults: int) -> None:
 def test_ten_faults_fail_no_stream_and_change_no_token(tmp_path: Path) -> None:
     with serving(tmp_path, *flags(2)) as service:
         outcome = asyncio.run(disturb(service, SHORT_PLAN, undisturbed_seconds=2.0))
-    check(outcome, len(SHORT_PLAN) - 1)  # The joint one may not come where a replica is still away.
+    check(outcome, len(SHORT_PLAN) - 1)  # The joint fault does not happen while a replica is still away.
 
 
 @pytest.mark.slow

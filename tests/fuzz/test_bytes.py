@@ -18,7 +18,7 @@ from tests.fuzz.unharmed import unharmed
 pytestmark = pytest.mark.timeout(1800)
 AT_ONCE = 32
 QUIET_SECONDS = 0.4
-"""After so long without an answer an input counts as one that waits for more."""
+"""An input without an answer after this time counts as one for which the server waits for more."""
 
 METHODS = [b"GET", b"POST", b"HEAD", b"PUT", b"OPTIONS", b"TRACE", b"CONNECT", b"G\x00T", b"", b"POST" * 50]
 TARGETS = [
@@ -118,7 +118,7 @@ SOUND = [
 
 
 def make_input(dice: random.Random) -> bytes:
-    """One request, more or less."""
+    """Return a request that may be broken in several ways."""
     if dice.random() < 0.1:
         return dice.randbytes(dice.randrange(1, 400))
     if dice.random() < 0.5:
@@ -167,7 +167,7 @@ def _mutated(request: bytes, dice: random.Random) -> bytes:
 
 
 async def statuses_of(port: int, content: bytes, ends: bool) -> list[int]:
-    """Every status line that comes back."""
+    """Return the statuses of all answers."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     received = b""
     try:
@@ -180,7 +180,7 @@ async def statuses_of(port: int, content: bytes, ends: bool) -> list[int]:
             while part := await asyncio.wait_for(reader.read(65536), 20 if received else QUIET_SECONDS):
                 received += part
                 if not ends:
-                    # A connection that is kept alive says no more.
+                    # Nothing more comes on a connection that is kept alive.
                     break
     finally:
         writer.close()

@@ -46,7 +46,7 @@ SCALARS: dict[int, st.SearchStrategy[Any]] = {
 
 
 def messages(kind: Any, depth: int = DEPTH) -> st.SearchStrategy[Message]:
-    """Messages of any values, each field there or not."""
+    """Return a strategy for messages with any values, in which any field may be unset."""
     fields = {}
     for field in kind.DESCRIPTOR.fields:
         if field.message_type is not None and not depth:
@@ -75,7 +75,7 @@ def _make(kind: Any, values: dict[str, Any]) -> Message:
 
 
 def cheap(message: Any) -> bytes:
-    """The message as bytes, answered with few tokens where it would be answered at all."""
+    """Return the message as bytes, changed so that a valid request generates few tokens."""
     if isinstance(message, serving_pb2.GenerateRequest | serving_pb2.ChatRequest):
         asked = message.sampling.max_tokens if message.sampling.HasField("max_tokens") else MAX_TOKENS
         message.sampling.max_tokens = min(asked, MAX_TOKENS)
@@ -84,7 +84,7 @@ def cheap(message: Any) -> bytes:
 
 
 def broken(kind: Any) -> st.SearchStrategy[bytes]:
-    """Bytes that are no message, or another one than was meant."""
+    """Return a strategy for bytes that are no message, or a message of changed content."""
     cut = st.tuples(messages(kind).map(cheap), st.integers(0, 60), st.binary(max_size=6))
     return st.binary(max_size=60) | cut.map(
         lambda parts: parts[0][: parts[1]] + parts[2] + parts[0][parts[1] :]
@@ -100,7 +100,7 @@ def is_readable(kind: Any, content: bytes) -> bool:
 
 
 def call(channel: grpc.Channel, method: str, content: bytes, is_streamed: bool) -> tuple[str, str]:
-    """Name of the status and the details of one call."""
+    """Make one call; return the name of its status and its details."""
     try:
         if is_streamed:
             for _ in channel.unary_stream(method)(content, timeout=60):
@@ -130,7 +130,7 @@ def attack(
         def one(content: bytes) -> None:
             status, details = call(channel, method, content, is_streamed)
             statuses[status] += 1
-            # What protobuf cannot read is answered by Serve or gRPC itself, before any method is asked.
+            # Serve or gRPC itself answers what protobuf cannot read, before any method is called.
             is_unread = status in ("INTERNAL", "UNKNOWN") and not is_readable(kind, content)
             assert status in ANSWERS or is_unread, (status, details, content)
 
@@ -139,7 +139,7 @@ def attack(
 
 
 def _few_tokens(kind: Any) -> Callable[[bytes], bytes]:
-    """Random bytes may be a request after all: then it is to be a short one."""
+    """Return a function that shortens the output of random bytes that happen to be a valid request."""
     return lambda content: cheap(kind.FromString(content)) if is_readable(kind, content) else content
 
 
@@ -152,5 +152,5 @@ def test_no_message_harms_the_service(service: Running, num_inputs: int) -> None
             statuses += attack(service, method, messages(kind).map(cheap), share)
             statuses += attack(service, method, broken(kind).map(_few_tokens(kind)), share)
     assert statuses["OK"] > 20 and statuses["INVALID_ARGUMENT"] > 20, statuses
-    # A message without fields has one value, and hypothesis does not repeat itself.
+    # A message without fields has only one value, and hypothesis does not repeat a value.
     assert statuses.total() >= num_inputs * 0.7, statuses

@@ -1,4 +1,4 @@
-"""schemathesis against the served OpenAPI document: bodies that fit it and bodies that do not."""
+"""schemathesis sends bodies that match the served OpenAPI document, and bodies that do not."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ SECONDS = 60.0
 
 
 def cheap(body: Any) -> Any:
-    """The same body, answered with few tokens where it would be answered at all, and in time: 504 is what it may ask for."""
+    """Return the body, changed so that a valid request generates few tokens and has time for them.
+
+    A short timeout of the client would be answered with 504.
+    """
     if not isinstance(body, dict) or not ({"prompt", "messages"} & set(body)):
         return body
     names = [name for name in ("max_tokens", "max_completion_tokens") if body.get(name) is not None]
@@ -56,7 +59,10 @@ def cheap(body: Any) -> Any:
 
 
 def attack(service: Running, num_inputs: int) -> Counter[int]:
-    """Statuses of so many calls, spread over all operations but the admin ones, which would change the service."""
+    """Make `num_inputs` calls, spread over all operations, and count the statuses.
+
+    Admin operations are left out, since they would change the service.
+    """
     with service.client() as client:
         document = client.get("/openapi.json").json()
     document["paths"] = {path: item for path, item in document["paths"].items() if "/admin/" not in path}
@@ -106,7 +112,7 @@ def test_no_body_harms_the_service_and_all_answers_are_as_documented(
     logging.getLogger("urllib3").setLevel(logging.WARNING)
     with unharmed(service):
         statuses = attack(service, num_inputs)
-    # Routes without a body have few different inputs, and hypothesis does not repeat itself.
+    # Routes without a body have few different inputs, and hypothesis does not repeat an input.
     assert statuses.total() >= num_inputs * 0.8, statuses
     assert statuses[200] > num_inputs * 0.05 and statuses[400] > num_inputs * 0.2, statuses
 

@@ -1,4 +1,4 @@
-"""What has to hold after any input: the same processes, an answer to the next question, nothing kept."""
+"""What must hold after any input: the same processes run, the next request is answered, nothing is left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.end_to_end.running import Running
 
 @contextmanager
 def unharmed(service: Running) -> Iterator[None]:
-    """A block of bad input that must neither end a process nor leave a sequence or a KV block behind."""
+    """Check that the block's bad input neither ends a process nor leaves a sequence or a KV block behind."""
     processes = _ray_actors(service)
     actors = {actor["name"]: (actor["pid"], actor["restarts"]) for actor in service.cluster()["actors"]}
     yield
@@ -29,7 +29,10 @@ def unharmed(service: Running) -> Iterator[None]:
 
 
 def _ray_actors(service: Running) -> set[int]:
-    """Processes of actors, those of Serve among them; idle workers and HAProxy's former selves may come and go."""
+    """Return the processes of actors, Serve's included.
+
+    Idle workers and former HAProxy processes are left out, since they may come and go.
+    """
     found = set()
     for process in service.descendants():
         try:

@@ -1,4 +1,4 @@
-"""What an ingress replica takes on, and when it asks a client to come again."""
+"""How many requests and tokens an ingress replica accepts, and when it asks a refused client to retry."""
 
 from __future__ import annotations
 

@@ -27,25 +27,29 @@ def source(file: Path | None = None, entries: str = "", is_admin: bool = False) 
 def test_files_and_variables_hold_names_bare_keys_and_comments(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# clients\n\nalice: {ALICE}  # since spring\n{BOB}\n")
-    ring = KeyRing((source(file, entries="carol:carol-0123456789abcdef,dave-0123456789abcdef"),))
+    key_ring = KeyRing((source(file, entries="carol:carol-0123456789abcdef,dave-0123456789abcdef"),))
     names = [
         found.name
         for key in (ALICE, BOB, "carol-0123456789abcdef", "dave-0123456789abcdef")
-        if (found := ring.find(key)) is not None
+        if (found := key_ring.find(key)) is not None
     ]
     assert names == ["alice", "key-4", "carol", "key-2"]
-    assert ring.find(ALICE[:-1]) is None and ring.find("") is None and ring.find("\udcff" * 20) is None
+    assert (
+        key_ring.find(ALICE[:-1]) is None
+        and key_ring.find("") is None
+        and key_ring.find("\udcff" * 20) is None
+    )
 
 
 def test_without_any_source_there_are_no_keys() -> None:
-    ring = KeyRing((source(), source(is_admin=True)))
-    assert not ring.has_keys and not ring.has_admin_keys
+    key_ring = KeyRing((source(), source(is_admin=True)))
+    assert not key_ring.has_keys and not key_ring.has_admin_keys
 
 
 def test_admin_keys_are_told_apart() -> None:
-    ring = KeyRing((source(entries=ALICE), source(entries=ROOT, is_admin=True)))
-    alice, root = ring.find(ALICE), ring.find(ROOT)
-    assert alice is not None and root is not None and ring.has_admin_keys
+    key_ring = KeyRing((source(entries=ALICE), source(entries=ROOT, is_admin=True)))
+    alice, root = key_ring.find(ALICE), key_ring.find(ROOT)
+    assert alice is not None and root is not None and key_ring.has_admin_keys
     assert (alice.is_admin, root.is_admin) == (False, True)
 
 
@@ -84,14 +88,14 @@ def test_a_file_without_usable_keys_is_refused_at_the_start(tmp_path: Path, cont
 def test_a_changed_file_is_read_again_within_a_second(tmp_path: Path) -> None:
     file, clock = tmp_path / "keys", Clock()
     file.write_text(ALICE)
-    ring = KeyRing((source(file),), clock)
+    key_ring = KeyRing((source(file),), clock)
     replacement = tmp_path / "new"
     replacement.write_text(BOB)
     replacement.rename(file)
     clock.seconds = 0.5
-    assert ring.find(ALICE) is not None
+    assert key_ring.find(ALICE) is not None
     clock.seconds = 1.5
-    assert ring.find(ALICE) is None and ring.find(BOB) is not None
+    assert key_ring.find(ALICE) is None and key_ring.find(BOB) is not None
 
 
 def test_a_link_that_moves_counts_as_a_change(tmp_path: Path) -> None:
@@ -100,11 +104,11 @@ def test_a_link_that_moves_counts_as_a_change(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "keys").write_text(key)
     (tmp_path / "data").symlink_to("one")
-    ring = KeyRing((source(tmp_path / "data" / "keys"),), clock)
+    key_ring = KeyRing((source(tmp_path / "data" / "keys"),), clock)
     (tmp_path / "data").unlink()
     (tmp_path / "data").symlink_to("two")
     clock.seconds = 2
-    assert ring.find(BOB) is not None and ring.find(ALICE) is None
+    assert key_ring.find(BOB) is not None and key_ring.find(ALICE) is None
 
 
 @pytest.mark.parametrize("content", [None, "", "short\n"], ids=["removed", "emptied", "broken"])
@@ -113,22 +117,22 @@ def test_a_file_that_breaks_keeps_the_old_keys_and_says_so(
 ) -> None:
     file, clock = tmp_path / "keys", Clock()
     file.write_text(ALICE)
-    ring = KeyRing((source(file),), clock)
+    key_ring = KeyRing((source(file),), clock)
     if content is None:
         file.unlink()
     else:
         file.write_text(content)
     clock.seconds = 2
     with caplog.at_level(logging.ERROR):
-        assert ring.find(ALICE) is not None
+        assert key_ring.find(ALICE) is not None
     assert "stay as they were" in caplog.text and ALICE not in caplog.text
     file.write_text(BOB)
     clock.seconds = 4
-    assert ring.find(BOB) is not None and ring.find(ALICE) is None
+    assert key_ring.find(BOB) is not None and key_ring.find(ALICE) is None
 
 
 def test_nothing_that_is_shown_of_a_key_holds_it() -> None:
-    ring = KeyRing((source(entries=f"alice:{ALICE}"),))
-    found = ring.find(ALICE)
+    key_ring = KeyRing((source(entries=f"alice:{ALICE}"),))
+    found = key_ring.find(ALICE)
     assert found is not None
     assert ALICE not in repr(found) and found.digest.hex() not in repr(found)

@@ -1,4 +1,4 @@
-"""Who is let in, for every kind of door and every configuration of keys."""
+"""Who is admitted, for every kind of access and every configuration of keys."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def result(authenticator: Authenticator, access: Access, caller: Caller) -> type
         ),
     ],
 )
-def test_with_keys_each_door_wants_its_own(
+def test_with_keys_each_access_requires_its_own(
     access: Access, caller: Caller, expected: dict[str, type[ClientError] | None]
 ) -> None:
     assert (
@@ -75,7 +75,7 @@ def test_with_keys_each_door_wants_its_own(
     )
 
 
-def test_admin_keys_alone_close_the_clients_door_as_well() -> None:
+def test_admin_keys_alone_make_clients_need_a_key_as_well() -> None:
     authenticator = new_authenticator(operators=OPERATOR)
     assert result(authenticator, Access.CLIENT, Caller()) is Unauthenticated
     assert result(authenticator, Access.CLIENT, shows(OPERATOR)) is None
@@ -96,7 +96,7 @@ def test_client_keys_alone_leave_admin_closed_even_for_this_host() -> None:
         pytest.param(True, Caller(), Forbidden, id="unknown-host"),
         pytest.param(True, Caller(address=HERE, is_from_page=True), Forbidden, id="web-page"),
         pytest.param(True, Caller(address=HERE, is_forwarded=True), Forbidden, id="through-a-proxy"),
-        pytest.param(False, Caller(address=HERE), Forbidden, id="doors-open-to-all"),
+        pytest.param(False, Caller(address=HERE), Forbidden, id="not-on-loopback"),
     ],
 )
 def test_without_keys_admin_is_for_this_host_on_loopback_alone(

@@ -1,4 +1,4 @@
-"""Keys, limits and admin operations at the HTTP door and at the gRPC door with TLS, in one process."""
+"""Keys, limits and admin operations over HTTP and over gRPC with TLS, in one process."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_grpc_over_tls_asks_for_the_same_keys(tmp_path: Path) -> None:
             assert await code_of(serving.Detokenize(text)) == grpc.StatusCode.UNAUTHENTICATED
             wrong = bearer("wrong-0123456789abcdef")
             assert await code_of(serving.Detokenize(text, metadata=wrong)) == grpc.StatusCode.UNAUTHENTICATED
-            # No dense actor is there: past the doorkeeper the service is not ready.
+            # There is no dense actor, so an admitted call finds that the service is not ready.
             known = bearer(CLIENT_KEY)
             assert await code_of(serving.Detokenize(text, metadata=known)) == grpc.StatusCode.UNAVAILABLE
             request = admin_pb2.StatusRequest()
@@ -258,7 +258,7 @@ def test_a_message_past_the_limit_is_refused(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_watch_status_tells_every_change_and_breaks_its_silence(tmp_path: Path) -> None:
+def test_watch_status_tells_every_change_and_repeats_it_without_a_change(tmp_path: Path) -> None:
     async def run() -> None:
         async with tls_channel(tmp_path) as (ingress, channel):
             request = admin_pb2.WatchStatusRequest(max_silence_seconds=1)
@@ -276,15 +276,15 @@ def test_watch_status_tells_every_change_and_breaks_its_silence(tmp_path: Path) 
 
 def test_counters_that_grow_are_no_change_of_the_status(tmp_path: Path) -> None:
     async def run() -> None:
-        async with tls_channel(tmp_path) as (doors, channel):
+        async with tls_channel(tmp_path) as (ingress, channel):
             request = admin_pb2.WatchStatusRequest(max_silence_seconds=60)
             call = admin_pb2_grpc.AdminStub(channel).WatchStatus(
                 request, metadata=bearer(ADMIN_KEY), timeout=20
             )
             assert (await call.read()).actors[1].rows_of_experts == {1: 0}
-            doors.supervisor.rows = 5
+            ingress.supervisor.rows = 5
             await asyncio.sleep(1.2)
-            doors.supervisor.epoch = 7
+            ingress.supervisor.epoch = 7
             status = await call.read()
             assert (status.epoch, status.actors[1].rows_of_experts) == (7, {1: 5})
             call.cancel()

@@ -1,4 +1,4 @@
-"""What an engine would send for given tokens, cut into steps."""
+"""The deltas that an engine would send for given tokens, cut into steps."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ def deltas(
     with_logprobs: bool = False,
     prompt_ids: Sequence[int] | None = None,
 ) -> Iterator[SequenceDelta]:
-    """One delta per `step` tokens; the last one says how it ended. With `prompt_ids` the first has their logprobs."""
+    """Return one delta per `step` tokens; the last delta says how the sequence ended.
+
+    With `prompt_ids`, the first delta has their logprobs.
+    """
     starts = range(0, max(len(token_ids), 1), step)
     for start in starts:
         part = list(token_ids[start : start + step])
@@ -72,7 +75,7 @@ def deltas(
 def assemble(
     tokenizer: Tokenizer, request: SequenceRequest, stream: Iterator[SequenceDelta]
 ) -> list[OutputPiece]:
-    """All pieces up to the one that finishes."""
+    """Return all pieces up to the piece that finishes the choice."""
     assembler = ChoiceAssembler(tokenizer, request)
     pieces = []
     for delta in stream:

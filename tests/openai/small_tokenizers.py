@@ -17,7 +17,8 @@ SPECIAL = ["<unk>", "<s>", "</s>", "<|end|>", "<|user|>", "<|assistant|>", "<|sy
 EOS_ID, END_ID = 2, 3
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message['role'] not in ['system', 'user', 'assistant'] %}{{ raise_exception('odd role') }}{% endif %}"
+    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('odd role') }}{% endif %}"
     "{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
@@ -38,7 +39,10 @@ def byte_level_backend() -> Backend:
 
 
 def byte_fallback_backend() -> Backend:
-    """Llama's kind: U+2581 for the space, one before the first word, bytes for characters that are not in the vocabulary."""
+    """Return a backend of Llama's kind.
+
+    It has U+2581 for a space, adds one before the first word, and uses byte tokens for unknown characters.
+    """
     vocab: dict[str, int] = {token: index for index, token in enumerate(SPECIAL)}
     for byte in range(256):
         vocab[f"<0x{byte:02X}>"] = len(vocab)
@@ -72,7 +76,7 @@ def byte_fallback() -> Tokenizer:
 
 
 def model_context(tokenizer: Tokenizer, max_model_len: int = 256) -> ModelContext:
-    """A model of that tokenizer with a few rows more than it has tokens, as real ones have."""
+    """Return a model with this tokenizer, and a few more rows than tokens, as real models have."""
     num_tokens = next(token_id for token_id in itertools.count() if not tokenizer.token_string(token_id))
     return ModelContext(
         tokenizer=tokenizer,
@@ -84,7 +88,7 @@ def model_context(tokenizer: Tokenizer, max_model_len: int = 256) -> ModelContex
 
 
 def write_checkpoint_files(directory: Path, backend: Backend) -> None:
-    """The files of a checkpoint directory that the front door reads."""
+    """Write the files of a checkpoint directory that an ingress replica reads."""
     backend.save(str(directory / "tokenizer.json"))
     config = {
         "bos_token": {"content": "<s>", "special": True},

@@ -1,6 +1,6 @@
 """Turns a `ParsedRequest` into one `SequenceRequest` per choice.
 
-chat template -> tokens -> check of lengths -> defaults -> seeds
+The steps are: chat template, tokens, check of the lengths, defaults, seeds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What uvicorn is made to bound: the time and the size of a request's header."""
+"""uvicorn limits the time and the size of a request's header."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_whatever_a_schema_forbids_the_parser_refuses(name: str) -> None:
 
 
 def highest(body: Object[Any]) -> dict[str, float]:
-    """Field -> the highest number that it takes, but for fields that depend on another one."""
+    """Return field -> the largest allowed number, without fields whose limit depends on another field."""
     kinds = {field.name: field.kind for field in body.fields if field.name not in ("best_of", "top_logprobs")}
     return {
         name: bound(kind.high, LIMITS) for name, kind in kinds.items() if isinstance(kind, Integer | Number)

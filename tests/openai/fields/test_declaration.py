@@ -1,4 +1,4 @@
-"""What the declaration promises to those that follow from it."""
+"""What the parts that follow from the declaration of fields rely on."""
 
 from __future__ import annotations
 

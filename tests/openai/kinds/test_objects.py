@@ -1,4 +1,4 @@
-"""What a declared object reads, refuses and says of itself."""
+"""What a declared object accepts and refuses, and the schema that it has."""
 
 from __future__ import annotations
 

@@ -79,7 +79,8 @@ BAD_FIELDS = [
     ("stream", "true", "stream: 'true' is not true or false"),
     ("stream_options", {"include_usage": True}, "stream_options: is only possible with stream"),
     ("skip_special_tokens", 0, "skip_special_tokens: 0 is not true or false"),
-    ("spaces_between_special_tokens", False, "spaces_between_special_tokens: false is not supported by this server"),
+    ("spaces_between_special_tokens", False,
+     "spaces_between_special_tokens: false is not supported by this server"),
     ("truncate_prompt_tokens", 0, "truncate_prompt_tokens: 0 leaves nothing of the prompt"),
     ("truncate_prompt_tokens", -2, "truncate_prompt_tokens: -2 is outside [-1, 2147483647]"),
     ("add_special_tokens", "no", "add_special_tokens: 'no' is not true or false"),
@@ -91,7 +92,8 @@ BAD_FIELDS = [
     ("tools", [], "tools: a list of 0 is not supported by this server"),
     ("tools", [{}], "tools: a list of 1 is not supported by this server"),
     ("tool_choice", "auto", "tool_choice: 'auto' is not supported by this server"),
-    ("response_format", {"type": "json_object"}, "response_format: an object is not supported by this server"),
+    ("response_format", {"type": "json_object"},
+     "response_format: an object is not supported by this server"),
     ("structured_outputs", {"regex": "a"}, "structured_outputs: an object is not supported by this server"),
     ("use_beam_search", True, "use_beam_search: true is not supported by this server"),
     ("no_repeat_ngram_size", 2, "no_repeat_ngram_size: 2 is not supported by this server"),
@@ -162,13 +164,15 @@ BAD_MESSAGES: list[tuple[Any, str, str]] = [
     ([{"role": "user", "content": []}], "messages[0].content", "messages[0].content: is an empty list"),
     ([{"role": "user", "content": "\udc00"}], "messages[0].content",
      "messages[0].content: holds half a surrogate pair at character 0"),
-    ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "messages[0].content[0].type",
+    ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+     "messages[0].content[0].type",
      "messages[0].content[0].type: 'image_url' is not supported by this server, expected 'text'"),
     ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text",
      "messages[0].content[0].text: is required"),
     ([{"role": "user", "content": "hi", "tool_calls": [{}]}], "messages[0].tool_calls",
      "messages[0].tool_calls: a list of 1 is not supported by this server"),
-    ([{**USER, "colour": "red"}], "messages[0].colour", "messages[0].colour: is not a parameter that this server knows"),
+    ([{**USER, "colour": "red"}], "messages[0].colour",
+     "messages[0].colour: is not a parameter that this server knows"),
 ]  # fmt: skip
 
 
@@ -266,11 +270,13 @@ def test_a_bare_completion_says_nothing_about_sampling() -> None:
 
 def test_every_field_arrives() -> None:
     parsed = _completion(
-        max_completion_tokens=9, min_tokens=2, temperature=0, top_p=0.5, top_k=-1, min_p=0.25, frequency_penalty=1,
+        max_completion_tokens=9, min_tokens=2, temperature=0, top_p=0.5, top_k=-1, min_p=0.25,
+        frequency_penalty=1,
         presence_penalty=-1, repetition_penalty=1.5, seed=-1, stop=["a", "b", "a"], stop_token_ids=[5, 4, 5],
         ignore_eos=True, logit_bias={"7": -100}, logprobs=3, echo=True, stream=True,
         stream_options={"include_usage": True, "continuous_usage_stats": True}, skip_special_tokens=False,
-        include_stop_str_in_output=True, add_special_tokens=False, truncate_prompt_tokens=8, request_id="mine",
+        include_stop_str_in_output=True, add_special_tokens=False, truncate_prompt_tokens=8,
+        request_id="mine",
         return_token_ids=True, return_tokens_as_token_ids=True, n=3,
     )  # fmt: skip
     assert parsed.sampling == SamplingFields(
