@@ -1,5 +1,4 @@
-"""Runs the command: options -> a model on the device -> comparisons -> timings -> a report and an exit
-status."""
+"""Runs the command: options -> a model on the device -> comparisons -> timings -> report and exit status."""
 
 from __future__ import annotations
 

@@ -69,8 +69,7 @@ class Built:
 def build(
     preset: str, num_layers: int | None, dtype: torch.dtype, device: torch.device, quantization: str | None
 ) -> Built:
-    """Build the preset's first `num_layers` layers, or all with None; quantize its experts if a kind is
-    named.
+    """Build the preset's first `num_layers` layers (None: all), with its experts quantized to a named kind.
 
     Raises ValueError for an unknown preset, and for a kind that the device cannot serve.
     """

@@ -118,8 +118,8 @@ def _attention_reference(
 
 
 def _check_router(built: Built) -> Iterator[Check]:
-    """Check the router with distant, close, equal and negative scores; it must choose exactly the same
-    experts."""
+    """Check the router with distant, close, equal and negative scores; its choice must be exactly the
+    same."""
     config = built.config
     scores = torch.randn(512, config.num_experts, device=built.device) * 4
     scores[128:256] = (scores[128:256] * 0.01 + 3).round(decimals=2)
@@ -155,8 +155,7 @@ def _experts_reference(
 
 
 def _check_layer(built: Built) -> Iterator[Check]:
-    """Check the first layer as the model computes it: whole prompts first, then their last tokens by
-    decoding."""
+    """Check the first layer as the model computes it: whole prompts, then their last tokens by decoding."""
     config = replace(built.config, num_layers=1)
     weights = read_dense(built.reader, config, built.dtype, built.device)
     model = DenseModel(config, weights)
@@ -214,8 +213,7 @@ def _linear(x: torch.Tensor, linear: Linear) -> torch.Tensor:
 
 
 def _regret(scores: torch.Tensor, ids: torch.Tensor) -> float:
-    """Return by how much the worst choice misses the best scores [T, E], relative to a token's largest
-    score."""
+    """Return how far the worst choice is below the best scores [T, E], relative to the token's largest."""
     best = scores.topk(2, dim=1).values
     lost = best - scores.gather(1, ids)
     regret = float((lost.abs().amax(dim=1) / scores.abs().amax(dim=1)).max())

@@ -13,8 +13,7 @@ PARTS = ("checks", "decode", "prefill", "transformers")
 
 
 def parse_options(arguments: list[str]) -> argparse.Namespace:
-    """Parse the flags. A wrong flag ends the process with status 2 and a message that names flag and
-    value."""
+    """Parse the flags. A wrong flag ends the process with status 2 and names flag and value."""
     parser = argparse.ArgumentParser(
         prog="python -m actors.gpu_check",
         description=(

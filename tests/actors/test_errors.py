@@ -18,7 +18,7 @@ EVERY_ERROR = [
     value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, ActorError)
 ]
 SAMPLE = {"str": "some text", "int": 3, "int | None": 2, "float": 1.5, "tuple[int, ...]": (4, 5)}
-"""A value for each type that a parameter of an error has."""
+"""An example value for each type of an error's parameter."""
 
 
 def example(kind: type[ActorError]) -> ActorError:

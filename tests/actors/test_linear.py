@@ -1,4 +1,4 @@
-"""Products on the CPU, whichever is chosen, against float64."""
+"""Compares the product that the CPU uses with float64."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_kernels_give_a_row_the_same_bits_in_any_matrix(dtype: torch.dtype) 
 @pytest.mark.parametrize(("num_outputs", "num_inputs"), [(48, 64), (300, 128), (1024, 1600)])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("by_kernels", [False, True])
-def test_a_quantized_product_is_that_with_the_weights_it_stands_for(
+def test_a_quantized_product_equals_the_product_with_the_dequantized_weights(
     monkeypatch: pytest.MonkeyPatch,
     dtype: torch.dtype,
     num_outputs: int,
@@ -87,7 +87,7 @@ def test_a_quantized_product_is_that_with_the_weights_it_stands_for(
     result = product(x)
     assert result.dtype == dtype
     rounding = 2 * torch.finfo(dtype).eps * (expected.abs() + 0.2 * num_inputs**0.5)
-    # Rows are written in 16 bits.
+    # The kernels for quantized weights convert rows to 16 bits.
     assert ((result.double() - expected).abs() <= rounding + 2**-15 * num_inputs).all()
     for num_rows in (1, 5, MAX_ROWS):
         assert torch.equal(product(x[:num_rows]), result[:num_rows]) or not by_kernels

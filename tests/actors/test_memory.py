@@ -1,4 +1,4 @@
-"""What a process says of its memory."""
+"""Tests how the memory of a process is measured."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def test_memory_that_is_written_to_counts_and_a_mapped_file_does_not(tmp_path: P
     path.write_bytes(bytes(kept.numpy()))
     before = memory_bytes(CPU)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        assert sum(mapped[:: mmap.PAGESIZE]) == SIZE // mmap.PAGESIZE  # all of it is resident now
+        assert sum(mapped[:: mmap.PAGESIZE]) == SIZE // mmap.PAGESIZE  # The whole file is resident now.
         assert memory_bytes(CPU) - before < SIZE * 0.5

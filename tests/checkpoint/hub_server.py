@@ -1,4 +1,5 @@
-"""As much of a model hub as its client library asks for: one repository's files over HTTP on this host."""
+"""Serves the files of one repository over HTTP on this host, like as much of a model hub as its client
+needs."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ PUBLIC, GATED = "someone/public", "someone/gated"
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves a directory as both PUBLIC and GATED, under revision "main", "v1" or COMMIT. GATED refuses its files."""
+    """Serves a directory as both PUBLIC and GATED, under revision "main", "v1" or COMMIT.
+
+    GATED refuses its files.
+    """
 
     daemon_threads = True
 
@@ -24,9 +28,9 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.directory = directory
         self.fetched: list[str] = []
-        """Files that were sent, in order; GET only."""
+        """Files that were sent as answers to GET, in order."""
         self.tokens: set[str | None] = set()
-        """Values of the Authorization header."""
+        """Values of the Authorization header of all requests."""
 
     @property
     def url(self) -> str:
@@ -103,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Silent: the tests read `fetched`."""
+        """Log nothing, since the tests read `fetched`."""
 
 
 def _etag(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""Random checkpoints of any config, for tests that need one on disk."""
+"""Writes random checkpoints of any config, for tests that need a checkpoint on disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from actors.checkpoint.write import write_weights
 def write_random_model(
     config: ModelConfig, directory: Path, progress: ProgressCallback | None = None, seed: int = 0
 ) -> None:
-    """Write a checkpoint of this config, with a vocabulary of at least 264, into an existing directory."""
+    """Write a checkpoint of this config into an existing directory; the vocabulary has at least 264
+    tokens."""
     write_config_files(config, directory)
     write_tokenizer_files(config, directory)
     write_weights(config, DummyReader(config, seed), directory, progress)

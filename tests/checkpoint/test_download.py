@@ -19,7 +19,7 @@ from tests.support import small_checkpoints
 
 SPEC = small_checkpoints.Spec(name="hub", seed=11, num_shards=12)
 
-# The hub's client reads its environment when it is imported, so each download has a process of its own.
+# The hub's client reads its environment when it is imported, so each download runs in a process of its own.
 DOWNLOAD = """
 import json, sys
 from actors.checkpoint.download import resolve
@@ -86,7 +86,7 @@ def shards(repository: Path, tensors: frozenset[str]) -> set[str]:
     return {weight_map[tensor] for tensor in tensors}
 
 
-def test_a_front_end_fetches_no_weights(server: HubServer, tmp_path: Path) -> None:
+def test_an_ingress_fetches_no_weights(server: HubServer, tmp_path: Path) -> None:
     path = Path(download(server.url, tmp_path, PUBLIC)["path"])
     assert (path / "tokenizer.json").exists()
     assert ModelConfig.from_directory(path).num_layers == SPEC.num_layers

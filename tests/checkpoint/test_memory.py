@@ -1,4 +1,7 @@
-"""Loading is measured in processes of their own, by private memory (USS): what other processes do not share."""
+"""Measures the memory of loading, each time in a process of its own, as private memory (USS).
+
+Private memory is the memory that no other process shares.
+"""
 
 import dataclasses
 import json
@@ -15,7 +18,7 @@ from actors.checkpoint.dummy.presets import preset_config
 from actors.kernels.library import kernels_for
 from tests.checkpoint.random_model import write_random_model
 
-# What an expert actor does; a thread watches, since the peak lies between two reports of progress.
+# This does what an expert actor does. A thread watches, since the peak lies between two reports of progress.
 LOAD_EXPERTS = """
 import json, sys, threading, torch
 from actors.checkpoint.config import ModelConfig
@@ -72,7 +75,7 @@ print(json.dumps({"total": total, "peak": peak - before, "after": private_bytes(
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Sixteen experts of 4.7 MB in each of twelve layers: 900 MB."""
+    """A model with sixteen experts of 4.7 MB in each of twelve layers: 900 MB."""
     out_dir = tmp_path_factory.mktemp("model")
     config = dataclasses.replace(preset_config("mid"), vocab_size=4096, intermediate_size=768, num_layers=12)
     try:
@@ -105,7 +108,7 @@ def test_loading_experts_holds_their_weights_and_two_on_their_way(
     assert measured["total"] == len(experts) * 12 * 3 * 768 * 1024 * 2
     held = measured["total"] * (1.0 if kernels_for(torch.bfloat16) is None else 0.754)
     assert measured["peak"] <= 1.02 * held + 2.5 * 3 * 768 * 1024 * 2
-    # Less would mean that the measurement missed the weights themselves.
+    # With less, the measurement would have missed the weights themselves.
     assert 0.95 * held <= measured["after"] <= 1.05 * held
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints whose experts are quantized: written, read again, and refused where they are something else."""
+"""Tests checkpoints with quantized experts: writing, reading, and refusing what cannot be served."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_everything_else_is_copied(directory: Path) -> None:
 
 
 def are_same(ours: QuantizedWeight, theirs: QuantizedWeight) -> bool:
-    """Bit by bit."""
+    """Return whether two quantized weights are the same bit by bit."""
     same_values = torch.equal(ours.values.view(torch.uint8), theirs.values.view(torch.uint8))
     return same_values and torch.equal(ours.scales, theirs.scales) and ours.num_bits == theirs.num_bits
 
@@ -239,7 +239,7 @@ def test_what_is_not_served_of_floats_is_refused_by_key(path: str, value: object
 
 
 def refuse(kind: str, path: str, value: object, complaint: str) -> None:
-    """A config that would be read but for this value."""
+    """Check that a config that is right except for this value is refused."""
     section = copy.deepcopy(quantization_config(new_storage(kind, (128, 128))))
     assert config_with(section).stored_quantization is not None
     *parents, key = path.split(".")
@@ -254,7 +254,7 @@ def refuse(kind: str, path: str, value: object, complaint: str) -> None:
 def changed(
     directory: Path, out_dir: Path, name: str, tensor: torch.Tensor | None
 ) -> tuple[CheckpointReader, ModelConfig]:
-    """The checkpoint with one tensor more, other, or less."""
+    """Write the checkpoint with one tensor added, replaced or left out."""
     tensors: dict[str, torch.Tensor] = {}
     for file in directory.glob("*.safetensors"):
         tensors |= load_file(file)
@@ -328,7 +328,7 @@ def test_a_gpu_that_cannot_read_fp8_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("with_triton")
-def test_an_order_must_suit_checkpoint_device_and_shape(directory: Path, kind: str) -> None:
+def test_a_requested_quantization_must_suit_checkpoint_device_and_shape(directory: Path, kind: str) -> None:
     config, whole = ModelConfig.from_directory(directory), ModelConfig.from_directory(embedded_directory())
     served = {"int8": (CPU, CUDA), "int4": (CPU,), "fp8": (CUDA,)}[kind]
     for device in (CPU, CUDA):
@@ -373,7 +373,7 @@ def test_groups_must_divide_the_inputs_where_there_are_groups(kind: str, with_tr
 
 
 def test_whole_weights_are_quantized_on_the_device(directory: Path, kind: str) -> None:
-    """Of the device without memory alone the place can be told."""
+    """The device "meta" has no memory: its tensors show that the work was done on the device."""
     for source in (embedded_directory(), directory):
         config, reader = ModelConfig.from_directory(source), CheckpointReader(source)
         experts = read_quantized_experts(reader, config, (3,), kind, "meta")
@@ -390,7 +390,7 @@ def test_whole_weights_are_quantized_on_the_device(directory: Path, kind: str) -
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_gives_the_same_bits(directory: Path, kind: str) -> None:
-    """Quantized at load, with a scale per output, and read."""
+    """Both for experts quantized at load, with one scale per output, and for stored ones."""
     for source in (embedded_directory(), directory):
         config, reader = ModelConfig.from_directory(source), CheckpointReader(source)
         there = read_quantized_experts(reader, config, (3, 9), kind, CUDA)
@@ -422,14 +422,15 @@ WEIGHTS = st.floats(min_value=-1e4, max_value=1e4, width=32)
 
 @given(st.lists(st.lists(WEIGHTS, min_size=5, max_size=5), min_size=1, max_size=4), st.booleans())
 def test_fp8_is_within_half_a_step_of_every_value(rows: list[list[float]], is_bf16: bool) -> None:
-    """Three bits of fraction: half a step is 2^-4 of a value at most, 2^-10 scales below the normal ones."""
+    """With three bits of fraction half a step is at most 2^-4 of a value, or 2^-10 scales below normal
+    values."""
     weight = torch.tensor(rows).to(torch.bfloat16 if is_bf16 else torch.float32)
     quantized = quantize(weight, "fp8", None)
     assert quantized.values.dtype == torch.float8_e4m3fn and quantized.num_bits == 8
     assert quantized.scales.dtype == torch.bfloat16 and quantized.scales.shape == (len(rows), 1)
     assert quantized.num_inputs_per_scale == 5
     assert quantized.values.float().isfinite().all()
-    # A scale below the normal numbers of bfloat16 has fewer bits.
+    # A scale that is subnormal in bfloat16 has fewer bits.
     is_normal = weight.float().abs().amax(1, keepdim=True) > 1e-34
     error = (dequantize(quantized) - weight.float()).abs()
     bound = torch.maximum(weight.float().abs() * 2**-4, quantized.scales.float() * 2**-10) * (1 + 1e-6)
@@ -437,15 +438,15 @@ def test_fp8_is_within_half_a_step_of_every_value(rows: list[list[float]], is_bf
 
 
 def test_fp8_rounds_to_the_nearest_and_uses_the_whole_range() -> None:
-    # A largest value of 448 makes the scale 1: what is rounded is the values themselves.
+    # A largest value of 448 makes the scale 1, so the values themselves are rounded.
     weight = torch.tensor([[448.0, -447.0, 1.06, 1.07, 17.0, 19.0, 2**-10 * 1.1, -(2**-6)]])
     quantized = quantize(weight, "fp8", None)
     assert quantized.scales.tolist() == [[1.0]]
     assert quantized.values.float().tolist() == [[448, -448, 1, 1.125, 16, 20, 2**-9, -(2**-6)]]
 
 
-def test_fp8_is_cut_off_where_its_scale_was_rounded_down() -> None:
-    # The scale 1 + 2^-8 lies halfway between two of bfloat16 and becomes 1.
+def test_fp8_is_clamped_if_its_scale_was_rounded_down() -> None:
+    # The scale 1 + 2^-8 lies halfway between two bfloat16 numbers and becomes 1.
     quantized = quantize(torch.tensor([[448.0 * (1 + 2**-8), -448.0 * (1 + 2**-8), 3.0]]), "fp8", None)
     assert quantized.scales.tolist() == [[1.0]]
     assert quantized.values.float().tolist() == [[448, -448, 3]]
@@ -455,7 +456,7 @@ def test_fp8_of_zeros_is_zeros() -> None:
     assert torch.equal(dequantize(quantize(torch.zeros(3, 8), "fp8", None)), torch.zeros(3, 8))
 
 
-def test_fp8_may_have_a_scale_for_every_so_many_inputs_and_be_joined() -> None:
+def test_fp8_may_have_a_scale_for_each_group_of_inputs_and_be_joined() -> None:
     weight = torch.randn(300, 96, generator=torch.Generator().manual_seed(3))
     weight[:, 32:] *= 1e3
     upper, lower = quantize(weight[:100], "fp8", 32), quantize(weight[100:], "fp8", 32)
@@ -465,26 +466,26 @@ def test_fp8_may_have_a_scale_for_every_so_many_inputs_and_be_joined() -> None:
 
 
 @pytest.mark.parametrize("scale_dtype", [torch.bfloat16, torch.float32])
-def test_fp8_is_widened_to_the_product_with_its_scale(scale_dtype: torch.dtype) -> None:
+def test_dequantized_fp8_is_the_product_with_its_scale(scale_dtype: torch.dtype) -> None:
     values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).view(2, 128)
     scales = torch.tensor([[0.0123], [37.7]]).to(scale_dtype)
-    widened = dequantize(QuantizedWeight(values, scales, 8))
+    dequantized = dequantize(QuantizedWeight(values, scales, 8))
     expected = values.double() * scales.double()
-    assert widened.dtype == torch.float32
+    assert dequantized.dtype == torch.float32
     exact = expected if scale_dtype == torch.bfloat16 else expected.float().double()
-    assert torch.equal(widened.double().nan_to_num(-1), exact.nan_to_num(-1))
+    assert torch.equal(dequantized.double().nan_to_num(-1), exact.nan_to_num(-1))
 
 
 def test_the_command_quantizes_a_directory_or_a_preset(
     kind: str, directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    order = ["--expert-quantization", kind]
-    assert main(["make-checkpoint", str(embedded_directory()), str(tmp_path / "a"), *order]) == 0
+    options = ["--expert-quantization", kind]
+    assert main(["make-checkpoint", str(embedded_directory()), str(tmp_path / "a"), *options]) == 0
     for file in directory.iterdir():
         assert (tmp_path / "a" / file.name).read_bytes() == file.read_bytes()
-    assert main(["make-checkpoint", "tiny", str(tmp_path / "b"), *order]) == 0
+    assert main(["make-checkpoint", "tiny", str(tmp_path / "b"), *options]) == 0
     assert len(read(tmp_path / "b", kind)) == 8
-    assert main(["make-checkpoint", str(tmp_path / "a"), str(tmp_path / "c"), *order]) == 1
+    assert main(["make-checkpoint", str(tmp_path / "a"), str(tmp_path / "c"), *options]) == 1
     assert f"are stored as {kind} already" in capsys.readouterr().err
-    assert main(["make-checkpoint", "huge", str(tmp_path / "d"), *order]) == 1
+    assert main(["make-checkpoint", "huge", str(tmp_path / "d"), *options]) == 1
     assert "model is 'huge', expected one of tiny, mid, phi-3.5-moe, or" in capsys.readouterr().err

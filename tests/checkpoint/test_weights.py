@@ -44,7 +44,7 @@ def shard_with(directory: Path, tensor: str) -> Path:
 
 
 def rewrite(file: Path, name: str, tensor: torch.Tensor | None) -> None:
-    """Put another tensor, or none, under a name of a safetensors file."""
+    """Replace a tensor in a safetensors file, or remove it."""
     tensors = load_file(file)
     del tensors[name]
     if tensor is not None:

@@ -1,11 +1,13 @@
-"""Forward passes of transformers 4.57.6 over the small checkpoints. Runs in the environment that make.py prepares.
+"""Runs forward passes of transformers 4.57.6 over the small checkpoints, in the environment that make.py
+prepares.
 
 usage: python -m tests.golden.forward OUT
 
-Only a full forward pass without a cache is right in that version: its `generate` loses causality where it rebuilds the
-cache at the rope limit, and cuts a sliding window wrongly. In a full pass the rope list follows the pass's length, and
-the mask is right in both attention classes: "eager" adds it always; "sdpa" leaves it out only while the pass is
-shorter than the window, where plain causality is the same. Both are run and must agree; eager is recorded.
+Only a full forward pass without a cache is right in that version. Its `generate` loses causality when it
+rebuilds the cache at the rope limit, and it cuts a sliding window wrongly. In a full pass the rope factors
+follow the length of the pass, and the mask is right in both attention classes: "eager" always adds the mask;
+"sdpa" leaves it out only while the pass is shorter than the window, when plain causality is the same. Both
+classes are run and must agree; the result of "eager" is recorded.
 """
 
 import importlib
@@ -29,7 +31,7 @@ def main() -> None:
     version = importlib.import_module("transformers").__version__
     if version != TRANSFORMERS_VERSION:
         raise SystemExit(f"transformers {TRANSFORMERS_VERSION} is needed, found {version}")
-    torch.set_num_threads(1)  # the tensors are too small for more
+    torch.set_num_threads(1)  # The tensors are too small for more threads.
     for spec in small_checkpoints.CATALOGUE:
         with tempfile.TemporaryDirectory() as directory:
             checkpoint = small_checkpoints.write(spec, Path(directory))
@@ -38,7 +40,7 @@ def main() -> None:
 
 
 def make_golden(spec: small_checkpoints.Spec, checkpoint: Path) -> Golden:
-    """All passes over one checkpoint, in float32."""
+    """Run all passes over one checkpoint in float32."""
     generator = torch.Generator().manual_seed(1000 + spec.seed)
     token_ids = torch.randint(spec.vocab_size, (max(lengths(spec)),), generator=generator)
     eager, sdpa = (load_model(checkpoint, kind) for kind in ("eager", "sdpa"))
@@ -59,7 +61,7 @@ def make_golden(spec: small_checkpoints.Spec, checkpoint: Path) -> Golden:
 
 
 def load_model(checkpoint: Path, attention: str) -> Any:
-    """The model in float32; a tensor that is missing or left over raises RuntimeError."""
+    """Load the model in float32. Raises RuntimeError if a tensor is missing or left over."""
     transformers = importlib.import_module("transformers")
     model, report = transformers.PhimoeForCausalLM.from_pretrained(
         checkpoint,
@@ -74,7 +76,8 @@ def load_model(checkpoint: Path, attention: str) -> Any:
 
 
 def original_dialect(checkpoint: Path) -> dict[str, Any]:
-    """The checkpoint's config as 4.57.6 reads it: no `rope_parameters`, and the rope limit in both places."""
+    """Return the checkpoint's config as 4.57.6 reads it: no `rope_parameters`, the rope limit in both
+    places."""
     values: dict[str, Any] = json.loads((checkpoint / "config.json").read_text())
     if (rope := values.pop("rope_parameters", None)) is not None:
         values["rope_theta"] = rope.pop("rope_theta")
@@ -87,7 +90,7 @@ def original_dialect(checkpoint: Path) -> dict[str, Any]:
 
 @torch.inference_mode()
 def forward(model: Any, token_ids: Tensor) -> Tensor:
-    """Logprobs [T, V] of one pass over [T] tokens."""
+    """Return the logprobs [T, V] of one pass over token ids [T]."""
     logits: Tensor = model(input_ids=token_ids[None], use_cache=False).logits[0]
     return logits.float().log_softmax(-1)
 

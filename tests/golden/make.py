@@ -1,9 +1,10 @@
-"""Make the golden files with transformers 4.57.6, in a virtual environment of its own.
+"""Makes the golden files with transformers 4.57.6, in a virtual environment of its own.
 
 usage: python -m tests.golden.make [--environment DIR] [--out DIR]
 
-That version needs huggingface_hub below 1, which this project's own environment does not have. The environment is made
-where DIR does not hold one yet; without --environment a temporary one is made and thrown away.
+That version needs huggingface_hub below 1, which this project's own environment does not have. An environment
+is created in DIR if DIR holds none yet. Without --environment a temporary one is created and deleted
+afterwards.
 """
 
 import argparse
@@ -33,16 +34,17 @@ def main() -> None:
 
 
 def make(environment: Path, out: Path) -> None:
-    """Write every golden file into `out`; a failing installation or pass raises CalledProcessError."""
+    """Write every golden file into `out`. Raises CalledProcessError if the installation or a pass fails."""
     python = environment.absolute() / "bin" / "python"
     if not python.exists():
-        # Two calls, because torch may come from another index than the rest.
+        # There are two calls, since torch may come from another index than the other packages.
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *TORCH], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
     out.mkdir(parents=True, exist_ok=True)
     command: list[str | Path] = [python, "-m", "tests.golden.forward", out.absolute()]
-    # The checkpoints are local: nothing may be fetched, and another environment's modules must not be seen.
+    # The checkpoints are local, so nothing may be downloaded; modules of other environments must not be
+    # visible.
     variables = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONPATH": ""}
     subprocess.run(command, check=True, cwd=REPOSITORY, env=variables)
 

@@ -1,7 +1,7 @@
-"""What a golden file holds: the best tokens that a forward pass of another implementation gives, position by position.
+"""The golden files: for each position, the best tokens that a forward pass of another implementation gives.
 
-A checkpoint's passes run over the first `length` of its `token_ids`, so that the same prefix is seen with the short
-and with the long rope list.
+A checkpoint's passes run over the first `length` of its `token_ids`, so that the same prefix is computed with
+the short and with the long rope factors.
 """
 
 import json
@@ -16,17 +16,17 @@ NUM_TOP = 5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pass:
-    """One forward pass over `length` tokens; `length` entries of NUM_TOP each, best first."""
+    """One forward pass over `length` tokens. The lists have `length` entries of NUM_TOP each, best first."""
 
     length: int
     top_ids: list[list[int]]
     top_logprobs: list[list[float]]
-    """Natural logarithms, rounded to six digits after the point."""
+    """Natural logarithms of the probabilities, rounded to six digits after the point."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Golden:
-    """One small checkpoint's passes."""
+    """The passes over one small checkpoint."""
 
     name: str
     made_with: str
@@ -37,7 +37,8 @@ class Golden:
 
 
 def lengths(spec: Spec) -> list[int]:
-    """One token, some below the rope limit, all around it, some far above."""
+    """Return the lengths of the passes: one token, fewer than the rope limit, all around it, and many
+    more."""
     below, above = 5 + 3 * spec.seed % 37, 70 + 7 * spec.seed % 31
     return [1, below, ORIGINAL_MAX - 1, ORIGINAL_MAX, ORIGINAL_MAX + 1, above]
 
@@ -49,6 +50,6 @@ def load(name: str, directory: Path = DIRECTORY) -> Golden:
 
 
 def save(golden: Golden, directory: Path) -> None:
-    """Write it where `load` finds it."""
+    """Write the golden file to the place where `load` finds it."""
     text = json.dumps(asdict(golden), separators=(",", ":"))
     (directory / f"{golden.name}.json").write_text(text + "\n")

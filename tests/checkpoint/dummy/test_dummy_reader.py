@@ -25,7 +25,7 @@ FREE_OF_TORCH = ("config", "download", "dummy.presets", "dummy.small_files", "in
 
 
 def small(**changes: object) -> ModelConfig:
-    """The mid preset's kind of model, small enough to write in a moment."""
+    """Return a config like the mid preset's, small enough to be written quickly."""
     rope = dataclasses.replace(preset_config("mid").rope, short_factor=(1.0,) * 8, long_factor=(2.0,) * 8)
     sizes: dict[str, object] = {
         "vocab_size": 320,
@@ -124,7 +124,7 @@ def test_a_written_tokenizer_decodes_every_id_and_returns_every_text(tmp_path: P
     write_random_model(config, tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert tokenizer.get_vocab_size() == config.vocab_size
-    # A lone byte above 127 decodes to the replacement character; nothing decodes to nothing.
+    # A single byte above 127 decodes to the replacement character; no token decodes to an empty text.
     assert all(tokenizer.decode([id_], skip_special_tokens=False) for id_ in range(config.vocab_size))
     text = "Löse 2x + 3 = 7\n\t→ x = 2 🙂"
     ids = tokenizer.encode(f"<|user|>\n{text}<|end|>").ids
@@ -147,7 +147,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["precious"]
 
 
-def test_small_files_of_a_preset_are_enough_for_a_front_end(tmp_path: Path) -> None:
+def test_small_files_of_a_preset_are_enough_for_an_ingress(tmp_path: Path) -> None:
     assert write_small_files("mid", tmp_path) == preset_config("mid") == ModelConfig.from_directory(tmp_path)
     assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab_size() == 32064
 
@@ -180,7 +180,7 @@ def test_open_model_reads_a_directory_or_makes_weights_up(tmp_path: Path) -> Non
     assert isinstance(reader, DummyReader)
 
 
-def test_what_a_front_end_imports_brings_no_torch() -> None:
+def test_the_modules_that_an_ingress_imports_import_no_torch() -> None:
     modules = ", ".join(f"actors.checkpoint.{name}" for name in FREE_OF_TORCH)
     script = f"import sys, actors.errors, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[3]).returncode == 0

@@ -25,7 +25,7 @@ ARITHMETIC = ("addition", "subtraction", "multiplication", "division")
 
 
 def fact_of(text: str) -> str:
-    """The equation or the arithmetic inside a question, without spaces."""
+    """Return the equation or the arithmetic inside a question, without spaces."""
     match = re.search(r"[-\dx][-+*/ \dx]*(= -?\d+|=-?\d+)?", re.sub(r"(for|is) x\b|Find x", "", text))
     assert match is not None, text
     return match[0].replace(" ", "").removesuffix("=")
