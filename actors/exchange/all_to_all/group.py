@@ -99,10 +99,7 @@ class GlooGroup:
         options = dist.AllToAllOptions()
         options.timeout = timedelta(seconds=self._deadline_seconds)
         deadline = Deadline(seconds=self._deadline_seconds)
-        try:
-            work = self._group.alltoall_base(output, source, output_splits, source_splits, options)
-        except RuntimeError as error:
-            raise LinkError(_PEERS, None, f"broken ({error})") from error
+        work = _begin(self._group, output, output_splits, source, source_splits, options)
 
         def wait(layer: int | None) -> None:
             try:
@@ -133,12 +130,8 @@ class NcclGroup:
         source_splits: list[int],
     ) -> Callable[[int | None], None]:
         deadline = Deadline(seconds=self._deadline_seconds)
-        try:
-            work = self._group.alltoall_base(
-                output, source, output_splits, source_splits, dist.AllToAllOptions()
-            )
-        except RuntimeError as error:
-            raise LinkError(_PEERS, None, f"broken ({error})") from error
+        options = dist.AllToAllOptions()
+        work = _begin(self._group, output, output_splits, source, source_splits, options)
 
         def wait(layer: int | None) -> None:
             try:
@@ -158,6 +151,20 @@ class NcclGroup:
             raise LinkError(_PEERS, layer, "closed")
         if deadline.has_passed:
             raise DeadlineError(_PEERS, layer, "collective", deadline.seconds)
+
+
+def _begin(
+    group: dist.ProcessGroup,
+    output: torch.Tensor,
+    output_splits: list[int],
+    source: torch.Tensor,
+    source_splits: list[int],
+    options: dist.AllToAllOptions,
+) -> dist.Work:
+    try:
+        return group.alltoall_base(output, source, output_splits, source_splits, options)
+    except RuntimeError as error:
+        raise LinkError(_PEERS, None, f"broken ({error})") from error
 
 
 def _explain(error: RuntimeError, layer: int | None, deadline: Deadline) -> LinkError | DeadlineError:
