@@ -15,13 +15,10 @@ from actors.checkpoint.quantized_weight import dequantize, quantize
 from actors.kernels import library
 from actors.kernels.library import kernels_for
 from actors.linear import make_product, padded_rows, product_name
+from tests.support.tensors import random
 
 SHAPES = [(1, 1), (16, 32), (7, 40), (300, 128), (96, 1600), (513, 257)]
 MAX_ROWS = 16
-
-
-def random(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

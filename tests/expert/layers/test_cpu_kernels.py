@@ -9,12 +9,9 @@ from actors.checkpoint.weights import ExpertWeights
 from actors.expert.experts import slot_table
 from actors.expert.layers.cpu_kernels import GroupedLinearLayer
 from actors.expert.layers.onednn import PackedLayer
+from tests.support.tensors import random
 
 HIDDEN, WIDTH, HELD = 64, 96, (1, 4, 5, 9)
-
-
-def random(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 def experts(dtype: torch.dtype) -> list[ExpertWeights]:

@@ -16,14 +16,11 @@ from actors.checkpoint.quantized_weight import (
 from actors.expert.experts import slot_table
 from actors.expert.layers.cpu_kernels import GroupedLinearLayer
 from actors.expert.layers.onednn import PackedLayer
+from tests.support.tensors import random
 
 HIDDEN, WIDTH, HELD = 96, 160, (1, 4, 5, 9)
 KINDS = [pytest.param("int8", 32), pytest.param("int4", 32), pytest.param("int8", 0), pytest.param("int4", 0)]
 """The kind, and how many inputs share a scale; 0 stands for all inputs."""
-
-
-def random(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 def expert(number: int, kind: str, size: int) -> QuantizedExpert:
