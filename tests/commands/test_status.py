@@ -9,7 +9,8 @@ from rich.console import Console
 
 from actors.protocol.messages import EngineCounters, Load
 from cluster.commands.status import ranges, show_status
-from cluster.messages import ActorView, ClusterView
+from cluster.messages import ClusterView
+from tests.support.views import actor_view
 
 
 @pytest.mark.parametrize(
@@ -25,24 +26,8 @@ def test_wide_status_has_every_figure_of_a_dense_actor() -> None:
     counters = EngineCounters(
         **{name: 2000 + index for index, name in enumerate(EngineCounters.__struct_fields__)}
     )
-    dense, other = (
-        ActorView(
-            name=name,
-            kind=name,
-            index=0,
-            pid=1,
-            node_ip="",
-            device="cpu",
-            state="ready",
-            restarts=0,
-            experts=(),
-            memory_bytes=0,
-            load=load if name == "dense" else None,
-            counters=counters if name == "dense" else None,
-        )
-        for name in ("dense", "other")
-    )
-    view = ClusterView(model="m", epoch=1, actors=(dense, other))
+    actors = (actor_view("dense", "dense", load=load, counters=counters), actor_view("other"))
+    view = ClusterView(model="m", epoch=1, actors=actors)
     console = Console(width=60, file=io.StringIO(), force_terminal=False)
     show_status(console, view, is_wide=True)
     assert isinstance(console.file, io.StringIO)

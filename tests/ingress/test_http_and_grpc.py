@@ -34,6 +34,7 @@ from tests.support.local_ingress import (
     open_ingress,
     with_keys,
 )
+from tests.support.views import actor_view
 
 PUBLIC = {("GET", "/health"), ("GET", "/version"), ("GET", "/openapi.json")}
 
@@ -328,24 +329,8 @@ def test_what_a_dense_actor_does_and_did_is_in_its_status() -> None:
         draft_tokens=6,
         accepted_draft_tokens=4,
     )
-    dense, other = (
-        ActorView(
-            name=kind,
-            kind=kind,
-            index=0,
-            pid=1,
-            node_ip="",
-            device="cpu",
-            state="ready",
-            restarts=0,
-            experts=(),
-            memory_bytes=0,
-            load=load if kind == "dense" else None,
-            counters=counters if kind == "dense" else None,
-        )
-        for kind in ("dense", "supervisor")
-    )
-    status = cluster_status(ClusterView(model="m", epoch=1, actors=(dense, other)))
+    actors = (actor_view("a", "dense", load=load, counters=counters), actor_view("b"))
+    status = cluster_status(ClusterView(model="m", epoch=1, actors=actors))
     assert MessageToDict(status.actors[0].load, preserving_proto_field_name=True) == {
         "running": 3,
         "waiting": 1,

@@ -11,26 +11,16 @@ from actors.errors import StaleEpochError
 from actors.protocol.messages import ActorReport, Load, Membership, Progress
 from actors.protocol.settings import DenseSettings, ExpertSettings
 from cluster.config.cluster_config import ClusterConfig
-from cluster.messages import ActorView, Heartbeat
+from cluster.messages import Heartbeat
 from cluster.ray_actors.actor_settings import Fleet, plan_actors
 from cluster.supervisor.membership.membership import ActorKey
 from cluster.supervisor.membership.registry import actor_name, key_of
 from cluster.supervisor.remote_actor import ActorDeadError, ActorLostError
 from cluster.supervisor.supervisor import Supervisor
+from tests.support.views import actor_view
 
 DENSE, EXPERT_0 = ActorKey("dense", 0), ActorKey("expert", 0)
-ME = ActorView(
-    name="phimoe-supervisor",
-    kind="supervisor",
-    index=0,
-    pid=1,
-    node_ip="",
-    device="cpu",
-    state="ready",
-    restarts=0,
-    experts=(),
-    memory_bytes=0,
-)
+ME = actor_view("phimoe-supervisor", "supervisor")
 
 
 class LocalActor:

@@ -19,8 +19,9 @@ from cluster.ingress.grpc.services import GrpcMethods
 from cluster.ingress.http.routes import http_app
 from cluster.ingress.service import Service
 from cluster.ingress.supervisor_follower import SupervisorLink
-from cluster.messages import ActorView, ClusterView, DenseAddresses
+from cluster.messages import ClusterView, DenseAddresses
 from cluster.supervisor.operations.messages import Drain, Operation, Scale
+from tests.support.views import actor_view
 
 CLIENT_KEY, ADMIN_KEY = "client-0123456789abcdef", "admin-0123456789abcdef"
 
@@ -39,15 +40,11 @@ class LedSupervisor:
 
     async def view(self, deadline_seconds: float) -> ClusterView:
         actors = tuple(
-            ActorView(
-                name=f"phimoe-expert-{index}",
-                kind="expert",
+            actor_view(
+                f"phimoe-expert-{index}",
                 index=index,
                 pid=100 + index,
                 node_ip="127.0.0.1",
-                device="cpu",
-                state="ready",
-                restarts=0,
                 experts=(index,),
                 memory_bytes=1 << 33,
                 rows_of_experts={index: self.rows},

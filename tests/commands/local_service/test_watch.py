@@ -8,26 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.commands.local_service.watch import watch_actors
-from cluster.messages import ActorView, ClusterView
+from cluster.messages import ClusterView
 from cluster.supervisor.remote_actor import ActorLostError
+from tests.support.views import actor_view
 
 
 def view(**states: str) -> ClusterView:
-    actors = tuple(
-        ActorView(
-            name=name,
-            kind="expert",
-            index=0,
-            pid=1,
-            node_ip="",
-            device="cpu",
-            state=state,
-            restarts=0,
-            experts=(),
-            memory_bytes=0,
-        )
-        for name, state in states.items()
-    )
+    actors = tuple(actor_view(name, state=state) for name, state in states.items())
     return ClusterView(model="m", epoch=1, actors=actors)
 
 
