@@ -156,7 +156,7 @@ class ExpertStore:
             threading.Thread(target=self._change, name="change-experts", daemon=True).start()
 
     def _change(self) -> None:
-        """Load and drop experts until those that are held are those that are wanted."""
+        """Load and drop experts until the held experts are the wanted experts."""
         while True:
             with self._guard:
                 wanted = tuple(sorted(self._wanted))

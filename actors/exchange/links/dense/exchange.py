@@ -98,7 +98,7 @@ class LinksExchange:
     def maintain(self) -> None:
         """Notice ended links and drop silent peers while no step is under way. Never waits."""
         self._receiver.refresh()
-        self._receiver.take_news(0.0)
+        self._receiver.handle_events(0.0)
 
     def interrupt(self) -> None:
         """End all links; every call, also one under way, raises LinkError. For any thread; idempotent."""

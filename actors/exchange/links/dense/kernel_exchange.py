@@ -223,7 +223,7 @@ class LinkKernelExchange:
 
     def hand_back(self) -> list[Peer]:
         """Let each link continue where the kernels stopped. Return peers whose links have bytes to read."""
-        with_news = []
+        with_bytes = []
         for state, line in zip(self._peers, self._lines, strict=True):
             if not state.num_results:
                 continue
@@ -235,5 +235,5 @@ class LinkKernelExchange:
             if line.link.has_unsent:
                 self._poller.watch_sending(line.peer)
             if state.num_read:
-                with_news.append(line.peer)
-        return with_news
+                with_bytes.append(line.peer)
+        return with_bytes

@@ -67,9 +67,9 @@ class Receiver:
                 raise self._no_holder(dispatch)
             wake_at = min(wake_at, dispatch.parked_until)
         if dispatch.num_owed:
-            self.take_news(min(max(0.0, wake_at - now), _MAX_WAIT_SECONDS))
+            self.handle_events(min(max(0.0, wake_at - now), _MAX_WAIT_SECONDS))
 
-    def take_news(self, seconds: float) -> None:
+    def handle_events(self, seconds: float) -> None:
         """Handle events on the links, after waiting at most `seconds` for the first of them."""
         is_quiet = True
         for peer, takes_more in self._poller.wait(seconds):

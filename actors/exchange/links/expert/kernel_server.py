@@ -97,8 +97,7 @@ class KernelServer:
         return [line.link for line in self._lines]
 
     def hand_back(self, index: int) -> Message | None:
-        """Let a link continue where the kernels stopped; return a complete message they did not answer, if
-        any.
+        """Let a link continue where the kernels stopped; return a complete unanswered message, if any.
 
         Raises LinkError for bytes that are no message.
         """
