@@ -64,7 +64,7 @@ class DenseSettings:
     max_batch_tokens: int = 2048
     """Maximum number of tokens (prefill and decode) in one step."""
     max_step_stretch: float = 2.0
-    """How many times longer prompts may make a step in which other sequences decode."""
+    """A step in which sequences decode may take this many times as long because of the prompts in it."""
     speculative_tokens: int = 0
     """Maximum number of draft tokens per sequence and step; 0 turns speculation off."""
     block_size: int = 16

@@ -94,7 +94,7 @@ def _weights(
     INPUTS_FIT: tl.constexpr,
     OUTPUTS_FIT: tl.constexpr,
 ):
-    """Load a tile [OUTPUTS, INPUTS] of the matrix [NUM_OUTPUTS, NUM_INPUTS] at `values`."""
+    """Load the tile [OUTPUTS, INPUTS], from input `start` on, of the matrix at `values`."""
     at = start + tl.arange(0, INPUTS)
     source = values + output[:, None] * NUM_INPUTS + at[None, :]
     # An unnecessary mask costs registers, and so reduces the number of loads in progress.
