@@ -94,7 +94,14 @@ async def _operate(args: argparse.Namespace, name: str, body: dict[str, Any]) ->
 def _report(name: str, reply: Reply) -> int:
     if reply.status == 200:
         view: ClusterView = msgspec.json.decode(reply.body, type=ClusterView)
-        print(f"{name} is done: {summary(view)}")
+        console = Console()
+        # Broken at spaces on a terminal; one line where a program reads it.
+        console.print(
+            f"{name} is done: {summary(view)}",
+            highlight=False,
+            markup=False,
+            soft_wrap=not console.is_terminal,
+        )
         return 0
     _fail(name, f"HTTP {reply.status}: {error_message(reply.body)}")
     return 2 if reply.status in (400, 401, 403) else 1

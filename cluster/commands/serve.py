@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.1
 _CALL_SECONDS = 30.0
+_WATCH_SECONDS = 10.0
 _HEALTH_SECONDS = 120.0
 _FIND_SECONDS = 5.0
 _SHUTDOWN_SECONDS = 60.0
@@ -154,7 +155,7 @@ async def _until_up_or(stop: _Signals, config: ClusterConfig, view: StartupView)
 
 
 async def _watch_until(stop: asyncio.Event, supervisor: SupervisorClient, view: StartupView) -> None:
-    watching = asyncio.create_task(watch_actors(lambda: supervisor.view(_CALL_SECONDS), view.say))
+    watching = asyncio.create_task(watch_actors(lambda: supervisor.view(_WATCH_SECONDS), view.say))
     try:
         await stop.wait()
     finally:
@@ -276,7 +277,7 @@ async def _take_down(view: StartupView) -> None:
         if supervisor is not None:
             await supervisor.remove(_SHUTDOWN_SECONDS)
     except Exception as error:
-        view.say(f"phimoe serve: not everything could be asked to end: {error}")
+        view.say(f"phimoe serve: not everything could be asked to end: {error or type(error).__name__}")
 
 
 class _Signals:

@@ -261,3 +261,23 @@ def test_a_table_that_cannot_be_folded_into_the_terminal_is_wider_than_it() -> N
     text = shown(10, lambda console: show_table(console, "", columns, rows))
     assert_whole(text, "a heading words 1234567890 these are words [bold]as they are[/]", width=20)
     assert len(text.splitlines()[1].rstrip()) == 20
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_an_operation_stays_in_its_place_on_a_terminal_and_is_lines_elsewhere(
+    is_terminal: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = io.StringIO()
+    view = cluster_view(OperationView(name="scale", step="loading experts", done=3, total=8))
+    with ProgressView(
+        Console(file=file, width=80, height=50, force_terminal=is_terminal), "scale"
+    ) as shown_view:
+        for _ in range(3):
+            shown_view.show(view)
+    lines, terminal = capsys.readouterr().out.splitlines(), file.getvalue()
+    if is_terminal:
+        height = 2 + 2 + len(NAMES)
+        assert not lines and terminal.count("\x1b[1A") >= 3 * (height - 1), "the table moved"
+    else:
+        assert len(lines) == 1 and lines[0].startswith("scale: loading experts (3 of 8), epoch 12345")
+        assert not terminal

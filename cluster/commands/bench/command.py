@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import aiohttp
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from cluster.commands.bench.client import BenchError, Target
 from cluster.commands.bench.compare import (
@@ -125,7 +126,9 @@ async def _measure(
 
 
 def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # A long address takes a second line and is not cut.
+    address = TextColumn("{task.description}", table_column=Column(overflow="fold"))
+    columns = (address, BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn())
     # The view is drawn twice a second: the client shares its cores with the server that it measures.
     return Progress(*columns, console=console, refresh_per_second=2, disable=not console.is_terminal)
 

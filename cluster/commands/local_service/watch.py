@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
-from cluster.messages import ClusterView
+from cluster.messages import ActorView, ClusterView
 from cluster.supervisor.remote_actor import ActorLostError
 
 _POLL_SECONDS = 5.0
@@ -20,11 +20,11 @@ async def watch_actors(
     say: Callable[[str], None],
     poll_seconds: float = _POLL_SECONDS,
 ) -> None:
-    """Report every change of an actor's state, until this task is cancelled.
+    """Report every change of an actor's state and every restart, until this task is cancelled.
 
     `ask` may raise ActorLostError and TimeoutError, as the supervisor's client does.
     """
-    states: dict[str, str] | None = None
+    known: dict[str, ActorView] | None = None
     num_missed = 0
     while True:
         try:
@@ -37,16 +37,21 @@ async def watch_actors(
             if num_missed >= _MAX_MISSED:
                 say(_line("the supervisor answers again"))
             num_missed = 0
-            seen = {actor.name: actor.state for actor in view.actors}
-            for name in changed(states or seen, seen):
-                say(_line(f"{name}: {seen[name]}"))
-            states = seen
+            seen = {actor.name: actor for actor in view.actors}
+            for words in changes(seen if known is None else known, seen):
+                say(_line(words))
+            known = seen
         await asyncio.sleep(poll_seconds)
 
 
-def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """Names whose state has changed, and new names."""
-    return [name for name, state in after.items() if before.get(name) != state]
+def changes(before: Mapping[str, ActorView], after: Mapping[str, ActorView]) -> Iterator[str]:
+    """One line for each actor that is new, has another state than before, or was restarted meanwhile."""
+    for name, actor in after.items():
+        old = before.get(name)
+        if old is not None and actor.restarts > old.restarts:
+            yield f"{name}: restarted, {actor.state}"
+        elif old is None or actor.state != old.state:
+            yield f"{name}: {actor.state}"
 
 
 def _line(text: str) -> str:

@@ -13,8 +13,8 @@ from cluster.supervisor.remote_actor import ActorLostError
 from tests.support.views import actor_view
 
 
-def view(**states: str) -> ClusterView:
-    actors = tuple(actor_view(name, state=state) for name, state in states.items())
+def view(restarts: int = 0, **states: str) -> ClusterView:
+    actors = tuple(actor_view(name, state=state, restarts=restarts) for name, state in states.items())
     return ClusterView(model="m", epoch=1, actors=actors)
 
 
@@ -25,6 +25,10 @@ LOST = ActorLostError("supervisor", "gone")
     ("answers", "lines"),
     [
         pytest.param([view(a="ready", b="ready")] * 3, [], id="all-is-well"),
+        pytest.param([view(a="ready"), view(1, a="ready")], ["a: restarted, ready"], id="back-at-once"),
+        pytest.param(
+            [view(a="ready"), view(1, a="lost"), view(1, a="ready")], ["a: restarted, lost", "a: ready"], id="back-later"
+        ),
         pytest.param(
             [view(a="ready"), view(a="lost"), view(a="lost"), view(a="starting"), view(a="ready")],
             ["a: lost", "a: starting", "a: ready"],
