@@ -267,10 +267,10 @@ class RayPool:
     async def maintain(self) -> None:
         lost = await _in_thread(placement_groups.unplaced, _HEAD_SECONDS)
         for name in sorted(lost.keys() & self._names):
-            logger.warning("%s has lost its node and is placed anew", name)
-            # The new group claims what the old one did. `plan` would not see the labels of nodes that are
-            # gone.
-            await _in_thread(partial(placement_groups.place_anew, name, lost[name]), _HEAD_SECONDS)
+            logger.warning("%s has lost its node and is placed again", name)
+            # The new group claims the same as the old group. `plan` would not see the labels of nodes that
+            # are gone.
+            await _in_thread(partial(placement_groups.place_again, name, lost[name]), _HEAD_SECONDS)
 
     async def give_back(self, settings: DenseSettings | ExpertSettings) -> None:
         name = actor_name(key_of(settings))

@@ -94,7 +94,7 @@ def unplaced() -> dict[str, dict[str, float]]:
     return {item["name"]: dict(item["bundles"][0]) for item in _live() if item["state"] == "RESCHEDULING"}
 
 
-def place_anew(name: str, claims: Mapping[str, float]) -> None:
+def place_again(name: str, claims: Mapping[str, float]) -> None:
     """Replace a group. Its actor is removed, too, since Ray cannot restart the actor in another group."""
     with contextlib.suppress(ValueError):
         ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)

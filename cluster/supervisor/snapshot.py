@@ -28,7 +28,10 @@ class PlaceSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """All of that state. It is written whenever a part of it changes."""
+    """The state of the service that outlives the supervisor.
+
+    The snapshot is written whenever a part changes.
+    """
 
     actor_hash: str
     """`ClusterConfig.actor_hash`. The snapshot of a service with other actors is ignored."""

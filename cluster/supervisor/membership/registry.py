@@ -21,7 +21,7 @@ class ActorRecord:
         self.settings = settings
         self.actor: RemoteActor | None = None
         self.heartbeat = heartbeat
-        """Last heartbeat; after a restart of the supervisor at first the one in the snapshot, if any."""
+        """Last heartbeat. After a restart of the supervisor it is at first that of the snapshot."""
         self.report: ActorReport | None = None
         self.listening: tuple[str, str, int, str, int] | None = None
         """Incarnation of the process, then the answer of its `listen()`."""

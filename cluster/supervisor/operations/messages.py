@@ -41,7 +41,7 @@ class Scale(OperationMessage, frozen=True, kw_only=True):
 
 
 class Rebalance(OperationMessage, frozen=True, kw_only=True):
-    """Place the experts anew by measured load."""
+    """Place the experts again by measured load."""
 
 
 class Restart(OperationMessage, frozen=True, kw_only=True):

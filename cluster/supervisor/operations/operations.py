@@ -150,7 +150,7 @@ class Operations:
             logger.error("%s", error)
 
     async def remove_unplaced(self) -> None:
-        """Remove, again and again, actors in no placement that an operation had no time to remove."""
+        """Remove at intervals the actors in no placement, for which an operation had no time left."""
         while True:
             await asyncio.sleep(_REMOVE_UNPLACED_SECONDS)
             if self._current is None:
@@ -216,7 +216,7 @@ class Operations:
     async def _add_actors(self, num_experts: int) -> None:
         """Create expert actors up to `num_experts`, and wait for a sign of life of each new one.
 
-        Raises OperationError if one does not start; all new actors are then removed.
+        Raises OperationError if an actor does not start; all new actors are then removed.
         """
         self._say("creating actors")
         try:

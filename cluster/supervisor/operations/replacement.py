@@ -51,7 +51,7 @@ class Replacement:
         return self._absences.is_away(index, _now())
 
     async def run(self) -> None:
-        """Check the actors, decide and act, again and again. Ends only when it is cancelled."""
+        """Check the actors at short intervals, decide and act. Ends only when it is cancelled."""
         work: asyncio.Task[None] | None = None
         try:
             while True:
@@ -97,10 +97,10 @@ class Replacement:
                 else:
                     await self._take_over(away, away - before)
         except (OperationError, ValueError) as error:
-            logger.warning("experts cannot be placed without %s: %s", _names(away), error)
+            logger.warning("cannot place the experts, leaving out %s: %s", _names(away), error)
             self._absences = self._absences.failed(before - away, _now())
         except Exception:
-            logger.exception("placing experts without %s failed", _names(away))
+            logger.exception("placing the experts, leaving out %s, failed", _names(away))
             self._absences = self._absences.failed(before - away, _now())
         else:
             self._absences = self._absences.switched(before, self._reconciler.replaced, _now())
@@ -138,7 +138,7 @@ class Replacement:
 
 
 def _names(indices: frozenset[int]) -> str:
-    return ", ".join(f"expert-{index}" for index in sorted(indices)) or "nobody"
+    return ", ".join(f"expert-{index}" for index in sorted(indices)) or "no actor"
 
 
 def _now() -> float:

@@ -58,7 +58,7 @@ class Board:
     def match(self, rows: Matrix, present: Matrix) -> Matrix:
         """Return the occupation [A, E] with rows exchanged between actors of the same node and capacity.
 
-        Each actor gets the row of which it already holds the most experts in `present`.
+        An actor gets the row with the most experts that it already holds in `present`.
         """
         matched = rows.copy()
         for kind in sorted(set(zip(self.nodes, self.capacities, strict=True))):

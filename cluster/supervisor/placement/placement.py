@@ -139,7 +139,7 @@ def num_moves(before: Mapping[int, Sequence[int]], after: Mapping[int, Sequence[
 
 _LEAST_GAIN_PER_MOVE = 0.005
 """The part of the cost that the move of one expert must save."""
-_WORTH_BEGINNING_ANEW = 0.03
+_MIN_FRESH_GAIN = 0.03
 """The part of the cost that a placement made without regard to the present placement must save."""
 
 
@@ -172,7 +172,7 @@ def _from_present(board: Board, present: Matrix, matrix: Matrix) -> Matrix:
     near = improve(board, board.fill(present, matrix), matrix, least_gain=_LEAST_GAIN_PER_MOVE)
     fresh = improve(board, board.fill(board.keep({}), matrix), matrix, least_gain=0.0)
     more = num_violations(board, fresh) - num_violations(board, near)
-    is_better = cost(matrix, fresh) < cost(matrix, near) * (1 - _WORTH_BEGINNING_ANEW)
+    is_better = cost(matrix, fresh) < cost(matrix, near) * (1 - _MIN_FRESH_GAIN)
     return board.match(fresh, present) if more < 0 or (more == 0 and is_better) else near
 
 
