@@ -26,7 +26,7 @@ CLUSTER_ROOMS = (
     ("ingress",),
     ("ray_actors", "requests"),
     ("supervisor", "openai"),
-    ("config", "messages", "errors", "tokenizer", "timeouts", "process"),
+    ("config", "kinds", "messages", "errors", "tokenizer", "timeouts", "process"),
 )
 ACTORS_ROOMS = (
     ("gpu_check",),

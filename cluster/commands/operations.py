@@ -7,8 +7,8 @@ import argparse
 
 from cluster.commands.operate import add_common_flags, operate
 from cluster.ingress.admin_bodies import OPERATION_BODIES
-from cluster.openai.kinds.objects import Field
-from cluster.openai.kinds.scalars import Integer, Number
+from cluster.kinds.objects import Field
+from cluster.kinds.scalars import Integer, Number
 from cluster.supervisor.operations.messages import OPERATIONS
 
 _BODIES = {operation.name(): OPERATION_BODIES[operation] for operation in OPERATIONS}

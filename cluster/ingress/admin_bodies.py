@@ -6,9 +6,9 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from cluster.openai.kinds.objects import Object
-from cluster.openai.kinds.scalars import Number
-from cluster.openai.limits import Limits
+from cluster.config.request_limits import Limits
+from cluster.kinds.objects import Object
+from cluster.kinds.scalars import Number
 from cluster.supervisor.operations.messages import OPERATIONS, OperationMessage
 
 _LIMITS = Limits()

@@ -26,11 +26,11 @@ from actors.protocol.messages import Load
 from actors.protocol.settings import ModelSource
 from cluster.config.cluster_config import ClusterConfig
 from cluster.config.model_source import model_source
+from cluster.config.request_limits import limits_of
 from cluster.errors import ClientError, ServerUnavailable, TooManyRequests
 from cluster.ingress.admission import SEQUENCE_TOKENS, Admission, Bounds
 from cluster.ingress.supervisor_follower import SupervisorFollower, SupervisorLink
 from cluster.messages import ClusterView
-from cluster.openai.limits import limits_of
 from cluster.openai.models import check_model
 from cluster.openai.prompts.model_context import ModelContext, load_model_context
 from cluster.openai.prompts.prepare import prepare

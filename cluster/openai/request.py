@@ -9,7 +9,7 @@ from actors.protocol.messages import SamplingParams
 from cluster.openai.fields.bodies import RequestFields
 from cluster.openai.fields.output import OutputOptions, StreamOptions
 from cluster.openai.fields.sampling import SamplingFields
-from cluster.openai.kinds.special import Prompt
+from cluster.openai.fields.special import Prompt
 
 Kind = Literal["completion", "chat"]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.config.request_limits import Limits
 from cluster.errors import InvalidRequest
 from cluster.openai.fields.bodies import DETOKENIZE, TOKENIZE_CHAT, TOKENIZE_TEXT, DetokenizeFields
-from cluster.openai.limits import Limits
 from cluster.openai.parsing.conversation import chat_input
 from cluster.openai.prompts.model_context import ModelContext
 from cluster.openai.prompts.prepare import chat_prompt, checked_prompt_ids

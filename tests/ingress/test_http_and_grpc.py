@@ -378,7 +378,7 @@ def test_tls_that_cannot_be_is_refused_in_the_config(keys: dict[str, Any], words
 
 
 def test_every_limit_of_a_request_is_a_key_of_the_config() -> None:
-    from cluster.openai.limits import Limits, limits_of
+    from cluster.config.request_limits import Limits, limits_of
 
     fixed = {"max_request_id_chars", "completion_max_tokens", "max_priority", "max_timeout_seconds"}
     names = {item.name for item in dataclasses.fields(Limits)}

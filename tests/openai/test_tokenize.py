@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
+from cluster.config.request_limits import Limits
 from cluster.errors import InvalidRequest
-from cluster.openai.limits import Limits
 from cluster.openai.tokenize import (
     detokenize_response,
     detokenized,

@@ -13,8 +13,8 @@ from google.protobuf.message import Message
 
 from actors.protocol.messages import TokenLogprobs
 from cluster.errors import InvalidRequest
+from cluster.kinds.objects import Object
 from cluster.openai.fields.bodies import CHAT, COMPLETION, TOKENIZE_CHAT, TOKENIZE_TEXT
-from cluster.openai.kinds.objects import Object
 from cluster.openai.replies.assembler import OutputPiece
 from cluster.openai.replies.responses import ResponseHead, Usage
 from cluster.openai.request import SequenceRequest

@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 
 from actors.protocol.messages import Load
+from cluster.config.request_limits import Limits
 from cluster.errors import ModelNotFound, ServerUnavailable
 from cluster.ingress.admin import Admin
 from cluster.ingress.admin_bodies import parse_operation
 from cluster.ingress.http.route import EventStream, Handler, HttpRequest, HttpResponse
 from cluster.ingress.service import DRAIN_RETRY_SECONDS, Generation, Service
 from cluster.openai.encoding import SSE_DONE, decode_body, sse_frame
-from cluster.openai.limits import Limits
 from cluster.openai.models import check_model, model_card, models_response
 from cluster.openai.parsing.parse import parse_chat, parse_completion, parse_timeout_header
 from cluster.openai.replies.assembler import OutputPiece, merged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cluster.config.request_limits import Limits
 from cluster.ingress.admin import Admin
 from cluster.ingress.admin_bodies import OPERATION_BODIES
 from cluster.ingress.auth import Access, Authenticator
@@ -13,7 +14,6 @@ from cluster.ingress.http.openapi.document import openapi_document
 from cluster.ingress.http.route import HttpRequest, HttpResponse, Route
 from cluster.ingress.service import Service
 from cluster.openai.fields.bodies import CHAT, DETOKENIZE, ECHO
-from cluster.openai.limits import Limits
 from cluster.supervisor.operations.messages import OPERATIONS, Operation
 
 _GENERATION_ERRORS = (400, 404, 503, 504)

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import msgspec
 
+from cluster.kinds.containers import TokenIds
+from cluster.kinds.kind import Limit
+from cluster.kinds.objects import Inline, Object
+from cluster.kinds.scalars import MAX_COUNT, Boolean, Integer, Number, Pattern, Text
 from cluster.openai.fields.conversation import ConversationFields
 from cluster.openai.fields.output import LOGPROBS, OutputOptions, StreamOptions
 from cluster.openai.fields.sampling import UNSUPPORTED_SAMPLING, SamplingFields
-from cluster.openai.kinds.containers import TokenIds
-from cluster.openai.kinds.kind import Limit
-from cluster.openai.kinds.objects import Inline, Object
-from cluster.openai.kinds.scalars import MAX_COUNT, Boolean, Integer, Number, Pattern, Text
-from cluster.openai.kinds.special import Prompt, Prompts
+from cluster.openai.fields.special import Prompt, Prompts
 
 TIMEOUT = Number(0, Limit("max_timeout_seconds"), is_low_open=True)
 """A number of seconds, for the field `timeout` and for the header X-Request-Timeout."""

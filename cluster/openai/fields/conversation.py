@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import msgspec
 
-from cluster.openai.kinds.containers import ByJsonType, ListOf
-from cluster.openai.kinds.kind import Limit
-from cluster.openai.kinds.objects import Object, Variants
-from cluster.openai.kinds.scalars import Boolean, Choice, Text
-from cluster.openai.kinds.special import TemplateVariables
+from cluster.kinds.containers import ByJsonType, ListOf
+from cluster.kinds.kind import Limit
+from cluster.kinds.objects import Object, Variants
+from cluster.kinds.scalars import Boolean, Choice, Text
+from cluster.openai.fields.special import TemplateVariables
 
 
 class TextPart(msgspec.Struct, frozen=True, kw_only=True):

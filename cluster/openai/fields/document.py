@@ -8,6 +8,10 @@ from typing import Any
 
 import msgspec
 
+from cluster.config.request_limits import Limits
+from cluster.kinds.containers import TOKEN_ID_SCHEMA
+from cluster.kinds.kind import Schema
+from cluster.kinds.objects import Field, Object
 from cluster.openai.fields.bodies import (
     CHAT,
     DETOKENIZE,
@@ -20,10 +24,6 @@ from cluster.openai.fields.bodies import (
 from cluster.openai.fields.conversation import MessageFields, TextPart
 from cluster.openai.fields.output import OutputOptions, StreamOptions
 from cluster.openai.fields.sampling import SamplingFields
-from cluster.openai.kinds.containers import TOKEN_ID_SCHEMA
-from cluster.openai.kinds.kind import Schema
-from cluster.openai.kinds.objects import Field, Object
-from cluster.openai.limits import Limits
 
 PATH = Path(__file__).resolve().parents[1] / "REQUEST_FIELDS.md"
 _OPENING = """# Request fields

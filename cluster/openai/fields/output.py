@@ -6,9 +6,9 @@ from typing import Annotated
 
 import msgspec
 
-from cluster.openai.kinds.kind import Limit
-from cluster.openai.kinds.scalars import Boolean, Integer, Text
-from cluster.openai.kinds.special import StopStrings
+from cluster.kinds.kind import Limit
+from cluster.kinds.scalars import Boolean, Integer, Text
+from cluster.openai.fields.special import StopStrings
 
 LOGPROBS = Integer(0, Limit("max_logprobs"))
 

@@ -7,10 +7,10 @@ from typing import Annotated
 import msgspec
 from msgspec.structs import force_setattr
 
-from cluster.openai.kinds.containers import TokenIds
-from cluster.openai.kinds.kind import Limit
-from cluster.openai.kinds.scalars import MAX_COUNT, Boolean, Integer, Number
-from cluster.openai.kinds.special import LogitBias
+from cluster.kinds.containers import TokenIds
+from cluster.kinds.kind import Limit
+from cluster.kinds.scalars import MAX_COUNT, Boolean, Integer, Number
+from cluster.openai.fields.special import LogitBias
 
 
 class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):

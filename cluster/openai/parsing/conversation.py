@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from cluster.config.request_limits import Limits
 from cluster.errors import InvalidRequest
 from cluster.openai.fields.conversation import ConversationFields, MessageFields
-from cluster.openai.limits import Limits
 from cluster.openai.request import ChatInput
 
 

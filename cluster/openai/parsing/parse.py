@@ -9,12 +9,12 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from cluster.config.request_limits import Limits
 from cluster.errors import InvalidRequest, UnsupportedParameter
+from cluster.kinds.kind import shown
 from cluster.openai.fields.bodies import CHAT, COMPLETION, ECHO, TIMEOUT, GenerationFields, RequestFields
 from cluster.openai.fields.output import OutputOptions, StreamOptions
 from cluster.openai.fields.sampling import SamplingFields
-from cluster.openai.kinds.kind import shown
-from cluster.openai.limits import Limits
 from cluster.openai.parsing.conversation import chat_input
 from cluster.openai.request import ParsedRequest
 

@@ -11,11 +11,11 @@ import msgspec
 from actors.checkpoint.fields import Fields, read_json_object
 from actors.errors import ConfigError
 from actors.protocol.messages import SamplingParams
+from cluster.config.request_limits import Limits
 from cluster.errors import InvalidRequest
+from cluster.kinds.objects import Object
+from cluster.kinds.scalars import Integer, Number
 from cluster.openai.fields.sampling import SamplingFields
-from cluster.openai.kinds.objects import Object
-from cluster.openai.kinds.scalars import Integer, Number
-from cluster.openai.limits import Limits
 from cluster.openai.prompts.chat_template import ChatTemplate
 from cluster.tokenizer import Tokenizer
 

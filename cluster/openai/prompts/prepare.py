@@ -13,10 +13,10 @@ from typing import Any
 from msgspec.structs import replace
 
 from actors.protocol.messages import SamplingParams
+from cluster.config.request_limits import Limits
 from cluster.errors import ContextLengthExceeded, InvalidRequest
 from cluster.openai.fields.sampling import SamplingFields
-from cluster.openai.kinds.special import Prompt
-from cluster.openai.limits import Limits
+from cluster.openai.fields.special import Prompt
 from cluster.openai.prompts.model_context import ModelContext
 from cluster.openai.request import ChatInput, ParsedRequest, SequenceRequest
 

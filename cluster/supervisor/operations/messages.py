@@ -11,7 +11,7 @@ from typing import Annotated, TypeAlias, get_args
 import msgspec
 
 from cluster.config.cluster_config import NUM_EXPERTS
-from cluster.openai.kinds.scalars import Integer, Number
+from cluster.kinds.scalars import Integer, Number
 
 _BEYOND_GRACE_SECONDS = 30.0
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from cluster.config.request_limits import Limits
 from cluster.errors import InvalidRequest
 from cluster.ingress.grpc.convert import chat_body, generate_body, tokenize_body
+from cluster.kinds.objects import Object
 from cluster.openai.fields.bodies import CHAT, COMPLETION, TOKENIZE_CHAT, TOKENIZE_TEXT
 from cluster.openai.fields.sampling import SamplingFields
-from cluster.openai.kinds.objects import Object
-from cluster.openai.limits import Limits
 from cluster.openai.parsing.parse import parse_chat, parse_completion
 from cluster.openai.tokenize import parse_tokenize
 from protos import serving_pb2

@@ -10,17 +10,17 @@ from typing import Any
 import jsonschema
 import pytest
 
+from cluster.config.request_limits import Limits
 from cluster.errors import InvalidRequest, UnsupportedParameter
 from cluster.ingress.admin_bodies import OPERATION_BODIES, parse_operation
 from cluster.ingress.auth import Access
 from cluster.ingress.http.openapi.bodies import tokenize_body
 from cluster.ingress.http.routes import routes
+from cluster.kinds.kind import bound
+from cluster.kinds.objects import Object
+from cluster.kinds.scalars import Integer, Number
 from cluster.openai import tokenize
 from cluster.openai.fields.bodies import CHAT, COMPLETION, DETOKENIZE, ECHO, TOKENIZE_CHAT, TOKENIZE_TEXT
-from cluster.openai.kinds.kind import bound
-from cluster.openai.kinds.objects import Object
-from cluster.openai.kinds.scalars import Integer, Number
-from cluster.openai.limits import Limits
 from cluster.openai.parsing import parse
 from cluster.supervisor.operations.messages import Drain, Restart, Scale
 from tests.support.local_ingress import open_ingress, with_keys

@@ -9,9 +9,9 @@ import pytest
 
 from actors.protocol.messages import SamplingParams
 from cluster.ingress.admin_bodies import OPERATION_BODIES, WATCH
+from cluster.kinds.objects import Object
 from cluster.openai.fields.bodies import CHAT, COMPLETION, DETOKENIZE, ECHO, TOKENIZE_CHAT, TOKENIZE_TEXT
 from cluster.openai.fields.sampling import SamplingFields
-from cluster.openai.kinds.objects import Object
 
 BODIES = [COMPLETION, ECHO, CHAT, TOKENIZE_TEXT, TOKENIZE_CHAT, DETOKENIZE, *OPERATION_BODIES.values(), WATCH]
 

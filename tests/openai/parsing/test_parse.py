@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.config.request_limits import Limits
 from cluster.errors import ClientError, InvalidRequest, MalformedBody, UnsupportedParameter
 from cluster.openai.encoding import decode_body
 from cluster.openai.fields.bodies import IGNORED, UNSUPPORTED
 from cluster.openai.fields.output import OutputOptions, StreamOptions
 from cluster.openai.fields.sampling import SamplingFields
-from cluster.openai.limits import Limits
 from cluster.openai.parsing.parse import parse_chat, parse_completion, parse_timeout_header
 
 LIMITS = Limits()

@@ -6,8 +6,8 @@ import pytest
 
 import actors.checkpoint
 from actors.errors import ConfigError
+from cluster.config.request_limits import Limits
 from cluster.openai.fields.sampling import SamplingFields
-from cluster.openai.limits import Limits
 from cluster.openai.parsing.parse import parse_chat
 from cluster.openai.prompts.model_context import generation_defaults, load_model_context
 from cluster.openai.prompts.prepare import prepare

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers
 
+from cluster.config.request_limits import Limits
 from cluster.errors import ContextLengthExceeded, InvalidRequest
 from cluster.openai.fields.sampling import SamplingFields
-from cluster.openai.limits import Limits
 from cluster.openai.parsing.parse import parse_chat, parse_completion
 from cluster.openai.prompts.model_context import ModelContext, ModelLimits
 from cluster.openai.prompts.prepare import derived_seed, prepare

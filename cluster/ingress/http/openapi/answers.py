@@ -8,8 +8,8 @@ import msgspec
 
 from actors.protocol.messages import Load
 from cluster.errors import OUTCOMES
+from cluster.kinds.kind import Schema
 from cluster.messages import ClusterView
-from cluster.openai.kinds.kind import Schema
 
 _TEXT: Schema = {"type": "string"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}

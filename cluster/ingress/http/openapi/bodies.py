@@ -7,10 +7,10 @@ is always refused; a body that matches may still be refused.
 
 from __future__ import annotations
 
+from cluster.config.request_limits import Limits
+from cluster.kinds.kind import Schema
+from cluster.kinds.objects import nullable
 from cluster.openai.fields.bodies import TOKENIZE_CHAT, TOKENIZE_TEXT
-from cluster.openai.kinds.kind import Schema
-from cluster.openai.kinds.objects import nullable
-from cluster.openai.limits import Limits
 
 
 def tokenize_body(limits: Limits) -> Schema:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.config.request_limits import Limits
 from cluster.errors import InvalidRequest
-from cluster.openai.kinds.kind import Kind, Limit, Schema, bound, shown
-from cluster.openai.limits import Limits
+from cluster.kinds.kind import Kind, Limit, Schema, bound, shown
 
 MAX_TOKEN_ID = 2**31 - 1
 """The largest token id in any vocabulary.

@@ -8,12 +8,12 @@ import jsonschema
 import msgspec
 import pytest
 
+from cluster.config.request_limits import Limits
 from cluster.errors import InvalidRequest, MalformedBody, UnsupportedParameter
-from cluster.openai.kinds.containers import ByJsonType, ListOf
-from cluster.openai.kinds.kind import Limit
-from cluster.openai.kinds.objects import Inline, Object, Variants
-from cluster.openai.kinds.scalars import Boolean, Choice, Integer, Number, Text
-from cluster.openai.limits import Limits
+from cluster.kinds.containers import ByJsonType, ListOf
+from cluster.kinds.kind import Limit
+from cluster.kinds.objects import Inline, Object, Variants
+from cluster.kinds.scalars import Boolean, Choice, Integer, Number, Text
 
 LIMITS = Limits(max_n=3)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from cluster.config.request_limits import Limits
 from cluster.errors import InvalidRequest
-from cluster.openai.kinds.containers import MAX_TOKEN_ID, TOKEN_ID_SCHEMA, checked_ids, checked_list
-from cluster.openai.kinds.kind import Kind, Schema, shown
-from cluster.openai.kinds.scalars import Integer, Number, Text
-from cluster.openai.limits import Limits
+from cluster.kinds.containers import MAX_TOKEN_ID, TOKEN_ID_SCHEMA, checked_ids, checked_list
+from cluster.kinds.kind import Kind, Schema, shown
+from cluster.kinds.scalars import Integer, Number, Text
 
 Prompt: TypeAlias = str | tuple[int, ...]
 """A text or token ids."""

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.config.request_limits import Limits
 from cluster.errors import InvalidRequest
-from cluster.openai.kinds.kind import Kind, Limit, Schema, bound, shown
-from cluster.openai.limits import Limits
+from cluster.kinds.kind import Kind, Limit, Schema, bound, shown
 
 MAX_COUNT = 2**31 - 1
 """The largest value of any field that counts tokens or the like."""

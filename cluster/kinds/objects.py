@@ -18,9 +18,9 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import msgspec
 
+from cluster.config.request_limits import Limits
 from cluster.errors import InvalidRequest, MalformedBody, UnsupportedParameter
-from cluster.openai.kinds.kind import Kind, Schema, cut, shown
-from cluster.openai.limits import Limits
+from cluster.kinds.kind import Kind, Schema, cut, shown
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
-from cluster.openai.limits import Limits
+from cluster.config.request_limits import Limits
 
 Schema: TypeAlias = dict[str, Any]
 """A JSON Schema (2020-12)."""
