@@ -1,5 +1,5 @@
-"""The kinds of values that a request's fields may have. A kind checks a value and makes its JSON Schema.
+"""The kinds of values that the fields of a body may have. A kind checks a value and makes its JSON Schema.
 
-Open `kind.py` first. The kinds are in `scalars.py`, `containers.py` and `special.py`; `objects.py` reads
-whole JSON objects.
+Open `kind.py` first. The kinds are in `scalars.py` and `containers.py`; `objects.py` reads whole JSON objects
+whose fields a Struct declares. Bodies of OpenAI's requests and messages of operators are declared with them.
 """
