@@ -8,7 +8,7 @@
             TensorMismatchError     a tensor has a wrong shape or dtype
             DownloadError           a model cannot be downloaded from the hub
         CapacityError               a setting does not fit the device or the model
-        FrameError                  a peer sent no message, or a message that is not allowed now
+        FrameError                  a peer sent bytes that are no message, or a message that is not allowed
         ExchangeError               rows and results cannot travel between dense and expert actors
             LinkError               a link or group is broken or closed, or an answer breaks the protocol
             DeadlineError           a peer did not answer within its deadline
@@ -167,7 +167,7 @@ class NoHolderError(ExchangeError):
 
 
 class NotReadyError(ExchangeError):
-    """For as long as sequences may wait between steps, an expert had no holder, or there was no exchange."""
+    """Sequences waited for as long as they may: an expert had no holder, or there was no exchange."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)

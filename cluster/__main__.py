@@ -22,7 +22,7 @@ COMMANDS = {
     "plan": ("cluster.commands.plan.command", "recommend actors and batch for a model, hardware and load"),
     "make-checkpoint": (
         "cluster.commands.make_checkpoint",
-        "write a checkpoint directory with random weights",
+        "write a checkpoint directory with random or quantized weights",
     ),
 }
 """Maps each command to its module, with `add_arguments(parser)` and `run(args) -> exit status`, and its

@@ -73,7 +73,7 @@ class DecodeRows:
         """Cache rows [B, S] int64 of the positions 0 .. S - 1 of each row's sequence, and a mask [B, 1, 1, S]
         bool of the positions that the row sees. They are for an attention that copies what it reads.
 
-        Where a row does not see a position, the row's own position stands in its place, so that no cache row
+        If a row does not see a position, the row's own position stands in its place, so that no cache row
         of another sequence is ever read. Masking alone is not enough, because 0 * NaN is NaN.
         """
         offsets = torch.arange(self.block_size, device=self.block_table.device)

@@ -31,7 +31,7 @@ class StepResults:
         self._emit = emit
         self._eos_token_ids = frozenset(eos_token_ids)
         self._deltas: defaultdict[int, list[SequenceDelta]] = defaultdict(list)
-        """Results by connection that the connection has not been told yet."""
+        """For each connection, the results that it has not been told yet."""
         self._was_ready = False
         """The readiness that all connections were told last."""
         self.num_generated_tokens = 0
@@ -88,7 +88,7 @@ class StepResults:
         )
 
     def has_news(self, is_ready: bool) -> bool:
-        """Whether some connection has not been told a result, or how ready the engine is now."""
+        """Whether some connection has not been told its latest results, or the engine's present readiness."""
         return bool(self._deltas) or is_ready != self._was_ready
 
     def tell(self, load: Load, is_ready: bool) -> None:

@@ -49,7 +49,8 @@ def main(arguments: list[str]) -> int:
     report["checks"] = checks
     if not {"decode", "prefill"} <= set(options.skip):
         report |= _time(options, built)
-        del built  # So that this model and that of transformers need not fit into memory together.
+        # This model and that of transformers need not fit into memory together.
+        del built
         gc.collect()
         _release(device)
         report["transformers"] = _time_peer(options, config, dtype, device)

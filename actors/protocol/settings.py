@@ -54,7 +54,7 @@ class DenseSettings:
     """One of `actors.checkpoint.quantization.KINDS`, for experts that this actor computes itself; None means
     as stored."""
     dense_quantization: str | None = None
-    """"int8" or None (as stored), for attention's projections and the head."""
+    """"int8", "int4" or None (as stored), for attention's projections and the head."""
     device: str = "cpu"
     num_threads: int = 1
     max_model_len: int | None = None

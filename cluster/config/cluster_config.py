@@ -125,13 +125,13 @@ class ClusterConfig:
     )
     expert_quantization: str | None = _option(
         None,
-        "quantization of the experts' matrices: int8, int4 (only cpu) or fp8 (only cuda); none is as stored",
+        "quantization of the experts' matrices: int8, int4 (cpu only), fp8 (cuda only); none means as stored",
         choices=tuple(KINDS),
         actors=True,
     )
     dense_quantization: str | None = _option(
         None,
-        "quantization of attention's projections and the head: int8 or int4 (only cpu); none means as stored",
+        "quantization of attention's projections and the head: int8 or int4 (cpu only); none means as stored",
         choices=tuple(name for name, kind in KINDS.items() if "cpu" in kind.devices),
         actors=True,
     )

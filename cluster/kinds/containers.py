@@ -91,7 +91,7 @@ def checked_list(name: str, value: Any, max_items: int | None, noun: str = "item
 def checked_ids(name: str, values: list[Any]) -> tuple[int, ...]:
     """Return `values` as a tuple of token ids.
 
-    Raises InvalidRequest, which shows the first value that is none.
+    Raises InvalidRequest, which shows the first value that is no token id.
     """
     if values and (set(map(type, values)) != {int} or min(values) < 0 or max(values) > MAX_TOKEN_ID):
         wrong = next(item for item in values if type(item) is not int or not 0 <= item <= MAX_TOKEN_ID)

@@ -1,7 +1,7 @@
 """The mixture of experts of the trainable PhiMoE: a sparse-mixer router and 16 experts in grouped matrices.
 
 The forward pass is that of serving; only the gradient of the router is our own. At inference a routing weight
-is almost always 1 whatever the scores are, so its derivative teaches nothing. In training the weight keeps
+is almost always 1 for any scores, so its derivative teaches nothing. In training the weight keeps
 its value but takes the derivative of the plain softmax probability of its expert (a straight-through
 estimator). An auxiliary loss keeps the experts evenly loaded (Switch Transformers, arXiv 2101.03961, section
 2.2).

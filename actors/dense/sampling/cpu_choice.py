@@ -3,7 +3,7 @@ one drawn at random.
 
 Legend: B rows, V vocabulary.
 
-The filters min_p, top_k and top_p apply one after the other. Each keeps a leading part of what is left of the
+The filters min_p, top_k and top_p apply one after the other. Each keeps a leading part of the remaining
 tokens, sorted by falling probability. The draw inverts the cumulated probabilities in order of token id. A
 row's token depends on that row alone.
 """

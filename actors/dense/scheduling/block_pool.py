@@ -87,8 +87,8 @@ class BlockPool:
         sequence.num_computed = len(blocks) * self.block_size
 
     def note_computed(self, sequence: Sequence) -> None:
-        """Name the blocks that the sequence has filled. Where an older block has the same content, hold that
-        one instead."""
+        """Name the blocks that the sequence has filled. If an older block has the same content, hold the
+        older block instead."""
         if not self.shares_prefixes:
             return
         num_full = sequence.num_computed // self.block_size

@@ -81,7 +81,8 @@ def link_key(dense_index: int, expert_index: int, incarnation: str) -> str:
 
 
 def link_rendezvous(store: Store, epoch: int, deadline_seconds: float) -> Rendezvous:
-    """Where the groups of a link meet once both ends have agreed to make it. Neither end can give it up."""
+    """The rendezvous of a link's groups, once both ends have agreed to make the link. Neither end can give
+    up."""
     deadline = Deadline(seconds=min(deadline_seconds, _GROUP_SECONDS))
     return Rendezvous(store=store, epoch=epoch, deadline=deadline, stop=threading.Event())
 

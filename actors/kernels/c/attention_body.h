@@ -37,7 +37,7 @@ INLINE void write_cache(const attention_task *t, int64_t sequence, int64_t group
     }
 }
 
-/* Find the group's features of the tile that begins at position `first`. Positions behind the row's last one
+/* Find the group's features of the tile that begins at position `first`. Positions after the row's last one
  * get the place of the last one. */
 INLINE void find_positions(
     const attention_task *t, int64_t row, int64_t group, int64_t first, int64_t *places) {
@@ -129,7 +129,7 @@ INLINE void attend_heads(
 }
 
 /* Whether a row is a later position of the sequence of the row before: it sees all positions that the row
- * before sees, in the same blocks, and more behind them. */
+ * before sees, in the same blocks, and further ones after them. */
 static int follows(const attention_task *t, int64_t row) {
     if (t->starts[row] != t->starts[row - 1] || t->ends[row] <= t->ends[row - 1]) return 0;
     const int32_t *blocks = t->block_table + row * t->table_stride;

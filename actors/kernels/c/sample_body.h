@@ -60,7 +60,7 @@ static int64_t likeliest(const float *x, int64_t V, float *highest) {
     return at < V ? at : 0;
 }
 
-/* The shares of LANES tokens from `first` on. Behind the last token they are 0. */
+/* The shares of LANES tokens from `first` on. After the last token they are 0. */
 INLINE vec shares_of(const share_row *r, int64_t first) {
     vec x;
     if (first + LANES <= r->V) {

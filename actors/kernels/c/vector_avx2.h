@@ -101,7 +101,7 @@ INLINE void v_store_pairs(bf16 *p, vec first, vec second) {
     i_store(p, _mm256_or_si256(_mm256_srli_epi32(rounded_bits(first), 16), rounded_bits(second)));
 }
 
-/* out[i] gets the 32-bit word i of every row. Words are counted from `offset` bytes behind the row's
+/* out[i] gets the 32-bit word i of every row. Words are counted from `offset` bytes after the row's
  * start. */
 INLINE void i_transpose(const char *const *rows, int64_t offset, ivec *out) {
     ivec a[8], b[8];

@@ -78,7 +78,7 @@ INLINE void v_store_pairs(bf16 *p, vec first, vec second) {
     i_store(p, _mm512_or_si512(_mm512_srli_epi32((ivec)v_round_bf16(first), 16), (ivec)v_round_bf16(second)));
 }
 
-/* out[i] gets the 32-bit word i of every row. Words are counted from `offset` bytes behind the row's
+/* out[i] gets the 32-bit word i of every row. Words are counted from `offset` bytes after the row's
  * start. */
 INLINE void i_transpose(const char *const *rows, int64_t offset, ivec *out) {
     ivec a[16], b[16];

@@ -1,9 +1,9 @@
 """Sends one call over HTTP and notes when each of its tokens arrives.
 
-How tokens are counted. The client asks for `stream_options: {include_usage, continuous_usage_stats}`. A chunk
-that carries usage says exactly how many tokens have come so far. A server that sends usage only at the end
-(or never) is counted by chunks: a chunk with text is one token, and the final usage, if any, corrects the
-total, not the times. `Outcome.is_exact` tells which of the two it was.
+Tokens are counted in one of two ways. The client asks for `stream_options: {include_usage,
+continuous_usage_stats}`. A chunk that carries usage says exactly how many tokens have come so far. If a
+server sends usage only at the end (or never), each chunk with text counts as one token; the final usage, if
+any, corrects the total but not the times. `Outcome.is_exact` is True for the first way.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class _Progress:
         self.num_output_tokens = 0
         self.is_exact = True
         self.is_answered = False
-        """Note the status of the response."""
+        """Whether the status of a response has arrived; the call is then not sent again."""
         self.error: str | None = None
 
     def add(self, body: _Body, seconds: float) -> None:

@@ -1,8 +1,8 @@
 """Sends the same load to several servers in turn: A B A B ...
 
-Machines are noisy and drift, so a figure of one server is set against the other's of the same round, and the
-median of these ratios is what counts. The ratio is the first server's figure divided by the other's. Pure but
-for `alternate`.
+Machines are noisy and drift, so servers are compared within a round: a ratio is the first server's figure
+divided by the other's of the same round. The result is the median of the ratios of all rounds. Everything but
+`alternate` is pure.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One headline figure of the first server against that of another."""
+    """One headline figure of the first server, compared with that of another server."""
 
     name: str
     url: str

@@ -32,7 +32,7 @@ class DecodePlan:
     vocab: int
     seed: int
     phrase_tokens: int | None = None
-    """As in `RandomCalls`."""
+    """The same as `RandomCalls.phrase_tokens`."""
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "new_tokens", "repeat"):

@@ -141,7 +141,7 @@ def steady_rate(outcomes: Sequence[Outcome]) -> float | None:
     """Tokens per second of calls that decode together, in the time in which all of them decode.
 
     Counts the tokens between the moment at which the last call has its first token and the moment at which
-    the first call has its last one; None where there is no such span, or without streaming.
+    the first call has its last one; None if there is no such span, or without streaming.
     """
     if not all(outcome.marks for outcome in outcomes):
         return None

@@ -27,7 +27,7 @@ class BenchPlan:
 
     urls: tuple[str, ...]
     target: Target
-    """Of the first URL; model "" until it is known."""
+    """The server of the first URL; its model is "" until it is known."""
     what: What
     rounds: int
     is_comparison: bool

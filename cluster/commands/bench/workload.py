@@ -60,7 +60,8 @@ def parse_span(text: str) -> Span:
 def fit_lengths(prompt: Span, output: Span, max_model_len: int) -> tuple[Span, Span]:
     """Ranges of prompt and output tokens whose longest values fit into the context together.
 
-    Where they do not fit, the prompt may take what the output leaves of the context, and at least half of it.
+    If they do not fit, the prompt may take the part of the context that the output leaves, and at least half
+    of it.
     """
     prompt = prompt.at_most(max(max_model_len - output.high, max_model_len // 2, 1))
     return prompt, output.at_most(max(max_model_len - prompt.high, 1))

@@ -26,7 +26,7 @@ BLOCK_TOKENS = 16
 def cache_tokens(shape: Shape, hardware: Hardware, layout: Layout) -> int:
     """Tokens whose keys and values one dense actor can hold; 0 if the weights of some actor do not fit.
 
-    Where each actor has a GPU: 2 Pa + KV <= Ca and 2 Pe <= Ce (MegaScale-Infer, equations 7 and 8, with P
+    If each actor has a GPU: 2 Pa + KV <= Ca and 2 Pe <= Ce (MegaScale-Infer, equations 7 and 8, with P
     weights of 2 bytes). On a CPU host all actors share the memory.
     """
     slots = math.ceil(shape.num_experts * layout.expert_replicas / max(1, layout.expert_actors))

@@ -27,7 +27,7 @@ class Demand:
     dense_actors: int | None = None
     expert_actors: int | None = None
     expert_replicas: int | None = None
-    """The search chooses those of these three that are None."""
+    """The search chooses each of the last three numbers that is None."""
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "output_tokens", "max_gpus", "max_num_sequences", "max_micro_batches"):

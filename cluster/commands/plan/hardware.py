@@ -42,7 +42,7 @@ class Hardware:
     core_bandwidth_share: float = 1.0
     """Share of the host's bandwidth that a single core reaches."""
     bf16_weight_share: float = 1.0
-    """Bytes read per byte of bfloat16 weights; below 1 where weights are coded
+    """Bytes read per byte of bfloat16 weights; below 1 if weights are coded
     (`actors/kernels/c/coded.h`)."""
 
     def __post_init__(self) -> None:

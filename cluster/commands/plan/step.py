@@ -81,7 +81,7 @@ def step_cost(
 def _cluster_step(
     shape: Shape, hardware: Hardware, layout: Layout, batch: int, context_tokens: float
 ) -> StepCost:
-    """Cost of a step where every actor has its own GPU.
+    """Cost of a step if every actor has its own GPU.
 
         T = (Ta + Te + 2 Tc) + (L - 1) * max(m * Tf, m * Tc, Ta + Te + 2 Tc) + (m - 1) * Tf
 
@@ -134,7 +134,7 @@ def _cluster_step(
 def _host_step(
     shape: Shape, hardware: Hardware, layout: Layout, batch: int, context_tokens: float
 ) -> StepCost:
-    """Cost of a step where all actors are processes of one host and share its cores and memory.
+    """Cost of a step if all actors are processes of one host and share its cores and memory.
 
     A step reads attention, head and the touched experts once, and the keys and values of each sequence. The
     process that computes uses all cores while the others wait, through its spare threads

@@ -37,7 +37,7 @@ class MessageFields(msgspec.Struct, frozen=True, kw_only=True):
             },
             "a string or a list of parts",
         ),
-        "What is said: a text, or parts, each of which becomes a line.",
+        "The message itself: a text, or parts; each part becomes a line.",
     ]
     name: Annotated[str | None, Text(256), "The speaker's name, for templates that show it."] = None
 

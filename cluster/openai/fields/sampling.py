@@ -65,7 +65,9 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     ] = ()
     ignore_eos: Annotated[bool, Boolean(), "Continue after the model's own end-of-sequence tokens."] = False
     logit_bias: Annotated[
-        dict[int, float], LogitBias(Number(-100, 100)), "Token id to what is added to the token's logit."
+        dict[int, float],
+        LogitBias(Number(-100, 100)),
+        "Token ids, each with a number that is added to its logit.",
     ] = {}
 
     def __post_init__(self) -> None:

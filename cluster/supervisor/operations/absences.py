@@ -18,8 +18,8 @@ _LONGEST_SECONDS = 1800.0
 _FORGIVEN_SECONDS = 3600.0
 """After this time without a break in service, an actor's earlier absences no longer count."""
 _SETTLE_SECONDS = 20.0
-"""Used for `after_seconds` where that is 0: actors may have been replaced before replacement was switched
-off."""
+"""Takes the place of `after_seconds` if that is 0: actors may have been replaced before replacement was
+switched off."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
