@@ -28,7 +28,7 @@ ASKING = (
 
 @contextlib.contextmanager
 def services(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """So many processes that are noted as services on the ports from 21 on, where nobody listens."""
+    """Processes that have the state files of services, on the ports from 21 on. Nothing listens there."""
     words = [sys.executable, "-c", "import time; time.sleep(100)"]
     processes = [subprocess.Popen(words) for _ in range(count)]
     try:

@@ -45,7 +45,7 @@ except SessionLostError as error:
         ),
     ],
 )
-def test_an_end_that_nobody_has_explained_is_told_apart(
+def test_an_end_without_an_explanation_is_told_apart(
     work: str, output: str, errors: str, tmp_path: Path
 ) -> None:
     done = subprocess.run(

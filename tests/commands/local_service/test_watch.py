@@ -27,7 +27,9 @@ LOST = ActorLostError("supervisor", "gone")
         pytest.param([view(a="ready", b="ready")] * 3, [], id="all-is-well"),
         pytest.param([view(a="ready"), view(1, a="ready")], ["a: restarted, ready"], id="back-at-once"),
         pytest.param(
-            [view(a="ready"), view(1, a="lost"), view(1, a="ready")], ["a: restarted, lost", "a: ready"], id="back-later"
+            [view(a="ready"), view(1, a="lost"), view(1, a="ready")],
+            ["a: restarted, lost", "a: ready"],
+            id="back-later",
         ),
         pytest.param(
             [view(a="ready"), view(a="lost"), view(a="lost"), view(a="starting"), view(a="ready")],
@@ -39,14 +41,16 @@ LOST = ActorLostError("supervisor", "gone")
             ["b: starting", "b: ready"],
             id="scaled",
         ),
-        pytest.param([view(a="ready"), LOST, asyncio.TimeoutError(), view(a="ready")], [], id="short-silence"),
+        pytest.param(
+            [view(a="ready"), LOST, asyncio.TimeoutError(), view(a="ready")], [], id="short-silence"
+        ),
         pytest.param(
             [view(a="ready"), LOST, LOST, LOST, LOST, view(a="lost")],
             ["the supervisor does not answer", "the supervisor answers again", "a: lost"],
             id="long-silence",
         ),
     ],
-)  # fmt: skip
+)
 def test_changes_are_said_once(answers: list[ClusterView | Exception], lines: list[str]) -> None:
     said: list[str] = []
     coming: Iterator[ClusterView | Exception] = iter(answers)
