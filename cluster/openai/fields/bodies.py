@@ -44,7 +44,9 @@ class RequestFields(BodyFields, frozen=True, kw_only=True):
         Text(Limit("max_request_id_chars"), pattern=_PRINTABLE),
         "The client's name for the request; the answer's id ends with it.",
     ] = None
-    priority: Annotated[int, Integer(-Limit("max_priority"), Limit("max_priority")), "Lower goes first."] = 0
+    priority: Annotated[
+        int, Integer(-Limit("max_priority"), Limit("max_priority")), "Requests with a lower value go first."
+    ] = 0
     timeout_seconds: Annotated[
         float | None,
         TIMEOUT,
@@ -53,7 +55,7 @@ class RequestFields(BodyFields, frozen=True, kw_only=True):
     cache_salt: Annotated[
         str,
         Text(256, empty="'' is no salt; expected at least one character"),
-        "Cached prefixes are shared only with requests that have the same one.",
+        "Cached prefixes are shared only among requests with the same salt.",
     ] = ""
 
 
@@ -122,7 +124,7 @@ class TokenizeFields(BodyFields, frozen=True, kw_only=True):
 class TokenizeTextFields(TokenizeFields, frozen=True, kw_only=True):
     """The body of /tokenize with a text."""
 
-    text: Annotated[str, Text(Limit("max_prompt_chars")), "The text; either prompt or messages."] = (
+    text: Annotated[str, Text(Limit("max_prompt_chars")), "The text; send either prompt or messages."] = (
         msgspec.field(name="prompt")
     )
     add_special_tokens: Annotated[

@@ -16,7 +16,7 @@ from cluster.openai.fields.special import TemplateVariables
 class TextPart(msgspec.Struct, frozen=True, kw_only=True):
     """One part of a message's content."""
 
-    type: Annotated[str, Choice({"text": "text"}), "What the part is."]
+    type: Annotated[str, Choice({"text": "text"}), "The kind of the part."]
     text: Annotated[str, Text(Limit("max_prompt_chars")), "The part's text."]
 
 
@@ -71,7 +71,7 @@ class ConversationFields(msgspec.Struct, frozen=True, kw_only=True):
     add_generation_prompt: Annotated[
         bool | None,
         Boolean(),
-        "Whether the prompt ends where the assistant's answer begins; by default, unless one is continued.",
+        "End the prompt where the answer begins; by default the opposite of continue_final_message.",
     ] = None
     continue_final_message: Annotated[
         bool, Boolean(), "Continue the last message, the assistant's, instead of beginning a new one."

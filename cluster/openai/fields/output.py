@@ -46,6 +46,6 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How a streamed answer reports usage."""
 
     include_usage: Annotated[
-        bool, Boolean(), "One more chunk at the end, with usage and without choices."
+        bool, Boolean(), "Send one more chunk at the end, with usage and without choices."
     ] = False
-    continuous_usage_stats: Annotated[bool, Boolean(), "Usage so far in every chunk."] = False
+    continuous_usage_stats: Annotated[bool, Boolean(), "Report the usage so far in every chunk."] = False

@@ -45,7 +45,9 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
         "Sample from tokens with at least this part of the most likely token's probability.",
     ] = None
     frequency_penalty: Annotated[
-        float, Number(-2, 2), "Subtracted from a token's logit for each time that the output has the token."
+        float,
+        Number(-2, 2),
+        "Subtracted from a token's logit once for each occurrence of the token in the output.",
     ] = 0.0
     presence_penalty: Annotated[
         float, Number(-2, 2), "Subtracted once from the logit of each token that the output has."
