@@ -16,7 +16,7 @@ from actors.dense.batch import PrefillRows
 from actors.dense.layers.prefill_attention import make_prefill, sdpa_prefill
 from actors.protocol.messages import SamplingParams
 from tests.dense.local_engine import LocalEngine, greedy
-from tests.dense.test_exact import NAMES, assert_equals_reference, prompt
+from tests.dense.test_exact import NAMES, assert_batch_equals_reference, assert_equals_reference, prompt
 from tests.support.small_checkpoints import ORIGINAL_MAX
 
 pytestmark = [
@@ -32,11 +32,7 @@ SYNC_WARNING = "called a synchronizing CUDA operation"
 def test_a_mixed_batch_on_cuda_equals_the_reference(small_checkpoints: dict[str, Path], name: str) -> None:
     engine = LocalEngine(small_checkpoints[name], num_blocks=1024, device="cuda")
     cases = [(prompt(n, n), 10) for n in (1, 5, ORIGINAL_MAX - 4, ORIGINAL_MAX, ORIGINAL_MAX + 30)]
-    for index, (prompt_ids, num_tokens) in enumerate(cases):
-        engine.submit(str(index), prompt_ids, greedy(num_tokens))
-    engine.run()
-    for index, (prompt_ids, num_tokens) in enumerate(cases):
-        assert_equals_reference(engine, small_checkpoints[name], str(index), prompt_ids, num_tokens)
+    assert_batch_equals_reference(engine, small_checkpoints[name], cases)
     assert engine.captured_sizes
 
 

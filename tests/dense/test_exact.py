@@ -45,6 +45,17 @@ def assert_equals_reference(
     assert engine.finish_reason(sequence_id) == "length"
 
 
+def assert_batch_equals_reference(
+    engine: LocalEngine, directory: Path, cases: list[tuple[list[int], int]]
+) -> None:
+    """Let the engine generate for these (prompt, number of tokens) at the same time."""
+    for index, (prompt_ids, num_tokens) in enumerate(cases):
+        engine.submit(str(index), prompt_ids, greedy(num_tokens))
+    engine.run()
+    for index, (prompt_ids, num_tokens) in enumerate(cases):
+        assert_equals_reference(engine, directory, str(index), prompt_ids, num_tokens)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("prompt_tokens", "num_tokens"), LENGTHS)
 def test_a_sequence_alone_equals_the_reference(
@@ -66,11 +77,7 @@ def test_a_batch_of_32_mixed_lengths_equals_the_reference(
     engine = LocalEngine(small_checkpoints[name], num_blocks=1024, max_batch_tokens=max_batch_tokens)
     draw = random.Random(3)
     cases = [(prompt(draw.randint(1, 80), seed), draw.randint(1, 12)) for seed in range(32)]
-    for index, (prompt_ids, num_tokens) in enumerate(cases):
-        engine.submit(str(index), prompt_ids, greedy(num_tokens))
-    engine.run()
-    for index, (prompt_ids, num_tokens) in enumerate(cases):
-        assert_equals_reference(engine, small_checkpoints[name], str(index), prompt_ids, num_tokens)
+    assert_batch_equals_reference(engine, small_checkpoints[name], cases)
     assert engine.pool.num_free == engine.pool.num_blocks
 
 
@@ -78,12 +85,8 @@ def test_a_batch_of_32_mixed_lengths_equals_the_reference(
 def test_preempted_sequences_equal_the_reference(small_checkpoints: dict[str, Path], name: str) -> None:
     engine = LocalEngine(small_checkpoints[name], num_blocks=26, block_size=4)
     cases = [(prompt(20 + seed, seed), 30) for seed in range(6)]
-    for index, (prompt_ids, num_tokens) in enumerate(cases):
-        engine.submit(str(index), prompt_ids, greedy(num_tokens))
-    engine.run()
+    assert_batch_equals_reference(engine, small_checkpoints[name], cases)
     assert engine.scheduler.num_preemptions > 0
-    for index, (prompt_ids, num_tokens) in enumerate(cases):
-        assert_equals_reference(engine, small_checkpoints[name], str(index), prompt_ids, num_tokens)
     assert engine.pool.num_free == engine.pool.num_blocks
 
 

@@ -23,7 +23,7 @@ from actors.dense.fast_paths.cpu_step import CpuStep
 from actors.dense.layers import attention, norm, norm_and_route, router
 from actors.expert import experts
 from tests.dense.local_engine import LocalEngine, greedy
-from tests.dense.test_exact import assert_equals_reference, prompt
+from tests.dense.test_exact import assert_batch_equals_reference, assert_equals_reference, prompt
 from tests.support.small_checkpoints import ORIGINAL_MAX
 
 pytestmark = MARKS
@@ -77,22 +77,14 @@ def test_tokens_are_the_references(small_checkpoints: dict[str, Path], name: str
     engine = LocalEngine(small_checkpoints[name], num_blocks=1024, max_batch_tokens=256, device=DEVICE.type)
     lengths = ((1, 3), (ORIGINAL_MAX - 2, 5), (ORIGINAL_MAX + 90, 6))
     cases = [(prompt(num_tokens, num_tokens), num_new) for num_tokens, num_new in lengths]
-    for index, (prompt_ids, num_tokens) in enumerate(cases):
-        engine.submit(str(index), prompt_ids, greedy(num_tokens))
-    engine.run()
-    for index, (prompt_ids, num_tokens) in enumerate(cases):
-        assert_equals_reference(engine, small_checkpoints[name], str(index), prompt_ids, num_tokens)
+    assert_batch_equals_reference(engine, small_checkpoints[name], cases)
     assert engine.captured_sizes
 
 
 def test_three_sequences_are_padded_to_four(small_checkpoints: dict[str, Path]) -> None:
     directory = small_checkpoints["like-the-real-one"]
     engine = LocalEngine(directory, device=DEVICE.type)
-    for index in range(3):
-        engine.submit(str(index), prompt(5, index), greedy(3))
-    engine.run()
-    for index in range(3):
-        assert_equals_reference(engine, directory, str(index), prompt(5, index), 3)
+    assert_batch_equals_reference(engine, directory, [(prompt(5, index), 3) for index in range(3)])
     assert engine.captured_sizes == {(4, 1, 64)}
 
 
