@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import select
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from actors.exchange.message import FAILURE, NOT_HELD, RESULTS, Message, Message
 from actors.expert.experts import GroupedExperts
 from actors.protocol.messages import ExpertMember, Membership
 from tests.exchange.processes import PRESET, load_all
+from tests.exchange.tcp_ends import tcp_ends
 
 CONFIG = preset_config(PRESET)
 FORMAT = MessageFormat(
@@ -73,11 +73,7 @@ class ScriptedPeer:
         self.released = threading.Event()
         self._act = act
         self._is_ended = threading.Event()
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            ours = socket.create_connection(listener.getsockname())
-            theirs, _ = listener.accept()
-        self.link = TcpLink(f"expert-{index}", 1, ours, FORMAT, 30)
-        self._own = TcpLink("dense-0", 1, theirs, FORMAT, 30)
+        self.link, self._own = tcp_ends(FORMAT, 30, expert=f"expert-{index}")
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 

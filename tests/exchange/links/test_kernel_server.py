@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from actors.expert.kernel_tables import serve_tables
 from actors.kernels.library import load
 from actors.kernels.serve import ServeTables
 from tests.exchange.peers import CONFIG, FORMAT, experts, wait_for
+from tests.exchange.tcp_ends import served_ends
 
 pytestmark = pytest.mark.skipif(load() is None, reason="there are no kernels for this processor")
 _SECONDS = 10.0
@@ -51,20 +51,9 @@ class Interpreter:
 def serving(interpreter: Interpreter, num_links: int = 1) -> Iterator[tuple[LinkServer, list[TcpLink]]]:
     """A server, and the dense ends of its links."""
     server = LinkServer(interpreter, _SECONDS, interpreter.give_tables)
-    dense: list[TcpLink] = []
-    try:
-        for index in range(num_links):
-            with socket.create_server(("127.0.0.1", 0)) as listener:
-                ours = socket.create_connection(listener.getsockname())
-                theirs, _ = listener.accept()
-            dense.append(TcpLink("expert-0", 1, ours, FORMAT, _SECONDS))
-            server.add(TcpLink(f"dense-{index}", 1, theirs, FORMAT, _SECONDS))
+    with served_ends(server, num_links, FORMAT, _SECONDS) as dense:
         time.sleep(0.1)  # By then the server has adopted the links, and its kernels wait on all of them.
         yield server, dense
-    finally:
-        server.close()
-        for link in dense:
-            link.close()
 
 
 class Question:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from actors.exchange.links.backends.tcp_link import TcpLink
 from actors.exchange.links.expert.server import LinkServer
 from actors.exchange.message import FAILURE, MAGIC, NOT_HELD, RESULTS, ROWS, Header, Message, MessageFormat
 from tests.exchange.peers import CONFIG, experts, wait_for
+from tests.exchange.tcp_ends import served_ends, tcp_ends
 
 FORMAT = MessageFormat(
     hidden_size=8, num_choices=2, dtype=torch.float32, device=torch.device("cpu"), max_rows=200_000
@@ -47,13 +47,9 @@ class Doubler:
 
 
 @contextmanager
-def link_pair(message_format: MessageFormat = FORMAT) -> Iterator[tuple[TcpLink, TcpLink]]:
+def link_pair() -> Iterator[tuple[TcpLink, TcpLink]]:
     """The dense end and the expert end of one link."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        ours = socket.create_connection(listener.getsockname())
-        theirs, _ = listener.accept()
-    dense = TcpLink("expert-0", 1, ours, message_format, 10)
-    expert = TcpLink("dense-0", 1, theirs, message_format, 10)
+    dense, expert = tcp_ends(FORMAT, 10)
     try:
         yield dense, expert
     finally:
@@ -64,20 +60,8 @@ def link_pair(message_format: MessageFormat = FORMAT) -> Iterator[tuple[TcpLink,
 @contextmanager
 def serving(serve: Serve, num_links: int, deadline_seconds: float = 10) -> Iterator[list[TcpLink]]:
     """The dense ends of links that a server serves."""
-    server = LinkServer(serve, deadline_seconds)
-    dense: list[TcpLink] = []
-    try:
-        for _ in range(num_links):
-            with socket.create_server(("127.0.0.1", 0)) as listener:
-                ours = socket.create_connection(listener.getsockname())
-                theirs, _ = listener.accept()
-            dense.append(TcpLink("expert-0", 1, ours, FORMAT, 10))
-            server.add(TcpLink("dense-0", 1, theirs, FORMAT, 10))
+    with served_ends(LinkServer(serve, deadline_seconds), num_links, FORMAT, 10) as dense:
         yield dense
-    finally:
-        server.close()
-        for link in dense:
-            link.close()
 
 
 def send(link: TcpLink, rows: torch.Tensor, sequence: int = 0, layer: int = 0, epoch: int = 1) -> None:
