@@ -95,7 +95,7 @@ def _report(name: str, reply: Reply) -> int:
     if reply.status == 200:
         view: ClusterView = msgspec.json.decode(reply.body, type=ClusterView)
         console = Console()
-        # Broken at spaces on a terminal; one line where a program reads it.
+        # A terminal gets the text broken at spaces, a program gets it on one line.
         console.print(
             f"{name} is done: {summary(view)}",
             highlight=False,

@@ -1,4 +1,4 @@
-"""`phimoe chat` as its users run it: a process of its own, against a real server."""
+"""Tests `phimoe chat` as its users run it: in a process of its own, with a real server."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_interrupt_at_the_prompt_and_a_failed_reply_do_not_end_a_terminal_conver
 
 
 def _end_input(terminal: int, process: subprocess.Popen[bytes]) -> None:
-    """Press Ctrl-D until it is heard: one that comes between two prompts is lost."""
+    """Press Ctrl-D until it has an effect: between two prompts it is lost."""
     deadline = time.monotonic() + 20
     while process.poll() is None and time.monotonic() < deadline:
         os.write(terminal, b"\x04")

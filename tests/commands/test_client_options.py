@@ -1,4 +1,4 @@
-"""How the commands find a service and which key they show it."""
+"""Tests how the commands find a service and which key they send."""
 
 from __future__ import annotations
 

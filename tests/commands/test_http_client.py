@@ -1,4 +1,4 @@
-"""The client of the commands: where it sends a request, and how it says what went wrong."""
+"""Tests the client of the commands: where it sends a request, and how it reports an error."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.support.local_ingress import make_certificate
 
 
 class Echo(http.server.BaseHTTPRequestHandler):
-    """Answers /moved with a redirect, /silent never, and everything else with the body and the key that
-    came."""
+    """Answers /moved with a redirect, never answers /silent, and answers all else with the received body and
+    key."""
 
     def do_GET(self) -> None:
         if self.path == "/silent":
@@ -58,7 +58,7 @@ def echo() -> Iterator[str]:
 
 
 def ask(url: str, verify: ssl.SSLContext | bool = True, body: object = None) -> Reply | str:
-    """The reply, or the reason why there is none."""
+    """Return the reply, or the reason why there is no reply."""
 
     async def run() -> Reply:
         async with open_client({"Authorization": "Bearer key"}, verify, read_seconds=0.3) as client:

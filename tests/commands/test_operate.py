@@ -1,5 +1,4 @@
-"""`phimoe scale`, `rebalance`, `restart`, `drain` and `status` as their users run them, against the real HTTP
-application."""
+"""Tests `phimoe scale`, `rebalance`, `restart`, `drain` and `status` with the real HTTP application."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read of a server's own words about its model."""
+"""Tests what is read from a server's answers about its model."""
 
 from __future__ import annotations
 

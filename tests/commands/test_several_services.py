@@ -1,4 +1,4 @@
-"""How the commands choose among the services that run on this host."""
+"""Tests how the commands choose among the services that run on this host."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def reap(processes: list[subprocess.Popen[bytes]], count: int) -> list[bool]:
-    """Which processes have ended, once `count` have; `phimoe stop` waits for a process that its parent has
-    waited for."""
+    """Wait until `count` processes have ended; return for each process whether it has. `phimoe stop` sees
+    that a process has ended only after its parent has waited for it."""
     give_up = time.monotonic() + 20
     while sum(process.poll() is not None for process in processes) < count and time.monotonic() < give_up:
         time.sleep(0.02)

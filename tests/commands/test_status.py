@@ -1,4 +1,4 @@
-"""What `phimoe status` writes."""
+"""Tests what `phimoe status` prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that the commands show, at the widths that terminals have: no heading and no cell is cut."""
+"""Tests all tables of the commands at the widths of terminals: no heading and no cell is cut."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def shown(width: int, show: Callable[[Console], None]) -> str:
 
 
 def assert_whole(text: str, *words: str, width: int) -> None:
-    """Nothing is cut, no line is too long, and each word is there unbroken."""
+    """Check that nothing is cut, no line is too long, and each word is whole."""
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
     found = set(text.split())
@@ -65,7 +65,7 @@ def _actor(kind: str, index: int, experts: tuple[int, ...]) -> ActorView:
 
 
 def cluster_view(operation: OperationView | None = None) -> ClusterView:
-    """A large service: 16 expert actors, each with experts that are no range."""
+    """A large service: 16 expert actors, each with experts that do not form a range."""
     experts = [tuple((first + 2 * step) % 16 for step in range(8)) for first in range(16)]
     actors = [_actor("dense", index, ()) for index in range(4)]
     actors += [_actor("expert", index, tuple(sorted(experts[index]))) for index in range(16)]

@@ -1,4 +1,4 @@
-"""A step's tensors say of each row what its chunk says."""
+"""Tests that a step's tensors agree with its chunks, row by row."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def random_chunk(draw: random.Random, num_tokens: int, num_drafts: int) -> Chunk
 
 
 def random_chunks(seed: int) -> list[Chunk]:
-    """Sequences that decode, some with drafts, short prompts and long ones; not all of them in every step."""
+    """Decoding sequences, some with drafts, and short and long prompts; not every step has all kinds."""
     draw = random.Random(seed)
     decoding = [random_chunk(draw, 1, draw.choice([0, 0, 2])) for _ in range(draw.randrange(6))]
     short = [random_chunk(draw, draw.randint(2, 3), 0) for _ in range(draw.randrange(3))]

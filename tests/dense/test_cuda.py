@@ -38,7 +38,7 @@ def test_a_mixed_batch_on_cuda_equals_the_reference(small_checkpoints: dict[str,
 
 @pytest.mark.parametrize("num_prompt_tokens", [30, 125, 300])
 def test_the_embedded_model_equals_the_reference(num_prompt_tokens: int) -> None:
-    """It crosses to LongRoPE's long list at 128 tokens."""
+    """The sequence crosses to LongRoPE's long list at 128 tokens."""
     engine = LocalEngine(embedded_directory(), device="cuda")
     engine.submit("a", prompt(num_prompt_tokens), greedy(12))
     engine.run()

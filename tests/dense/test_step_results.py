@@ -1,4 +1,4 @@
-"""What becomes of a step's samples: tokens, finish reasons and what connections are told."""
+"""Tests the results of a step's samples: tokens, finish reasons and messages to connections."""
 
 from __future__ import annotations
 

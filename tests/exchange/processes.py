@@ -162,7 +162,7 @@ class ExpertProcess:
 
 @dataclass
 class ExpertProcesses:
-    """As many processes as a test asks for. Dead processes are replaced."""
+    """Starts as many processes as a test asks for, and replaces dead ones."""
 
     _processes: list[ExpertProcess] = field(default_factory=list)
     _epoch: int = 0

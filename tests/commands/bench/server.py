@@ -25,9 +25,9 @@ class Behaviour:
     """How the server answers; a test may change it between requests."""
 
     first_seconds: float = 0.0
-    """From a request's arrival to its first token."""
+    """Time from a request's arrival to its first token."""
     gap_seconds: float = 0.0
-    """From one chunk to the next."""
+    """Time from one chunk to the next."""
     tokens_per_chunk: int = 1
     counts_continuously: bool = True
     """Whether `continuous_usage_stats` is obeyed."""
@@ -38,31 +38,31 @@ class Behaviour:
     reports_error: frozenset[int] = frozenset()
     """Numbers of the requests whose stream carries an error event."""
     ends_after: int | None = None
-    """Answers have at most this many tokens, whatever was asked for."""
+    """Largest number of tokens of an answer, even if the request asks for more."""
     words: tuple[str, ...] = ()
-    """Tokens of a reply; none are made up."""
+    """Tokens of a reply; if empty, every token is "x"."""
     limits: dict[str, Any] = field(default_factory=dict)
     """Further fields of the model's card."""
     props: dict[str, Any] | None = None
-    """What /props answers, as llama.cpp has it; None for a server without that route."""
+    """The answer of /props, as llama.cpp has it; None for a server without that route."""
     vocab: int | None = None
-    """A prompt with an id from here on is refused."""
+    """A prompt with an id of this value or above is refused."""
     context: int | None = None
-    """A prompt that is longer with its answer is refused."""
+    """A prompt is refused if it is longer than this together with its answer."""
     keep_alive_seconds: int = 5
-    """After which a connection is closed without a word. It is read when the server starts."""
+    """Time after which an idle connection is closed without notice. It is read when the server starts."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Running:
-    """A server under way."""
+    """A running server."""
 
     url: str
     behaviour: Behaviour
     bodies: list[dict[str, Any]] = field(default_factory=list)
-    """Every generation request's body."""
+    """The body of each generation request."""
     arrivals: list[float] = field(default_factory=list)
-    """When each came (`perf_counter`)."""
+    """When each request came (`perf_counter`)."""
     most_at_once: int = 0
     num_connections: set[int] = field(default_factory=set)
     """Client ports that were seen."""

@@ -1,4 +1,4 @@
-"""Pairs of prompts with a common prefix, against a server whose second answer comes sooner."""
+"""Tests pairs of prompts with a common prefix, on a server whose second answer comes sooner."""
 
 from __future__ import annotations
 

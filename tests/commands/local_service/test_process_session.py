@@ -1,4 +1,4 @@
-"""How the parent of a service learns of its end."""
+"""Tests how the parent of a service learns that the service has ended."""
 
 from __future__ import annotations
 

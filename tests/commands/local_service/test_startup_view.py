@@ -1,4 +1,4 @@
-"""What `phimoe serve` shows while it starts, on terminals of several widths and where there is none."""
+"""Tests what `phimoe serve` shows while it starts, on terminals of several widths and without a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GIB = 2**30
 
 
 def startup(state: str, done: float = 0, total: float = 0, *, is_ready: bool = False) -> Startup:
-    """An actor of each kind of name, all at the same point."""
+    """A start of 2 dense and 16 expert actors, all with the same state and progress."""
     names = [f"phimoe-dense-{index}" for index in range(2)] + [
         f"phimoe-expert-{index}" for index in range(16)
     ]
@@ -97,7 +97,8 @@ def test_without_a_terminal_each_change_is_a_plain_line() -> None:
 
 
 def _screen(text: str) -> list[str]:
-    """What a terminal shows after this: the control sequences that rich uses to go up and to clear a line."""
+    """What a terminal shows after this text. It knows only rich's control sequences to go up and to clear a
+    line."""
     lines, row = [""], 0
     for part in re.findall(r"\x1b\[\??\d*\w|\r|\n|[^\x1b\r\n]+", text):
         if part == "\n":

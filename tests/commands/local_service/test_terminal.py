@@ -1,4 +1,4 @@
-"""What reaches the user's terminal and what goes to the log, with real descriptors: in a process of its
+"""Tests what reaches the user's terminal and what goes to the log, with real descriptors in a process of its
 own."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the terminal of a running service tells of its actors."""
+"""Tests what the terminal of a running service says about its actors."""
 
 from __future__ import annotations
 

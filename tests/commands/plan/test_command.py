@@ -1,4 +1,4 @@
-"""`phimoe plan` as it is typed."""
+"""Tests the command line of `phimoe plan`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def run(*words: str) -> int:
 
 
 def measured_file(tmp_path: Path, *rounds: tuple[float, ...]) -> Path:
-    """As `phimoe bench --decode-batch 1,4,16,32 --prompt-tokens 64 --output-tokens 32 --json FILE` writes
-    it."""
+    """A file such as `phimoe bench --decode-batch 1,4,16,32 --prompt-tokens 64 --output-tokens 32 --json
+    FILE` writes."""
     content = {
         "plan": {"batches": list(RESULTS_BATCHES), "prompt_tokens": 64, "new_tokens": 32, "repeat": 3},
         "rounds": [

@@ -1,4 +1,4 @@
-"""What prompts take on a host, beside what was measured there."""
+"""Compares the predicted time of prompts on a host with measurements."""
 
 from __future__ import annotations
 

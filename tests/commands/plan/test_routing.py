@@ -1,4 +1,4 @@
-"""Expected experts of a batch, against enumeration."""
+"""Compares the expected number of experts of a batch with an enumeration of all cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search: what a plan promises, and why there is none."""
+"""Tests the search: what a plan promises, and the reason if there is no plan."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def demand(**changes: Any) -> Demand:
 
 
 def gpus_for(name: str, **changes: Any) -> float:
-    """Infinity where there is no plan."""
+    """The number of GPUs; infinity if there is no plan."""
     try:
         return find_plan(PHI, hardware(name), demand(**changes)).layout.num_processors
     except NoPlanError:

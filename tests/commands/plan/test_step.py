@@ -1,4 +1,4 @@
-"""The cost of a step: by hand, and what must hold whatever the numbers."""
+"""Tests the cost of a step against calculations by hand, and what must hold for all numbers."""
 
 from __future__ import annotations
 

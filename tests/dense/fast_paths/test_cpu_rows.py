@@ -37,7 +37,7 @@ def made(dtype: torch.dtype, window: int | None = None) -> tuple[CpuRows, KVCach
 
 
 def at(address: int, like: torch.Tensor) -> torch.Tensor:
-    """A copy of what lies there, as many numbers as `like` has."""
+    """A copy of the numbers at an address, with the shape and dtype of `like`."""
     data = bytearray(ctypes.string_at(address, like.numel() * like.element_size()))
     return torch.frombuffer(data, dtype=like.dtype).view(like.shape)
 

@@ -73,7 +73,8 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["like-the-real-one", "window-16"])
 def test_tokens_are_the_references(small_checkpoints: dict[str, Path], name: str) -> None:
-    """One crosses to LongRoPE's long list, one is long from the start, and they end one by one."""
+    """One sequence crosses to LongRoPE's long list, another is long from the start, and they end one by
+    one."""
     engine = LocalEngine(small_checkpoints[name], num_blocks=1024, max_batch_tokens=256, device=DEVICE.type)
     lengths = ((1, 3), (ORIGINAL_MAX - 2, 5), (ORIGINAL_MAX + 90, 6))
     cases = [(prompt(num_tokens, num_tokens), num_new) for num_tokens, num_new in lengths]

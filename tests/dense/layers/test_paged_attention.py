@@ -38,7 +38,7 @@ SHAPES = [
 def attend(
     config: ModelConfig, cache: KVCache, chunks: list[Chunk], qkv: torch.Tensor, device: torch.device
 ) -> torch.Tensor:
-    """By block table on the device."""
+    """Compute attention by block table on the device."""
     batch = build_batch(chunks, BLOCK_SIZE, config.sliding_window).to(device)
     tables = RotaryEmbedding(config.rope, config.head_dim, device).tables(batch.positions, batch.is_long)
     return by_block_table(config, cache, batch, qkv.to(device), tables)
@@ -54,7 +54,7 @@ def by_block_table(
 
 
 def two_caches(config: ModelConfig, rows: Rows, dtype: torch.dtype) -> tuple[KVCache, KVCache]:
-    """With the same content, on a CPU and on the device."""
+    """Two caches with the same content, on a CPU and on the device."""
     here = rows.cache(dtype, CPU)
     there = KVCache(config, rows.num_blocks, BLOCK_SIZE, dtype, DEVICE)
     for layer in range(config.num_layers):

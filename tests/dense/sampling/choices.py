@@ -1,4 +1,4 @@
-"""The ways to choose tokens that there are on this machine."""
+"""The ways to choose tokens that are available on this machine."""
 
 from __future__ import annotations
 

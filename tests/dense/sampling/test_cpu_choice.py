@@ -85,12 +85,12 @@ def test_the_token_is_what_the_definition_says(choose: Choose, vocabulary: int, 
 @NO_KERNELS
 @pytest.mark.parametrize("vocabulary", [1, 5, 64, 517, 4001])
 def test_where_all_are_alike_ids_decide_which_are_kept(vocabulary: int) -> None:
-    """With torch, chance decides."""
+    """This holds for the kernels only: torch may keep any of the tokens with equal shares."""
     compare(choose_by_kernels, vocabulary, 0.0)
 
 
 def compare(choose: Choose, vocabulary: int, spread: float) -> None:
-    """Normally distributed scores, any mixture of filters."""
+    """Compare with the definition, for normally distributed scores and random mixtures of filters."""
     dice = random.Random(f"{vocabulary} {spread}")
     rows, all_params = [], []
     for _ in range(40 if vocabulary < 1000 else 10):

@@ -1,4 +1,4 @@
-"""The sampler for devices draws what the one for CPUs draws, and asks the device once."""
+"""The sampler for devices draws the same tokens as the sampler for CPUs, and waits for the device once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CUDA = pytest.param(
 
 
 def random_sequence(draw: random.Random) -> Sequence:
-    """Any mixture of parameters."""
+    """A sequence with a random mixture of parameters."""
     params: dict[str, Any] = {"max_tokens": 99, "seed": draw.getrandbits(64)}
     params["temperature"] = draw.choice([0.0, 0.3, 1.0, 1.7])
     optional: dict[str, Any] = {
@@ -116,7 +116,7 @@ class CountWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def test_nothing_but_the_result_is_asked_of_the_device() -> None:
-    """`tolist` of the result is no operation, so there is none at all."""
+    """`tolist` of the result is not counted as an operation, so the count is 0."""
     draw, logits = random.Random(3), torch.randn(40, VOCABULARY)
     sequences = [random_sequence(draw) for _ in range(40)]
     with CountWaits() as waits:

@@ -23,7 +23,7 @@ _choose: Choose = choose_by_torch
 
 @pytest.fixture(autouse=True, params=CHOICES)
 def _each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything here holds for every way to choose."""
+    """Run each test with every way to choose."""
     monkeypatch.setattr(f"{__name__}._choose", request.param)
 
 

@@ -55,7 +55,8 @@ def test_once_measured_a_step_is_not_stretched_further_than_allowed(
 def test_what_prompts_cost_however_short_they_are_is_not_taken_for_a_price_per_token(
     alone: float, fixed: float, per_token: float, prompts: list[int]
 ) -> None:
-    """Otherwise short chunks make tokens seem expensive, and expensive tokens keep chunks short for ever."""
+    """If it were, short chunks would make tokens seem expensive, and expensive tokens would keep chunks
+    short."""
     prefill_budget, fixed = PrefillBudget(2.0, 2048), fixed * alone
     bounds = []
     for length in prompts * 10:

@@ -42,7 +42,7 @@ def make_sequence(
 
 
 def advance(scheduler: Scheduler) -> list[Chunk]:
-    """One step, each sampling sequence getting a token; finished ones leave."""
+    """Run one step: each sampling sequence gets a token, and finished sequences leave."""
     chunks = scheduler.plan()
     draw(scheduler, chunks)
     return chunks

@@ -1,4 +1,4 @@
-"""What the parts that follow from the declaration of fields rely on."""
+"""Tests what parsing, documents and gRPC rely on in the declaration of fields."""
 
 from __future__ import annotations
 
