@@ -30,7 +30,7 @@ class DenseEndpoint(Protocol):
         """Return when the exchange in use reaches all experts of a membership.
 
         Raises DeadlineError naming the peers that did not come within the connect deadline, and LinkError
-        when `stop` is set meanwhile. After an error the membership before stays in use, if it can; with
+        when `stop` is set meanwhile. After an error the previous membership stays in use, if it can; with
         links, peers that came in time are used as well. Raises ValueError for settings that do not go
         together.
         """

@@ -79,7 +79,8 @@ class ExpertActor:
 
         Raises StaleEpochError if the epoch is not the highest so far, also if a higher epoch comes while
         links come up. Raises ExchangeError naming the dense actors that were not reached; the others are
-        served then. Raises ValueError if the membership lacks this actor, or gives it experts it lacks.
+        served all the same. Raises ValueError if the membership lacks this actor, or gives it experts it
+        lacks.
         """
         store, give_up = self._begin_join(membership)
         with self._joining:

@@ -67,7 +67,7 @@ class Admission:
         self._ended.append(now)
 
     def retry_after_seconds(self, now: float) -> int:
-        """Return after how many seconds a refused client should retry: 1 to 60.
+        """Return the seconds after which a refused client should retry: 1 to 60.
 
         At the rate of the latest completions, a quarter of the request limit will be free by then.
         """

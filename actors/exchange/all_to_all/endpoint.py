@@ -24,7 +24,8 @@ from actors.protocol.messages import Membership
 
 
 class DenseAllToAll:
-    """A dense actor's end. If the group of a membership cannot come up, the exchange before stays in use."""
+    """A dense actor's end. If the group of a membership cannot come up, the previous exchange stays in
+    use."""
 
     def __init__(self, context: DenseContext) -> None:
         self._context = context

@@ -55,8 +55,8 @@ class DenseLinks:
         """Return when all expert actors of the membership are linked and get rows for their experts.
 
         Raises DeadlineError naming the actors that did not link within the connect deadline; the others are
-        in use then. Raises LinkError when `stop` is set meanwhile; the membership before is still in use
-        then.
+        used all the same. Raises LinkError when `stop` is set meanwhile; then the previous membership stays
+        in use.
         """
         peers = self.exchange.peers
         deadline = Deadline(seconds=self._settings.connect_deadline_seconds)
