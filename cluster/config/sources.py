@@ -12,6 +12,8 @@ import yaml
 
 from cluster.config.cluster_config import ClusterConfig, base_type, field_types, from_mapping
 
+_UNITS = ("bytes", "tokens", "port", "seconds")
+
 
 def read_yaml(path: Path) -> dict[str, object]:
     """Return the keys of one config file. Raises ValueError that names the file."""
@@ -46,9 +48,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                 flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=_help_of(name)
             )
             continue
-        metavar = "|".join(_metadata(name)["choices"]) or name.rsplit("_", 1)[-1].upper()
         parser.add_argument(
-            flag, type=base_type(hint), default=argparse.SUPPRESS, metavar=metavar, help=_help_of(name)
+            flag,
+            type=base_type(hint),
+            default=argparse.SUPPRESS,
+            metavar=_metavar(name, base_type(hint)),
+            help=_help_of(name),
         )
 
 
@@ -61,6 +66,14 @@ def from_flags(namespace: argparse.Namespace) -> ClusterConfig:
 
 def _metadata(name: str) -> Mapping[str, Any]:
     return next(item.metadata for item in fields(ClusterConfig) if item.name == name)
+
+
+def _metavar(name: str, value_type: type) -> str:
+    """What --help shows for the value: its choices, its unit, or N for a count."""
+    choices, last_word = _metadata(name)["choices"], name.rpartition("_")[2]
+    if choices:
+        return "|".join(choices)
+    return "N" if value_type is int and last_word not in _UNITS else last_word.upper()
 
 
 def _help_of(name: str) -> str:

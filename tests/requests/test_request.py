@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, ParamSpec
 
 import pytest
 
@@ -32,6 +33,7 @@ from cluster.openai.request import SequenceRequest
 from cluster.requests.channel_pool import Channels
 from cluster.requests.request import Deadlines, Request
 
+P = ParamSpec("P")
 LOAD = Load(running=0, waiting=0, free_blocks=1, total_blocks=1)
 RULE = PrefixRule(block_size=16, long_rope_threshold=None)
 SILENCE_SECONDS = 0.4
@@ -198,11 +200,11 @@ async def fails_with(error: type[ClientError], request: Request) -> None:
         await tokens_of(request)
 
 
-def in_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    def run() -> None:
-        asyncio.run(test())
+def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        asyncio.run(test(*args, **kwargs))
 
-    run.__name__ = test.__name__
     return run
 
 
@@ -292,20 +294,24 @@ async def test_before_the_first_dense_actor_is_ready_requests_are_refused_at_onc
     assert asyncio.get_running_loop().time() - began < 1
 
 
+@pytest.mark.parametrize(
+    ("deadlines", "error"),
+    [
+        pytest.param(Deadlines(total_seconds=10, resume_seconds=0.3), ServerUnavailable, id="resume"),
+        pytest.param(Deadlines(total_seconds=0.4, resume_seconds=9), DeadlineExceeded, id="total"),
+    ],
+)
 @in_loop
-async def test_a_dense_actor_that_stays_away_ends_the_request_after_the_resume_deadline() -> None:
+async def test_the_first_deadline_ends_the_wait_for_a_dense_actor_that_stays_away(
+    deadlines: Deadlines, error: type[ClientError]
+) -> None:
     async with connected() as (server, channels):
         await ready(channels)
-        request = Request(
-            "r",
-            [sequence_request(max_tokens=10**6)],
-            channels,
-            Deadlines(total_seconds=10, resume_seconds=0.3),
-        )
+        request = Request("r", [sequence_request(max_tokens=10**6)], channels, deadlines)
         deltas = request.deltas()
         await anext(deltas)
         await server.close()
-        with pytest.raises(ServerUnavailable):
+        with pytest.raises(error):
             async for _ in deltas:
                 pass
 
@@ -402,24 +408,6 @@ async def test_sequences_move_from_a_dense_actor_that_cannot_compute() -> None:
             if len(tokens) == 8:
                 servers[0 if servers[0].submitted else 1].is_ready = False
         assert tokens == list(range(400)) and sum(len(server.submitted) for server in servers) == 2
-
-
-@in_loop
-async def test_a_deadline_also_ends_the_wait_for_a_dense_actor() -> None:
-    async with connected() as (server, channels):
-        await ready(channels)
-        request = Request(
-            "r",
-            [sequence_request(max_tokens=10**6)],
-            channels,
-            Deadlines(total_seconds=0.4, resume_seconds=9),
-        )
-        deltas = request.deltas()
-        await anext(deltas)
-        await server.close()
-        with pytest.raises(DeadlineExceeded):
-            async for _ in deltas:
-                pass
 
 
 @in_loop
