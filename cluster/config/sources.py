@@ -69,11 +69,11 @@ def _metadata(name: str) -> Mapping[str, Any]:
 
 
 def _metavar(name: str, value_type: type) -> str:
-    """What --help shows for the value: its choices, its unit, or N for a count."""
+    """What --help shows for the value: its choices, its unit, or N for another number."""
     choices, last_word = _metadata(name)["choices"], name.rpartition("_")[2]
     if choices:
         return "|".join(choices)
-    return "N" if value_type is int and last_word not in _UNITS else last_word.upper()
+    return "N" if value_type in (int, float) and last_word not in _UNITS else last_word.upper()
 
 
 def _help_of(name: str) -> str:
