@@ -39,13 +39,6 @@ _MAX_CONNECTING = 64
 """Connections that may be in the handshake at the same time; further ones are closed at once."""
 _HELLO_SECONDS = 2.0
 
-MakeLink = Callable[[LinkHello, socket.socket], Link]
-"""Makes this end of a granted link, and takes over the connection, also if it raises ExchangeError."""
-HasLink = Callable[[int, str, int], bool]
-"""(expert index, incarnation, epoch of the link) -> whether exactly that link is working."""
-TakeLink = Callable[[int, str, Link], None]
-"""(expert index, incarnation, link): called when a link is up."""
-
 
 class LinkListener:
     """Listens until it is closed. Each connection has a thread of its own, so a slow peer delays no other."""
@@ -56,11 +49,17 @@ class LinkListener:
         store: Store,
         incarnation: str,
         deadline_seconds: float,
-        make_link: MakeLink,
-        has_link: HasLink,
-        take_link: TakeLink,
+        make_link: Callable[[LinkHello, socket.socket], Link],
+        has_link: Callable[[int, str, int], bool],
+        take_link: Callable[[int, str, Link], None],
     ) -> None:
-        """An expert actor with a newer epoch than this actor's waits `deadline_seconds` at most."""
+        """An expert actor with a newer epoch than this actor's waits `deadline_seconds` at most.
+
+        `make_link` makes this end of a granted link, and takes over the connection, also if it raises
+        ExchangeError. `has_link` takes an expert actor's index, its incarnation and the epoch of a link, and
+        returns whether exactly that link is working. `take_link` gets each new link, with the expert actor's
+        index and incarnation.
+        """
         self._incarnation, self._deadline_seconds = incarnation, deadline_seconds
         self._make_link, self._has_link, self._take_link = make_link, has_link, take_link
         self._changed = threading.Condition()
