@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from actors.checkpoint.quantization import DENSE_DEVICES, KINDS, check_device
+from cluster.config.request_limits import Limits
 
 NUM_EXPERTS = 16
 """Number of logical experts in each PhiMoE layer, and thus the most expert actors that can have work."""
@@ -29,6 +30,9 @@ EXCHANGES = ("links", "all_to_all", "local")
 
 EMBEDDED_MODEL_NAME = "phimoe-tiny"
 """Name of the embedded model unless another name is given."""
+
+_LIMITS = Limits()
+"""The defaults of the limits on requests."""
 
 
 def _option(
@@ -228,18 +232,22 @@ class ClusterConfig:
         256, "most requests under way per API key and ingress replica; further ones get 429", low=1
     )
     max_prompt_tokens: int | None = _option(
-        None, "longest prompt in tokens; none means the model's context", low=1
+        _LIMITS.max_prompt_tokens, "longest prompt in tokens; none means the model's context", low=1
     )
-    max_prompt_chars: int = _option(4_000_000, "most characters of a prompt or conversation", low=1)
-    max_prompts: int = _option(1024, "most prompts of one request", low=1)
-    max_messages: int = _option(4096, "most messages of a conversation", low=1)
-    max_n: int = _option(128, "most choices per prompt (n)", low=1)
-    max_choices: int = _option(2048, "most prompts times n of one request", low=1)
-    max_logprobs: int = _option(20, "most alternatives per token (logprobs, top_logprobs)", low=0)
-    max_stop_strings: int = _option(32, "most stop strings", low=1)
-    max_stop_chars: int = _option(1024, "most characters of a stop string", low=1)
-    max_stop_token_ids: int = _option(256, "most stop token ids", low=1)
-    max_logit_bias: int = _option(1024, "most entries of logit_bias", low=1)
+    max_prompt_chars: int = _option(
+        _LIMITS.max_prompt_chars, "most characters of a prompt or conversation", low=1
+    )
+    max_prompts: int = _option(_LIMITS.max_prompts, "most prompts of one request", low=1)
+    max_messages: int = _option(_LIMITS.max_messages, "most messages of a conversation", low=1)
+    max_n: int = _option(_LIMITS.max_n, "most choices per prompt (n)", low=1)
+    max_choices: int = _option(_LIMITS.max_choices, "most prompts times n of one request", low=1)
+    max_logprobs: int = _option(
+        _LIMITS.max_logprobs, "most alternatives per token (logprobs, top_logprobs)", low=0
+    )
+    max_stop_strings: int = _option(_LIMITS.max_stop_strings, "most stop strings", low=1)
+    max_stop_chars: int = _option(_LIMITS.max_stop_chars, "most characters of a stop string", low=1)
+    max_stop_token_ids: int = _option(_LIMITS.max_stop_token_ids, "most stop token ids", low=1)
+    max_logit_bias: int = _option(_LIMITS.max_logit_bias, "most entries of logit_bias", low=1)
     api_keys_file: str | None = _option(
         None, "file with the API keys of clients, one per line, name:key or key; also PHIMOE_API_KEYS"
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 class Limits:
     """Upper bounds. A request that exceeds one of them gets a 400 that names field, value and bound.
 
-    Most of the bounds are keys of the config, with the same names and defaults.
+    Most of the bounds are keys of the config, which takes their names and defaults from here.
     """
 
     max_n: int = 128
