@@ -188,7 +188,7 @@ class Request:
         run.attempt += 1
         run.channel = channel
         run.sequence_id = f"{self._request_id}-{run.sequence_request.index}-{run.attempt}"
-        sequence_request = Submit(
+        submit = Submit(
             sequence_id=run.sequence_id,
             prompt_ids=list(run.sequence_request.prompt_ids),
             params=run.sequence_request.params,
@@ -196,7 +196,7 @@ class Request:
             priority=run.sequence_request.priority,
             cache_salt=run.sequence_request.cache_salt,
         )
-        channel.submit(sequence_request, self._sink(run))
+        channel.submit(submit, self._sink(run))
 
     def _sink(self, run: _Run) -> Sink:
         attempt = run.attempt
