@@ -83,8 +83,12 @@ class MessageFormat(NamedTuple):
 
     def payload_offset(self, num_tokens: int) -> int:
         """Byte at which rows start: after the routing of `num_tokens`, aligned."""
-        end = HEADER_BYTES + num_tokens * self.num_choices * 8
-        return -(-end // _ALIGNMENT) * _ALIGNMENT
+        return align(HEADER_BYTES + num_tokens * self.num_choices * 8)
+
+
+def align(num_bytes: int) -> int:
+    """Round a size up to the next place at which rows may start."""
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 class Message:

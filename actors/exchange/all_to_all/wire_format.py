@@ -23,9 +23,7 @@ import torch
 
 from actors.errors import LinkError, StaleEpochError
 from actors.exchange.all_to_all.group import Group
-from actors.exchange.message import HEADER_BYTES, MAGIC, Header
-
-_ALIGNMENT = 64
+from actors.exchange.message import HEADER_BYTES, MAGIC, Header, align
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,11 +42,11 @@ class WireFormat:
 
     def rows_offset(self, num_tokens: int) -> int:
         """Byte of a body at which its rows start."""
-        return _align(num_tokens * self.num_choices * 8)
+        return align(num_tokens * self.num_choices * 8)
 
     def body_bytes(self, num_tokens: int) -> int:
         """Size of a body, padded so that the next body is aligned."""
-        return self.rows_offset(num_tokens) + _align(num_tokens * self.row_bytes)
+        return self.rows_offset(num_tokens) + align(num_tokens * self.row_bytes)
 
 
 class Body(NamedTuple):
@@ -110,7 +108,3 @@ def exchange_headers(
         if header.epoch != epoch:
             raise StaleEpochError(header.epoch, epoch)
     return received
-
-
-def _align(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
