@@ -19,11 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from actors.checkpoint.config import NUM_EXPERTS
 from actors.checkpoint.quantization import DENSE_DEVICES, KINDS, check_device
 from cluster.config.request_limits import Limits
-
-NUM_EXPERTS = 16
-"""Number of logical experts in each PhiMoE layer, and thus the most expert actors that can have work."""
 
 EXCHANGES = ("links", "all_to_all", "local")
 """The names in `actors.exchange.transports.TRANSPORTS`. They are copied, since that module imports torch."""

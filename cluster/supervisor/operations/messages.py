@@ -10,7 +10,7 @@ from typing import Annotated, TypeAlias, get_args
 
 import msgspec
 
-from cluster.config.cluster_config import NUM_EXPERTS
+from actors.checkpoint.config import NUM_EXPERTS
 from cluster.kinds.scalars import Integer, Number
 
 _BEYOND_GRACE_SECONDS = 30.0

@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
+from actors.checkpoint.config import NUM_EXPERTS
 from actors.protocol.settings import DenseSettings, ExpertSettings
-from cluster.config.cluster_config import NUM_EXPERTS, ClusterConfig
+from cluster.config.cluster_config import ClusterConfig
 from cluster.messages import OperationView
 from cluster.supervisor.membership.dense_addresses import AddressBoard
 from cluster.supervisor.membership.membership import ActorKey, Added, Removed

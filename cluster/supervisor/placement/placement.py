@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from cluster.config.cluster_config import NUM_EXPERTS
+from actors.checkpoint.config import NUM_EXPERTS
 from cluster.supervisor.placement.local_search import Board, Matrix, as_matrix, cost, improve, num_violations
 
 Loads: TypeAlias = Sequence[Sequence[float]]
