@@ -19,7 +19,7 @@ CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 
 NUM_EXPERTS = 16
-"""Placement, wire format and kernels are built for PhiMoE's 16 experts. Further expert actors had no work."""
+"""Placement, wire format and kernels are built for PhiMoE's 16 experts. More actors would have no work."""
 NUM_EXPERTS_PER_TOKEN = 2
 """The router (sparse mixer) picks the best expert and then the second; for more it is not defined."""
 
