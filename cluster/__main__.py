@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = arguments[0]
         module_name, summary = COMMANDS[name]
         module = importlib.import_module(module_name)
-        parser = argparse.ArgumentParser(prog=f"phimoe {name}", description=summary)
+        parser = argparse.ArgumentParser(prog=f"phimoe {name}", description=summary, allow_abbrev=False)
         parser.set_defaults(command=name)
         module.add_arguments(parser)
         status: int = module.run(parser.parse_args(arguments[1:]))

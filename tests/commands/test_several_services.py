@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 import time
@@ -127,7 +128,7 @@ def test_the_only_service_is_stopped_without_a_flag(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == "no service is running\n"
 
 
-def test_notes_of_processes_that_are_gone_and_unreadable_ones_are_removed(home: Path) -> None:
+def test_state_files_of_processes_that_are_gone_and_unreadable_ones_are_removed(home: Path) -> None:
     with services(2) as processes:
         (home / "serve-9.json").write_text("{")
         (state,) = [state for state in running_states() if state.port == 21]
@@ -137,3 +138,21 @@ def test_notes_of_processes_that_are_gone_and_unreadable_ones_are_removed(home: 
         processes[1].wait()
         assert [state.port for state in running_states()] == [21]
         assert [path.name for path in home.iterdir()] == ["serve-21.json"]
+
+
+def test_the_file_of_another_version_is_read_as_far_as_it_is_known(home: Path) -> None:
+    with services(1) as processes:
+        path = next(home.glob("serve-*.json"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        del content["model"], content["since_unix_seconds"]
+        path.write_text(json.dumps({**content, "new_field": 1}), encoding="utf-8")
+        (state,) = running_states()
+        assert (state.pid, state.model) == (processes[0].pid, "unknown")
+        assert path.exists()
+
+
+def test_an_abbreviated_flag_is_refused() -> None:
+    with services(1) as processes:
+        with pytest.raises(SystemExit):
+            main(["stop", "--al"])
+        assert processes[0].poll() is None

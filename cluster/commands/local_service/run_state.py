@@ -3,11 +3,12 @@ port."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from cluster.config.environment import state_folder
 from cluster.process import process_start
@@ -23,8 +24,8 @@ class RunState:
     process."""
     url: str
     port: int
-    model: str
-    since_unix_seconds: float
+    model: str = "unknown"
+    since_unix_seconds: float = 0.0
 
     @property
     def is_running(self) -> bool:
@@ -54,18 +55,21 @@ def write_state(pid: int, url: str, port: int, model: str) -> Path:
     path = folder / f"serve-{port}.json"
     # A reader removes an incomplete file, so the file appears complete.
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(asdict(state)), encoding="utf-8")
+    unfinished.write_bytes(msgspec.json.encode(state))
     unfinished.replace(path)
     return path
 
 
 def running_states() -> list[RunState]:
-    """All services of this user on this host. Files of processes that have ended are removed."""
+    """All services of this user on this host. Files of processes that have ended are removed.
+
+    Another version may have written a file: unknown fields are ignored, and new fields have defaults.
+    """
     states = []
     for path in sorted(state_folder().glob("serve-*.json")):
         try:
-            state = RunState(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            state = msgspec.json.decode(path.read_bytes(), type=RunState)
+        except (OSError, ValueError):
             path.unlink(missing_ok=True)
             continue
         if state.is_running:
