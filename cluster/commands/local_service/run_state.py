@@ -68,7 +68,7 @@ def running_states() -> list[RunState]:
     states = []
     for path in sorted(state_folder().glob("serve-*.json")):
         try:
-            state = msgspec.json.decode(path.read_bytes(), type=RunState)
+            state: RunState = msgspec.json.decode(path.read_bytes(), type=RunState)
         except (OSError, ValueError):
             path.unlink(missing_ok=True)
             continue
