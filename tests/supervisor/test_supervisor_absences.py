@@ -113,6 +113,7 @@ async def test_an_operation_that_needs_an_actor_that_stays_away_gives_up(
         await asyncio.wait_for(scaling, 10)
     await until_ready(supervisor)
     await until(lambda: counts(pool, 0, 2) == [8, 8])
+    await until(lambda: supervisor._operations.current is None)
     with pytest.raises(OperationError, match="expert-1 stays away"):
         await supervisor.operate(Restart())
     await supervisor.operate(Scale(expert_actors=2))
