@@ -259,13 +259,17 @@ def test_a_message_past_the_limit_is_refused(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def watch_status(
+    channel: grpc.aio.Channel, max_silence_seconds: float
+) -> grpc.aio.UnaryStreamCall[admin_pb2.WatchStatusRequest, admin_pb2.ClusterStatus]:
+    request = admin_pb2.WatchStatusRequest(max_silence_seconds=max_silence_seconds)
+    return admin_pb2_grpc.AdminStub(channel).WatchStatus(request, metadata=bearer(ADMIN_KEY), timeout=20)
+
+
 def test_watch_status_tells_every_change_and_repeats_it_without_a_change(tmp_path: Path) -> None:
     async def run() -> None:
         async with tls_channel(tmp_path) as (ingress, channel):
-            request = admin_pb2.WatchStatusRequest(max_silence_seconds=1)
-            call = admin_pb2_grpc.AdminStub(channel).WatchStatus(
-                request, metadata=bearer(ADMIN_KEY), timeout=20
-            )
+            call = watch_status(channel, max_silence_seconds=1)
             assert (await call.read()).epoch == 1
             ingress.supervisor.epoch = 7
             assert (await call.read()).epoch == 7
@@ -278,10 +282,7 @@ def test_watch_status_tells_every_change_and_repeats_it_without_a_change(tmp_pat
 def test_counters_that_grow_are_no_change_of_the_status(tmp_path: Path) -> None:
     async def run() -> None:
         async with tls_channel(tmp_path) as (ingress, channel):
-            request = admin_pb2.WatchStatusRequest(max_silence_seconds=60)
-            call = admin_pb2_grpc.AdminStub(channel).WatchStatus(
-                request, metadata=bearer(ADMIN_KEY), timeout=20
-            )
+            call = watch_status(channel, max_silence_seconds=60)
             assert (await call.read()).actors[1].rows_of_experts == {1: 0}
             ingress.supervisor.rows = 5
             await asyncio.sleep(1.2)
